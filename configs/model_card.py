@@ -1,0 +1,203 @@
+"""ModelCard: everything reelray knows of a model before it is loaded; one YAML file each, shipped or the user's own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from configs.base import Frozen
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Task(StrEnum):
+    """What a model can be asked for."""
+
+    TEXT_TO_IMAGE = "text_to_image"
+    TEXT_TO_VIDEO = "text_to_video"
+    IMAGE_TO_VIDEO = "image_to_video"
+
+
+class SizeRule(Frozen):
+    """Which picture sizes a model takes."""
+
+    multiple_px: Positive = 8
+    """Width and height must be multiples of this."""
+    min_px: Positive = 16
+    max_px: Positive = 4096
+
+    def problem(self, size_px: int) -> str:
+        """Empty when the size is right, else what is wrong with it."""
+        if size_px % self.multiple_px:
+            return f"{size_px} is not a multiple of {self.multiple_px}"
+        if not self.min_px <= size_px <= self.max_px:
+            return f"{size_px} is outside {self.min_px}..{self.max_px}"
+        return ""
+
+    def nearest(self, size_px: int) -> tuple[int, ...]:
+        """The one or two valid sizes around `size_px`, ascending."""
+        unit = self.multiple_px
+        low, high = -(-self.min_px // unit) * unit, self.max_px // unit * unit
+        below = min(max(size_px // unit * unit, low), high)
+        above = min(max(-(-size_px // unit) * unit, low), high)
+        return tuple(sorted({below, above}))
+
+
+class FrameRule(Frozen):
+    """Which clip lengths a model takes: `step * n + offset` frames (Wan: 4n + 1)."""
+
+    step: Positive = 1
+    offset: Annotated[int, Field(ge=0)] = 0
+    min_frames: Positive = 1
+    max_frames: Positive = 1024
+
+    def problem(self, frames: int) -> str:
+        """Empty when the length is right, else what is wrong with it."""
+        if not self.min_frames <= frames <= self.max_frames:
+            return f"{frames} frames is outside {self.min_frames}..{self.max_frames}"
+        if (frames - self.offset) % self.step:
+            shape = f"{self.step}n+{self.offset}" if self.offset else f"{self.step}n"
+            return f"{frames} frames does not fit {shape}"
+        return ""
+
+    def nearest(self, frames: int) -> tuple[int, ...]:
+        """The one or two valid lengths around `frames`, ascending."""
+        low = self.offset + -(-(self.min_frames - self.offset) // self.step) * self.step
+        high = self.offset + (self.max_frames - self.offset) // self.step * self.step
+        below = self.offset + (frames - self.offset) // self.step * self.step
+        above = self.offset + -(-(frames - self.offset) // self.step) * self.step
+        return tuple(sorted({min(max(below, low), high), min(max(above, low), high)}))
+
+    @model_validator(mode="after")
+    def _has_a_member(self) -> FrameRule:
+        if any(self.problem(n) for n in self.nearest(self.min_frames)):
+            raise ValueError(f"no length in {self.min_frames}..{self.max_frames} fits {self.step}n+{self.offset}")
+        return self
+
+
+class CallDefaults(Frozen):
+    """What a shot gets when the storyboard says nothing."""
+
+    steps: Positive = 30
+    """Denoising steps per clip or picture; time is linear in it."""
+    guidance: Annotated[float, Field(ge=0, le=50)] = 5.0
+    """Classifier-free guidance scale."""
+    negative_prompt: str = ""
+    width_px: Positive
+    height_px: Positive
+    frames: Positive = 1
+    fps: Annotated[float, Field(gt=0, le=240)] = 16.0
+
+
+class Resources(Frozen):
+    """What one replica needs."""
+
+    num_gpus: Annotated[float, Field(ge=0, le=64)] = 1.0
+    """GPUs per replica; below 1 several replicas share one GPU; above 1 only whole numbers."""
+    num_cpus: Annotated[float, Field(ge=0)] = 1.0
+    weights_gb: Annotated[float, Field(ge=0)] = 0.0
+    """Size of the weights on disk, in 10^9 bytes."""
+
+    @model_validator(mode="after")
+    def _whole_above_one(self) -> Resources:
+        if self.num_gpus > 1 and self.num_gpus != int(self.num_gpus):
+            below = int(self.num_gpus)
+            raise ValueError(f"num_gpus {self.num_gpus} must be whole above 1; nearest {below} or {below + 1}")
+        return self
+
+
+class PromptWorld(Frozen):
+    """The closed vocabulary of a small model: what it has ever seen."""
+
+    objects: dict[str, tuple[str, ...]]
+    """Object name -> the words that mean it (its own name among them)."""
+    colours: dict[str, tuple[int, int, int]]
+    """Object colours, RGB 0-255."""
+    backgrounds: dict[str, tuple[int, int, int]]
+    """Background colours, RGB 0-255."""
+    motions: dict[str, tuple[str, ...]]
+    """Motion name -> the phrases that mean it."""
+    background_phrases: tuple[str, ...]
+    """How a background is named; `{b}` stands for its colour."""
+    fillers: tuple[str, ...] = ()
+    """Words that may appear and change nothing."""
+
+    def words(self) -> frozenset[str]:
+        """Every word the model knows."""
+        phrases = [word for group in (*self.objects.values(), *self.motions.values()) for word in group]
+        phrases += [phrase.replace("{b}", " ") for phrase in self.background_phrases]
+        text = " ".join([*phrases, *self.colours, *self.backgrounds, *self.fillers])
+        return frozenset(re.findall(r"[^\W\d_]+", text.lower()))
+
+    def unknown_words(self, prompt: str) -> tuple[str, ...]:
+        """The prompt's words that mean nothing to the model, in order, without repeats."""
+        known = self.words()
+        return tuple(dict.fromkeys(w for w in re.findall(r"[^\W\d_]+", prompt.lower()) if w not in known))
+
+    def describe(self) -> str:
+        """The whole world in a few lines, for `reelray models list` and for hints."""
+        return "\n".join([
+            "objects:     " + ", ".join(self.objects),
+            "colours:     " + ", ".join(self.colours),
+            "backgrounds: " + ", ".join(self.backgrounds),
+            "motions:     " + ", ".join(phrases[0] for phrases in self.motions.values()),
+        ])
+
+
+class ModelCard(Frozen):
+    """One model: where it is, what it can do, what it needs, what its defaults and rules are."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+    title: str
+    """One line for lists."""
+    loader: Literal["diffusers", "placeholder"] = "diffusers"
+    """`placeholder` draws the prompt on a colour and needs no weights."""
+    repo: str = ""
+    """`package:serve_app/models/...` (shipped inside reelray), a local path, or a hub id."""
+    revision: str = ""
+    """Pinned commit of a hub repo."""
+    licence: str = ""
+    pipelines: dict[Task, str]
+    """Task -> diffusers pipeline class (`placeholder` for the placeholder loader)."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    defaults: CallDefaults
+    size: SizeRule = SizeRule()
+    frames: FrameRule = FrameRule()
+    resources: Resources = Resources()
+    arguments: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """Further arguments of the pipeline's call that never change, e.g. `max_sequence_length`."""
+    seconds_per_step: Annotated[float, Field(gt=0)] = 1.0
+    """Rough time of one denoising step at the default shape; orders the queue before there is a measurement."""
+    prompt_words: Positive = 400
+    """Longest prompt, in words, that the text encoder reads to the end."""
+    world: PromptWorld | None = None
+    """Set only for models with a closed vocabulary."""
+    notes: str = ""
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """What the card can be asked for."""
+        return tuple(self.pipelines)
+
+    def digest(self) -> str:
+        """Hex SHA-256 (16 digits) of all that can change a picture; titles, memory and speed do not count."""
+        free = {"title", "notes", "licence", "resources", "seconds_per_step", "world", "prompt_words"}
+        body = json.dumps(self.model_dump(mode="json", exclude=free), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(body.encode()).hexdigest()[:16]
+
+    @model_validator(mode="after")
+    def _defaults_obey_rules(self) -> ModelCard:
+        problems = [self.size.problem(self.defaults.width_px), self.size.problem(self.defaults.height_px),
+                    self.frames.problem(self.defaults.frames)]
+        if any(problems):
+            raise ValueError("defaults break the card's own rules: " + "; ".join(p for p in problems if p))
+        if not self.pipelines:
+            raise ValueError("a card needs at least one task under `pipelines`")
+        if self.loader == "diffusers" and not self.repo:
+            raise ValueError("a diffusers card needs `repo`")
+        return self

@@ -1,0 +1,1 @@
+"""The application: deployments, models, command line. Knows every room; nobody knows it."""

@@ -1,0 +1,1 @@
+"""Jobs as rows, work as leases: tables, the ledger's verbs, and the engine that walks a job's nodes."""

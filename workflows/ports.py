@@ -1,0 +1,72 @@
+"""What the core needs from outside, as Protocols; `serve_app` implements them, and so does `tests/fakes.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from workflows.types import Artifact, Json, MediaType, NodeCall, NodeResult, ProgressRecord
+
+
+class ArtifactStore(Protocol):
+    """Immutable files under content keys (implemented by `workflows.store.Store`)."""
+
+    def find(self, key: str) -> Artifact | None:
+        """The artifact committed under this key, or None."""
+
+    def put(self, key: str, source: Path, *, media_type: MediaType, manifest: Mapping[str, Json]) -> Artifact:
+        """Commit a local file under a key, atomically; a second commit of the same key is harmless."""
+
+    def fetch(self, artifact: Artifact) -> Path:
+        """A local file with the artifact's bytes, checked against its digest. Read-only."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenderCall:
+    """Everything a model replica needs to make one picture or one clip; small enough for one RPC."""
+
+    job_id: str
+    node_id: str
+    shot_id: str
+    attempt: int
+    key: str
+    deadline_s: float
+    card: str
+    """Name of the model card."""
+    card_digest: str
+    """Digest of the card the film was planned with; a replica with another card refuses."""
+    prompt: str
+    negative_prompt: str
+    width_px: int
+    height_px: int
+    frames: int
+    """1 for a picture."""
+    fps: float
+    steps: int
+    guidance: float
+    seed: int
+    first_frame: Artifact | None = None
+    """The picture the clip starts from (image to video)."""
+
+
+class Model(Protocol):
+    """A model deployment, seen from a stage. Raises StageFailed and its children, nothing else."""
+
+    async def image(self, call: RenderCall) -> NodeResult:
+        """Text to one picture (PNG)."""
+
+    async def clip(self, call: RenderCall) -> NodeResult:
+        """Text, or text and first frame, to one clip (MP4)."""
+
+
+class ProgressSink(Protocol):
+    """Where a running node says how far it is. Never raises, never blocks."""
+
+    def update(self, record: ProgressRecord, *, urgent: bool = False) -> None:
+        """Hand over the newest record; `urgent` asks for delivery now rather than at the next tick."""
+
+
+Step = Callable[[NodeCall], Awaitable[NodeResult]]
+"""A stage with its ports already in place; the engine knows nothing more of it."""

@@ -1,0 +1,314 @@
+"""The vocabulary: ids, statuses and their moves, and the frozen values that cross rooms and processes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from pydantic import JsonValue
+
+from workflows.errors import ErrorRecord, IllegalMove
+
+Json = JsonValue
+"""What a row, an event or a manifest may hold."""
+
+
+class JobStatus(StrEnum):
+    """Where a whole job stands."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    PARTIAL = "partial"
+    """The film exists, but at least one shot is missing from it."""
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_terminal(self) -> bool:
+        """Nothing will change until somebody asks for a rerun."""
+        return self in TERMINAL_JOBS
+
+
+TERMINAL_JOBS = frozenset({JobStatus.SUCCEEDED, JobStatus.PARTIAL, JobStatus.FAILED, JobStatus.CANCELLED})
+
+
+class NodeStatus(StrEnum):
+    """Where one node of a job's DAG stands."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+    """Something it depends on failed."""
+    CANCELLED = "cancelled"
+
+    @property
+    def is_terminal(self) -> bool:
+        """It will not run again unless a rerun names it."""
+        return self in TERMINAL_NODES
+
+
+TERMINAL_NODES = frozenset(
+    {NodeStatus.SUCCEEDED, NodeStatus.FAILED, NodeStatus.SKIPPED, NodeStatus.CANCELLED},
+)
+
+JOB_MOVES: Mapping[JobStatus, frozenset[JobStatus]] = {
+    JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.CANCELLED, JobStatus.FAILED}),
+    JobStatus.RUNNING: TERMINAL_JOBS | {JobStatus.QUEUED},
+    # A rerun opens a finished job again.
+    **{status: frozenset({JobStatus.QUEUED}) for status in TERMINAL_JOBS},
+}
+
+NODE_MOVES: Mapping[NodeStatus, frozenset[NodeStatus]] = {
+    NodeStatus.PENDING: frozenset(
+        {NodeStatus.RUNNING, NodeStatus.SUCCEEDED, NodeStatus.SKIPPED, NodeStatus.CANCELLED, NodeStatus.FAILED},
+    ),
+    # Back to pending: the attempt was interrupted or will be retried.
+    NodeStatus.RUNNING: frozenset(
+        {NodeStatus.SUCCEEDED, NodeStatus.FAILED, NodeStatus.CANCELLED, NodeStatus.PENDING, NodeStatus.RUNNING},
+    ),
+    **{status: frozenset({NodeStatus.PENDING}) for status in TERMINAL_NODES},
+}
+
+
+def advance_job(old: JobStatus, new: JobStatus) -> JobStatus:
+    """Return `new`, or raise IllegalMove when the table forbids the move."""
+    if new not in JOB_MOVES[old]:
+        raise IllegalMove(what="job", old=old, new=new)
+    return new
+
+
+def advance_node(old: NodeStatus, new: NodeStatus) -> NodeStatus:
+    """Return `new`, or raise IllegalMove when the table forbids the move."""
+    if new not in NODE_MOVES[old]:
+        raise IllegalMove(what="node", old=old, new=new)
+    return new
+
+
+class Stage(StrEnum):
+    """The four stages of a film, in order, as users see them."""
+
+    STORY = "story"
+    IMAGES = "images"
+    VIDEOS = "videos"
+    COMPOSITION = "composition"
+
+
+class NodeKind(StrEnum):
+    """What a node does; one async function in `workflows.stages` each."""
+
+    STORY = "story"
+    """Break a script into shots; inserts the shots' nodes in its own commit."""
+    KEYFRAME = "keyframe"
+    """Text to one picture, the first frame of a clip."""
+    CLIP = "clip"
+    """Text, or text and a first frame, to a clip."""
+    INTERPOLATE = "interpolate"
+    """Raise a clip's frame rate by an integer factor."""
+    CAPTION = "caption"
+    """Burn a caption into a clip."""
+    COMPOSE = "compose"
+    """Join the clips into the film."""
+
+    @property
+    def stage(self) -> Stage:
+        """The stage that users see."""
+        return STAGE_OF[self]
+
+
+STAGE_OF: Mapping[NodeKind, Stage] = {
+    NodeKind.STORY: Stage.STORY,
+    NodeKind.KEYFRAME: Stage.IMAGES,
+    NodeKind.CLIP: Stage.VIDEOS,
+    NodeKind.INTERPOLATE: Stage.VIDEOS,
+    NodeKind.CAPTION: Stage.VIDEOS,
+    NodeKind.COMPOSE: Stage.COMPOSITION,
+}
+
+
+class Priority(StrEnum):
+    """Which jobs go first: interactive work is always dispatched before batch work."""
+
+    INTERACTIVE = "interactive"
+    BATCH = "batch"
+
+
+class MediaType(StrEnum):
+    """What an artifact's file is."""
+
+    MP4 = "video/mp4"
+    PNG = "image/png"
+    JPEG = "image/jpeg"
+    JSON = "application/json"
+
+    @property
+    def suffix(self) -> str:
+        """File name ending, with the dot."""
+        return {"video/mp4": ".mp4", "image/png": ".png", "image/jpeg": ".jpg", "application/json": ".json"}[self.value]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """An immutable file in the store; equal digests mean equal bytes."""
+
+    key: str
+    """Content key of the node that made it."""
+    uri: str
+    sha256: str
+    size_bytes: int
+    media_type: MediaType
+
+    def to_json(self) -> dict[str, Json]:
+        """As plain data, for a row or a manifest."""
+        return {"key": self.key, "uri": self.uri, "sha256": self.sha256, "size_bytes": self.size_bytes,
+                "media_type": self.media_type.value}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Json]) -> Artifact:
+        """The inverse of `to_json`."""
+        return cls(key=str(data["key"]), uri=str(data["uri"]), sha256=str(data["sha256"]),
+                   size_bytes=int(str(data["size_bytes"])), media_type=MediaType(str(data["media_type"])))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSpec:
+    """One node of a job's DAG, as planned: everything that decides its result is in `kind`, `payload` and `deps`."""
+
+    id: str
+    """Unique in its job: `s1.clip`, `compose`."""
+    kind: NodeKind
+    shot_id: str = ""
+    """Empty for nodes that belong to the whole film."""
+    deps: tuple[str, ...] = ()
+    payload: Mapping[str, Json] = field(default_factory=dict)
+    lane: str = "cpu"
+    """Which pool of slots it needs: a model card's name, or `cpu`."""
+    cost: float = 1.0
+    """Expected GPU- or CPU-seconds, relative; weighs progress and orders the queue."""
+    accepts_missing: bool = False
+    """Runs even when something it depends on failed (compose does)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeCall:
+    """One attempt at one node, as handed to its stage."""
+
+    job_id: str
+    node_id: str
+    shot_id: str
+    kind: NodeKind
+    key: str
+    attempt: int
+    """From 1; every start counts, whatever ended the one before."""
+    generation: int
+    """0 for the first take; each forced rerun adds one."""
+    payload: Mapping[str, Json]
+    inputs: Mapping[str, Artifact | None]
+    """By node id, in the order of the node's deps; None where that node failed or was skipped."""
+    deadline_s: float
+    """Unix time after which the attempt is stopped."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeResult:
+    """What a stage returns."""
+
+    artifact: Artifact
+    warnings: tuple[str, ...] = ()
+    """Shown to the user with the job: what was done otherwise than asked, and why."""
+    new_nodes: tuple[NodeSpec, ...] = ()
+    """Dynamic fan-out: inserted in the same commit as this result."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Named timings, e.g. `diffusion`, `encode`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """A node's outcome: it has a result."""
+
+    result: NodeResult
+    cached: bool = False
+    """True when the store already had the artifact and no work was done."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """A node's outcome: it has none, and why."""
+
+    error: ErrorRecord
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skipped:
+    """A node's outcome: something it depends on has no result."""
+
+    missing: tuple[str, ...]
+
+
+Outcome = Done | Failed | Skipped
+
+MISSING_KEY = "missing"
+"""Stands for the key of a dependency that has no result, so that a film with a hole never answers for a whole one."""
+
+
+def canonical_json(value: Json | Mapping[str, Json]) -> str:
+    """One spelling per value: sorted keys, no spaces, UTF-8 kept, NaN refused."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest(value: Json | Mapping[str, Json]) -> str:
+    """Hex SHA-256 of the canonical JSON."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def content_key(kind: NodeKind, payload: Mapping[str, Json], dep_keys: tuple[str, ...], generation: int = 0) -> str:
+    """The key of everything that decides a node's result (32 hex digits).
+
+    The order of `dep_keys` counts: composing a then b is not composing b then a.
+    """
+    body: dict[str, Json] = {"kind": kind.value, "payload": dict(payload), "deps": list(dep_keys)}
+    if generation:
+        body["generation"] = generation
+    return digest(body)[:32]
+
+
+class Phase(StrEnum):
+    """Where a running clip stands; the shares 2/88/10 are in `workflows.progress`."""
+
+    INITIALISE = "initialise"
+    DIFFUSION = "diffusion"
+    SAVING = "saving"
+    DONE = "done"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProgressRecord:
+    """One moment of one running node. Soft state: never stored, may be lost."""
+
+    job_id: str
+    node_id: str
+    shot_id: str
+    attempt: int
+    n: int
+    """Counts up within an attempt; (attempt, n) orders records whatever order they arrive in."""
+    phase: Phase
+    step: int
+    """Denoising steps finished, 0..total_steps."""
+    total_steps: int
+    timestep: float
+    """The scheduler's timestep of the last finished step."""
+    fraction: float
+    """Share of the whole node, 0..1."""
+    at_s: float
+    """Unix time."""
+
+    def text(self) -> str:
+        """`diffusion step 12/50 (timestep 760.00)`, or the phase's name."""
+        if self.phase is Phase.DIFFUSION and self.step:
+            return f"diffusion step {self.step}/{self.total_steps} (timestep {self.timestep:.2f})"
+        return self.phase.value
