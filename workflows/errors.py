@@ -288,7 +288,7 @@ class ErrorRecord:
         if not isinstance(error, ReelrayError):
             text = f"{type(error).__name__}: {error}"
             return cls(type=type(error).__name__, message=text[:2000], retry=Retry.COUNTED)
-        names = [f.name for f in fields(error)] if is_dataclass(error) else []
+        names: list[str] = [f.name for f in fields(error)] if is_dataclass(error) else []
         detail = {name: str(getattr(error, name)) for name in names}
         return cls(type=type(error).__name__, message=str(error)[:2000], fault=error.fault, retry=error.retry,
                    detail=detail)

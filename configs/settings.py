@@ -1,0 +1,145 @@
+"""Settings: one tree, one owner per knob, units in names. Each component is given its own branch, never the whole tree."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from configs.base import Frozen
+
+Seconds = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class EngineSettings(Frozen):
+    """How the Director runs jobs."""
+
+    lease_s: Seconds = 30.0
+    """A Director that is silent for this long loses its jobs to another one."""
+    heartbeat_s: Seconds = 2.0
+    """How often leases are renewed; at most a third of `lease_s`."""
+    poll_s: Seconds = 0.25
+    """How often new jobs and cancel requests are looked for."""
+    max_jobs: Count = 64
+    """Jobs walked at the same time by one Director."""
+    attempts: Count = 3
+    """Tries per node for failures that count."""
+    backoff_s: Annotated[float, Field(ge=0)] = 1.0
+    """Wait before the second try; doubles each time, with 20 % jitter."""
+    max_backoff_s: Seconds = 60.0
+    poison_limit: Count = 3
+    """A node whose replica dies this often while it runs is failed as poison."""
+    interruption_limit: Count = 20
+    """A node during which the Director itself dies this often is failed as poison."""
+    timeout_s: dict[str, Seconds] = Field(default_factory=lambda: {
+        "story": 300.0, "keyframe": 900.0, "clip": 7200.0, "interpolate": 1800.0, "caption": 1800.0, "compose": 3600.0})
+    """Longest run of one attempt, by node kind."""
+
+    @model_validator(mode="after")
+    def _heartbeat_fits_lease(self) -> EngineSettings:
+        if self.heartbeat_s > self.lease_s / 3:
+            raise ValueError(f"heartbeat_s {self.heartbeat_s:g} must be at most a third of lease_s {self.lease_s:g}; "
+                             f"nearest {self.lease_s / 3:g}")
+        return self
+
+
+class ReplicaSettings(Frozen):
+    """How many replicas of one model card run, and with what."""
+
+    replicas: Count = 1
+    num_gpus: Annotated[float, Field(ge=0)] | None = None
+    """GPUs per replica; unset: the card's own number."""
+    num_cpus: Annotated[float, Field(ge=0)] | None = None
+    """CPUs per replica; unset: the card's own number."""
+
+
+class ModelsSettings(Frozen):
+    """Which card answers which task."""
+
+    text_to_image: str = "sketch"
+    text_to_video: str = "sketch"
+    image_to_video: str = "sketch"
+    card_dirs: tuple[Path, ...] = ()
+    """Directories with your own cards (`*.yaml`); a name found there wins over a shipped one."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` takes the GPU that Ray assigned where torch sees one; `cuda` refuses to start without."""
+    default_replicas: ReplicaSettings = ReplicaSettings()
+    by_card: dict[str, ReplicaSettings] = Field(default_factory=dict)
+    """Exceptions by card name."""
+    torch_threads: Annotated[int, Field(ge=0)] = 0
+    """CPU threads per replica; 0 shares the machine's cores evenly."""
+    stall_s: Seconds = 300.0
+    """A replica whose running call makes no step for this long is unhealthy and replaced."""
+    drain_s: Seconds = 900.0
+    """How long a replica may finish its call when it is stopped or redeployed."""
+
+    def replica_of(self, card: str) -> ReplicaSettings:
+        """Settings of one card's replicas."""
+        return self.by_card.get(card, self.default_replicas)
+
+
+class MediaSettings(Frozen):
+    """How frames become files."""
+
+    crf: Annotated[int, Field(ge=0, le=51)] = 18
+    """x264 constant rate factor; lower is better and larger."""
+    preset: Literal["ultrafast", "veryfast", "faster", "fast", "medium", "slow"] = "veryfast"
+    gop_s: Seconds = 0.5
+    """A closed group of pictures starts this often, so that joins copy everything outside a crossfade."""
+
+
+class ProgressSettings(Frozen):
+    """How step progress travels."""
+
+    flush_s: Seconds = 0.25
+    """A replica's Reporter sends at most one batch per this interval."""
+    ring: Count = 2000
+    """Newest events kept per job for observers that fell behind."""
+
+
+class RaySettings(Frozen):
+    """The cluster."""
+
+    address: str = ""
+    """Address of a running cluster (`host:port`); empty starts one on this machine."""
+    num_cpus: Annotated[int, Field(ge=1)] | None = None
+    """Logical CPUs of a cluster started here; unset: what the machine has, at least 4."""
+    num_gpus: Annotated[int, Field(ge=0)] | None = None
+    """Logical GPUs of a cluster started here; unset: what the machine has."""
+    dashboard: bool = False
+    dashboard_port: Annotated[int, Field(ge=1024, le=65535)] = 8265
+    object_store_mb: Annotated[int, Field(ge=80)] = 256
+    """Bytes travel through the artifact store, not through Ray; this can stay small. In 10^6 bytes."""
+    temp_dir: Path | None = None
+    namespace: str = "reelray"
+
+
+class Settings(Frozen):
+    """The whole tree. `reelray profile show` prints it resolved."""
+
+    profile: str = "laptop"
+    data_dir: Path = Path("~/.local/share/reelray")
+    """Where state and artifacts live unless the two URLs below say otherwise."""
+    database_url: str = ""
+    """SQLAlchemy URL; empty: SQLite under `data_dir`."""
+    store_url: str = ""
+    """fsspec URL of the artifact store; empty: a directory under `data_dir`."""
+    cpu_slots: Count = 2
+    """Captions, interpolations and compositions at the same time, per Director."""
+    engine: EngineSettings = EngineSettings()
+    models: ModelsSettings = ModelsSettings()
+    media: MediaSettings = MediaSettings()
+    progress: ProgressSettings = ProgressSettings()
+    ray: RaySettings = RaySettings()
+
+    @property
+    def database(self) -> str:
+        """The database URL in force."""
+        return self.database_url or f"sqlite:///{self.data_dir.expanduser().resolve() / 'state.db'}"
+
+    @property
+    def store(self) -> str:
+        """The store URL in force."""
+        return self.store_url or str(self.data_dir.expanduser().resolve() / "artifacts")
