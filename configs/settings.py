@@ -1,4 +1,4 @@
-"""Settings: one tree, one owner per knob, units in names. Each component is given its own branch, never the whole tree."""
+"""Settings: one tree, one owner per knob, units in names. A component is given its own branch, never the tree."""
 
 from __future__ import annotations
 
