@@ -1,0 +1,163 @@
+"""Profile + environment + command line -> Settings; cards by name. The only reader of os.environ.
+
+Later sources win: defaults in code < profile YAML < environment (`REELRAY_MODELS__TEXT_TO_VIDEO=...`) < `--set`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping, MutableMapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from configs.model_card import ModelCard, Task
+from configs.settings import Settings
+
+HERE = Path(__file__).resolve().parent
+PROFILES_DIR = HERE / "profiles"
+CARDS_DIR = HERE / "models"
+ENV_PREFIX = "REELRAY_"
+PROFILE_VARIABLE = "REELRAY_PROFILE"
+
+
+class SettingsError(ValueError):
+    """A setting, profile or card is unknown or wrong; the text says which, and the nearest valid one."""
+
+
+def load_settings(
+    profile: str = "", overrides: Iterable[str] = (), environ: Mapping[str, str] | None = None,
+) -> Settings:
+    """The settings in force.
+
+    `profile` is the name of a shipped profile or the path of a YAML file (empty: $REELRAY_PROFILE, else `laptop`);
+    `overrides` are `dotted.key=value` texts whose values are read as YAML. Raises SettingsError.
+    """
+    environ = os.environ if environ is None else environ
+    name = profile or environ.get(PROFILE_VARIABLE, "") or "laptop"
+    tree = _read_profile(name)
+    for variable, text in sorted(environ.items()):
+        if variable.startswith(ENV_PREFIX) and variable != PROFILE_VARIABLE:
+            _assign(tree, variable.removeprefix(ENV_PREFIX).lower().split("__"), text, source=variable)
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator:
+            raise SettingsError(f"--set {override!r}: expected key=value, e.g. --set models.text_to_video=sketch")
+        _assign(tree, key.strip().split("."), text, source=f"--set {key.strip()}")
+    try:
+        return Settings(**tree)
+    except ValidationError as error:
+        raise SettingsError(_first_problem(error, name)) from error
+
+
+def profile_names() -> tuple[str, ...]:
+    """Names of the shipped profiles."""
+    return tuple(sorted(path.stem for path in PROFILES_DIR.glob("*.yaml")))
+
+
+def load_cards(settings: Settings) -> dict[str, ModelCard]:
+    """All cards by name, shipped ones first, then those of `models.card_dirs` (which win). Raises SettingsError."""
+    cards: dict[str, ModelCard] = {}
+    for directory in (CARDS_DIR, *settings.models.card_dirs):
+        if not directory.expanduser().is_dir():
+            raise SettingsError(f"models.card_dirs: {directory} is not a directory")
+        for path in sorted(directory.expanduser().glob("*.yaml")):
+            card = load_card(path)
+            cards[card.name] = card
+    return cards
+
+
+def load_card(path: Path) -> ModelCard:
+    """One card from its YAML file. Raises SettingsError naming file and field."""
+    tree = _read_yaml(path)
+    try:
+        card = ModelCard(**tree)
+    except ValidationError as error:
+        where = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise SettingsError(f"{path}: {where}: {error.errors()[0]['msg']}") from error
+    if card.name != path.stem:
+        raise SettingsError(f"{path}: name is {card.name!r} but the file is called {path.stem!r}; make them equal")
+    return card
+
+
+def casting(settings: Settings, cards: Mapping[str, ModelCard]) -> dict[Task, ModelCard]:
+    """Which card answers which task. Raises SettingsError for unknown cards and for cards that cannot do the task."""
+    chosen = {
+        Task.TEXT_TO_IMAGE: settings.models.text_to_image,
+        Task.TEXT_TO_VIDEO: settings.models.text_to_video,
+        Task.IMAGE_TO_VIDEO: settings.models.image_to_video,
+    }
+    for task, name in chosen.items():
+        if name not in cards:
+            raise SettingsError(f"models.{task.value}: no card {name!r}{_suggest(name, cards)}; "
+                                "`reelray models list` shows all")
+        if task not in cards[name].pipelines:
+            able = ", ".join(card.name for card in cards.values() if task in card.pipelines)
+            raise SettingsError(f"models.{task.value}: card {name!r} does {', '.join(cards[name].tasks)} only; "
+                                f"cards that can: {able}")
+    return {task: cards[name] for task, name in chosen.items()}
+
+
+def _read_profile(name: str) -> dict[str, Any]:
+    path = Path(name).expanduser() if name.endswith((".yaml", ".yml")) else PROFILES_DIR / f"{name}.yaml"
+    if not path.is_file():
+        raise SettingsError(f"no profile {name!r}{_suggest(name, profile_names())}; "
+                            f"shipped: {', '.join(profile_names())}; or give the path of a YAML file")
+    return _read_yaml(path)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingsError(f"{path}: {error}") from error
+    if not isinstance(tree, dict):
+        raise SettingsError(f"{path}: expected a mapping of settings, found {type(tree).__name__}")
+    return tree
+
+
+def _assign(tree: MutableMapping[str, Any], keys: list[str], text: str, *, source: str) -> None:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{source}: {text!r} is not a value: {error}") from error
+    node: Any = Settings
+    for depth, key in enumerate(keys):
+        names = _field_names(node)
+        if names is not None and key not in names:
+            raise SettingsError(f"{source}: no setting {'.'.join(keys[: depth + 1])!r}{_suggest(key, names)}")
+        node = _field_type(node, key)
+    for key in keys[:-1]:
+        tree = tree.setdefault(key, {})
+    tree[keys[-1]] = value
+
+
+def _field_names(node: Any) -> tuple[str, ...] | None:
+    """Names under a settings class; None where any key may stand (mappings)."""
+    if isinstance(node, type) and issubclass(node, BaseModel):
+        return tuple(node.model_fields)
+    return None if node is dict else ()
+
+
+def _field_type(node: Any, key: str) -> Any:
+    if isinstance(node, type) and issubclass(node, BaseModel):
+        annotation = node.model_fields[key].annotation
+        return dict if getattr(annotation, "__origin__", None) is dict else annotation
+    return dict  # below a mapping pydantic checks the rest
+
+
+def _suggest(name: str, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.4)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _first_problem(error: ValidationError, profile: str) -> str:
+    lines = []
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"]) or "settings"
+        lines.append(f"{where}: {problem['msg'].removeprefix('Value error, ')}"
+                     + (f" (found {problem['input']!r})" if problem["type"] != "value_error" else ""))
+    return f"profile {profile}: " + "; ".join(lines)

@@ -1,0 +1,116 @@
+"""Settings and cards: sources in order, errors with the nearest valid name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from configs.load import SettingsError, casting, load_card, load_cards, load_settings, profile_names
+from configs.model_card import FrameRule, ModelCard, SizeRule, Task
+from configs.settings import Settings
+
+
+@pytest.mark.parametrize("name", profile_names())
+def test_every_shipped_profile_loads_and_names_itself(name: str) -> None:
+    assert load_settings(name, environ={}).profile == name
+
+
+def test_later_sources_win() -> None:
+    environ = {"REELRAY_MODELS__TEXT_TO_VIDEO": "placeholder", "REELRAY_CPU_SLOTS": "3"}
+    settings = load_settings("laptop", ["cpu_slots=5"], environ)
+    assert settings.models.text_to_video == "placeholder"
+    assert settings.cpu_slots == 5
+
+
+def test_the_environment_names_the_profile_when_the_caller_does_not() -> None:
+    assert load_settings(environ={"REELRAY_PROFILE": "ci"}).profile == "ci"
+    assert load_settings("laptop", environ={"REELRAY_PROFILE": "ci"}).profile == "laptop"
+
+
+def test_exceptions_by_card_can_be_set_from_the_command_line() -> None:
+    settings = load_settings("laptop", ["models.by_card.sketch.replicas=4"], {})
+    assert settings.models.replica_of("sketch").replicas == 4
+    assert settings.models.replica_of("other").replicas == 2
+
+
+@pytest.mark.parametrize(("overrides", "text"), [
+    (["engine.leese_s=3"], "--set engine.leese_s: no setting 'engine.leese_s'; did you mean 'lease_s'?"),
+    (["engine"], "--set 'engine': expected key=value"),
+    (["engine.lease_s=-1"], "engine.lease_s: Input should be greater than 0 (found -1)"),
+    (["engine.heartbeat_s=20"], "heartbeat_s 20 must be at most a third of lease_s 30; nearest 10"),
+    (["cpu_slots=many"], "cpu_slots: Input should be a valid integer"),
+    (["models.device=tpu"], "models.device: Input should be 'auto', 'cpu' or 'cuda' (found 'tpu')"),
+    (["a.b=[1"], "is not a value"),
+    (["models.by_card.sketch.replica=4"], "models.by_card.sketch.replica: Extra inputs are not permitted"),
+], ids=["misspelt", "no value", "negative", "heartbeat over lease", "not a number", "not a choice", "bad yaml", "deep"])
+def test_a_wrong_setting_is_refused_by_name(overrides: list[str], text: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_settings("laptop", overrides, {})
+    assert text in str(caught.value)
+
+
+def test_an_unknown_profile_names_the_nearest() -> None:
+    with pytest.raises(SettingsError, match="no profile 'labtop'; did you mean 'laptop'"):
+        load_settings("labtop", environ={})
+
+
+def test_a_misspelt_environment_variable_is_refused() -> None:
+    with pytest.raises(SettingsError, match="REELRAY_ENGIN__LEASE_S: no setting 'engin'; did you mean 'engine'"):
+        load_settings("laptop", environ={"REELRAY_ENGIN__LEASE_S": "3"})
+
+
+def test_shipped_cards_load_and_answer_the_default_tasks() -> None:
+    settings = Settings()
+    cards = casting(settings, load_cards(settings))
+    assert {task: card.name for task, card in cards.items()} == dict.fromkeys(Task, "sketch")
+
+
+def test_a_users_card_wins_over_a_shipped_one(tmp_path: Path) -> None:
+    shipped = load_cards(Settings())["placeholder"]
+    (tmp_path / "placeholder.yaml").write_text(
+        "name: placeholder\ntitle: mine\nloader: placeholder\npipelines: {text_to_video: placeholder}\n"
+        "defaults: {width_px: 64, height_px: 64}\n")
+    settings = load_settings("laptop", [f"models.card_dirs=[{tmp_path}]"], {})
+    assert load_cards(settings)["placeholder"].title == "mine" != shipped.title
+
+
+def test_casting_refuses_a_card_that_cannot_do_the_task(tmp_path: Path) -> None:
+    (tmp_path / "only-video.yaml").write_text(
+        "name: only-video\ntitle: t\nrepo: x\npipelines: {text_to_video: WanPipeline}\n"
+        "defaults: {width_px: 64, height_px: 64}\n")
+    settings = load_settings("laptop", [f"models.card_dirs=[{tmp_path}]", "models.text_to_image=only-video"], {})
+    with pytest.raises(SettingsError, match="card 'only-video' does text_to_video only; cards that can: placeholder"):
+        casting(settings, load_cards(settings))
+    misspelt = load_settings("laptop", ["models.text_to_image=skech"], {})
+    with pytest.raises(SettingsError, match="no card 'skech'; did you mean 'sketch'"):
+        casting(misspelt, load_cards(misspelt))
+
+
+def test_a_broken_card_names_file_and_field(tmp_path: Path) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text("name: broken\ntitle: t\nrepo: x\npipelines: {text_to_video: W}\n"
+                    "defaults: {width_px: 65, height_px: 64}\n")
+    with pytest.raises(SettingsError, match=r"broken\.yaml: .*65 is not a multiple of 8"):
+        load_card(path)
+
+
+@pytest.mark.parametrize(("asked", "nearest"), [(80, (77, 81)), (81, (81,)), (1, (5,)), (500, (121,))])
+def test_frame_rule_names_the_nearest_lengths(asked: int, nearest: tuple[int, ...]) -> None:
+    rule = FrameRule(step=4, offset=1, min_frames=5, max_frames=121)
+    assert rule.nearest(asked) == nearest
+    assert all(not rule.problem(frames) for frames in nearest)
+
+
+@pytest.mark.parametrize(("asked", "nearest"), [(100, (96, 112)), (96, (96,)), (5, (16,)), (9000, (4096,))])
+def test_size_rule_names_the_nearest_sizes(asked: int, nearest: tuple[int, ...]) -> None:
+    rule = SizeRule(multiple_px=16)
+    assert rule.nearest(asked) == nearest
+    assert all(not rule.problem(size) for size in nearest)
+
+
+def test_the_card_digest_follows_what_changes_pictures_and_nothing_else() -> None:
+    card = load_cards(Settings())["sketch"]
+    assert card.model_copy(update={"title": "other", "notes": "other"}).digest() == card.digest()
+    assert card.model_copy(update={"dtype": "float16"}).digest() != card.digest()
+    assert isinstance(card, ModelCard)

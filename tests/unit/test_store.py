@@ -1,0 +1,104 @@
+"""The artifact store: atomic, checked, shared by several writers."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from workflows.errors import ArtifactCorrupt, ArtifactMissing, InvalidSettings
+from workflows.store import Store
+from workflows.types import Artifact, MediaType
+
+KEY = "3f" + "0" * 30
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "source.mp4"
+    path.write_bytes(b"frames" * 1000)
+    return path
+
+
+@pytest.fixture(params=["local", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    url = str(tmp_path / "store") if request.param == "local" else f"memory://{tmp_path.name}"
+    return Store(url, cache_dir=tmp_path / "cache")
+
+
+def test_what_was_put_is_found_fetched_and_opened(store: Store, source: Path) -> None:
+    artifact = store.put(KEY, source, media_type=MediaType.MP4, manifest={"seed": 7})
+    assert store.find(KEY) == artifact
+    assert store.exists(artifact)
+    assert store.fetch(artifact).read_bytes() == source.read_bytes()
+    with store.open(artifact) as stream:
+        stream.seek(6)
+        assert stream.read(6) == b"frames"
+    manifest = store.manifest(KEY)
+    assert manifest is not None
+    assert manifest["made"] == {"seed": 7}
+
+
+def test_a_key_never_put_is_not_found(store: Store) -> None:
+    assert store.find(KEY) is None
+
+
+def test_a_second_put_of_a_key_replaces_the_first_and_both_files_stay_whole(store: Store, source: Path) -> None:
+    first = store.put(KEY, source, media_type=MediaType.MP4, manifest={})
+    source.write_bytes(b"other")
+    second = store.put(KEY, source, media_type=MediaType.MP4, manifest={})
+    assert store.find(KEY) == second != first
+    assert store.fetch(first).read_bytes() == b"frames" * 1000
+
+
+def test_a_file_written_without_its_manifest_does_not_exist_for_readers(tmp_path: Path, source: Path) -> None:
+    store = Store(str(tmp_path / "store"))
+    artifact = store.put(KEY, source, media_type=MediaType.MP4, manifest={})
+    Path(artifact.uri).with_name("manifest.json").unlink()
+    assert store.find(KEY) is None
+
+
+def test_damaged_bytes_are_refused_with_both_digests(tmp_path: Path, source: Path) -> None:
+    store = Store(str(tmp_path / "store"))
+    artifact = store.put(KEY, source, media_type=MediaType.MP4, manifest={})
+    Path(artifact.uri).write_bytes(b"framez" * 1000)
+    with pytest.raises(ArtifactCorrupt) as caught:
+        store.fetch(artifact)
+    assert caught.value.expected == artifact.sha256
+
+
+def test_a_lost_file_is_named(store: Store, source: Path) -> None:
+    artifact = store.put(KEY, source, media_type=MediaType.MP4, manifest={})
+    gone = Artifact(key=KEY, uri=artifact.uri + ".gone", sha256="0" * 64, size_bytes=1, media_type=MediaType.MP4)
+    assert not store.exists(gone)
+    with pytest.raises(ArtifactMissing, match=r"\.gone is not in the store"):
+        store.fetch(gone)
+
+
+def test_racing_writers_leave_one_complete_result(tmp_path: Path) -> None:
+    """Eight writers with different bytes, one key: the manifest always names a whole file."""
+    store = Store(str(tmp_path / "store"))
+    sources = []
+    for number in range(8):
+        path = tmp_path / f"{number}.mp4"
+        path.write_bytes(bytes([number]) * 50_000)
+        sources.append(path)
+    threads = [threading.Thread(target=store.put, args=(KEY, path),
+                                kwargs={"media_type": MediaType.MP4, "manifest": {}}) for path in sources]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    artifact = store.find(KEY)
+    assert artifact is not None
+    assert store.fetch(artifact).read_bytes() in [path.read_bytes() for path in sources]
+    assert not list((tmp_path / "store").rglob("*.tmp"))
+
+
+def test_a_store_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a directory")
+    with pytest.raises(InvalidSettings, match="cannot be written"):
+        Store(str(tmp_path / "file" / "store"))
+    with pytest.raises(InvalidSettings, match="cannot be used"):
+        Store("nosuchprotocol://bucket/x")

@@ -1,0 +1,190 @@
+"""The artifact store: immutable files under content keys, on any fsspec file system. Knows no job and no database.
+
+Layout under the root, for key `3fa9...`::
+
+    3f/3fa9.../<sha256, 16 digits>.mp4      the bytes
+    3f/3fa9.../manifest.json                the commit: names the file, its digest, and how it was made
+
+A file is written first and the manifest last, each by an atomic replace; so a reader sees all or nothing, and two
+writers of one key (a Director and its zombie) leave one of their two complete results, never a mixture.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import threading
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from workflows.errors import ArtifactCorrupt, ArtifactMissing, InvalidSettings
+from workflows.types import Artifact, Json, MediaType
+
+MANIFEST = "manifest.json"
+CHUNK_BYTES = 1 << 20
+
+
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of a local file."""
+    hasher = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            hasher.update(chunk)
+    return hasher.hexdigest()
+
+
+class Store:
+    """Artifacts by key. Safe to use from several threads and processes at once."""
+
+    def __init__(self, url: str, *, cache_dir: Path | None = None) -> None:
+        """Open the store at an fsspec URL or a local path.
+
+        `cache_dir` is where `fetch` keeps local copies of remote files; local stores need none.
+        Raises InvalidSettings when the URL's file system is not installed or the place cannot be written.
+        """
+        try:
+            self._fs, self._root = fsspec.url_to_fs(url)
+            self._fs.makedirs(self._root, exist_ok=True)
+        except (ImportError, ValueError) as error:
+            raise InvalidSettings(problem=f"store_url {url!r} cannot be used: {error}; "
+                                          'for s3 run `pip install "reelray[s3]"`') from error
+        except OSError as error:
+            raise InvalidSettings(problem=f"store_url {url!r} cannot be written: {error}") from error
+        self.url = url
+        self._is_local = isinstance(self._fs, LocalFileSystem)
+        self._cache_dir = cache_dir
+        self._cache_lock = threading.Lock()
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def find(self, key: str) -> Artifact | None:
+        """The artifact committed under `key`, or None. Reads one small file."""
+        manifest = self.manifest(key)
+        return Artifact.from_json(_mapping(manifest["artifact"])) if manifest else None
+
+    def manifest(self, key: str) -> Mapping[str, Json] | None:
+        """How the artifact under `key` was made: `{"artifact": ..., "made": ...}`; None when there is none."""
+        try:
+            return _mapping(json.loads(self._fs.cat_file(self._path(key, MANIFEST))))
+        except FileNotFoundError:
+            return None
+
+    def exists(self, artifact: Artifact) -> bool:
+        """Whether the artifact's file is there with the recorded size."""
+        try:
+            return int(self._fs.info(self._strip(artifact.uri))["size"]) == artifact.size_bytes
+        except FileNotFoundError:
+            return False
+
+    def open(self, artifact: Artifact) -> BinaryIO:
+        """The artifact's bytes as a seekable stream. Raises ArtifactMissing."""
+        try:
+            stream: BinaryIO = self._fs.open(self._strip(artifact.uri), "rb")
+        except FileNotFoundError as error:
+            raise ArtifactMissing(uri=artifact.uri) from error
+        return stream
+
+    def fetch(self, artifact: Artifact) -> Path:
+        """A local file with the artifact's bytes; the store's own file when the store is local. Do not write to it.
+
+        Raises ArtifactMissing, and ArtifactCorrupt when size or digest are not the recorded ones.
+        """
+        if self._is_local:
+            path = Path(self._strip(artifact.uri))
+            if not path.is_file():
+                raise ArtifactMissing(uri=artifact.uri)
+            _check(path, artifact)
+            return path
+        return self._fetch_remote(artifact)
+
+    # -- writing ------------------------------------------------------------------------------------------------
+
+    def put(self, key: str, source: Path, *, media_type: MediaType, manifest: Mapping[str, Json]) -> Artifact:
+        """Commit a local file under `key`; `manifest` says how it was made and is kept beside it.
+
+        The source is copied, not moved. A second commit of the same key replaces the first atomically.
+        """
+        digest = sha256_of(source)
+        target = self._path(key, digest[:16] + media_type.suffix)
+        uri = target if self._is_local else self._fs.unstrip_protocol(target)
+        artifact = Artifact(key=key, uri=uri, sha256=digest, size_bytes=source.stat().st_size, media_type=media_type)
+        body = json.dumps({"artifact": artifact.to_json(), "made": dict(manifest)}, indent=1, ensure_ascii=False)
+        if self._is_local:
+            directory = Path(target).parent
+            directory.mkdir(parents=True, exist_ok=True)
+            _replace(Path(target), lambda tmp: shutil.copyfile(source, tmp))
+            _replace(directory / MANIFEST, lambda tmp: tmp.write_text(body, encoding="utf-8"))
+            _sync_directory(directory)
+        else:  # object stores: one put is atomic
+            self._fs.put_file(str(source), target)
+            self._fs.pipe_file(self._path(key, MANIFEST), body.encode())
+        return artifact
+
+    # -- paths --------------------------------------------------------------------------------------------------
+
+    def _path(self, key: str, name: str) -> str:
+        return f"{self._root}/{key[:2]}/{key}/{name}"
+
+    def _strip(self, uri: str) -> str:
+        return str(self._fs._strip_protocol(uri))
+
+    def _fetch_remote(self, artifact: Artifact) -> Path:
+        if self._cache_dir is None:
+            raise InvalidSettings(problem=f"store {self.url!r} is remote and needs a cache_dir to fetch files into")
+        path = self._cache_dir / f"{artifact.sha256}{artifact.media_type.suffix}"
+        with self._cache_lock:
+            if path.is_file():
+                return path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                _replace(path, lambda tmp: self._fs.get_file(self._strip(artifact.uri), str(tmp)))
+                _check(path, artifact)
+            except FileNotFoundError as error:
+                raise ArtifactMissing(uri=artifact.uri) from error
+            except ArtifactCorrupt:
+                path.unlink()
+                raise
+        return path
+
+
+def _check(path: Path, artifact: Artifact) -> None:
+    if (size := path.stat().st_size) != artifact.size_bytes:
+        raise ArtifactCorrupt(uri=artifact.uri, expected=f"{artifact.size_bytes} bytes", found=f"{size} bytes")
+    if (found := sha256_of(path)) != artifact.sha256:
+        raise ArtifactCorrupt(uri=artifact.uri, expected=artifact.sha256, found=found)
+
+
+def _mapping(value: Json) -> Mapping[str, Json]:
+    if not isinstance(value, dict):
+        raise ArtifactCorrupt(uri=MANIFEST, expected="a JSON object", found=type(value).__name__)
+    return value
+
+
+def _replace(target: Path, write: Callable[[Path], object]) -> None:
+    """Let `write(tmp)` fill a temporary file beside `target`, flush it to disk, then take target's place."""
+    tmp = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        write(tmp)
+        with tmp.open("rb+") as file:
+            os.fsync(file.fileno())
+        tmp.replace(target)
+    finally:
+        tmp.unlink(missing_ok=True)
+
+
+def _sync_directory(directory: Path) -> None:
+    # Some network file systems cannot fsync a directory; the files themselves are synced already.
+    with contextlib.suppress(OSError):
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
