@@ -66,9 +66,12 @@ class Store:
     # -- reading ------------------------------------------------------------------------------------------------
 
     def find(self, key: str) -> Artifact | None:
-        """The artifact committed under `key`, or None. Reads one small file."""
+        """The artifact committed under `key`, or None; also None when its file is gone. Reads one small file."""
         manifest = self.manifest(key)
-        return Artifact.from_json(_mapping(manifest["artifact"])) if manifest else None
+        if manifest is None:
+            return None
+        artifact = Artifact.from_json(_mapping(manifest["artifact"]))
+        return artifact if self.exists(artifact) else None
 
     def manifest(self, key: str) -> Mapping[str, Json] | None:
         """How the artifact under `key` was made: `{"artifact": ..., "made": ...}`; None when there is none."""

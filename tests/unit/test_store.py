@@ -59,6 +59,13 @@ def test_a_file_written_without_its_manifest_does_not_exist_for_readers(tmp_path
     assert store.find(KEY) is None
 
 
+def test_a_key_whose_file_was_deleted_is_not_found_so_that_it_is_made_again(tmp_path: Path, source: Path) -> None:
+    store = Store(str(tmp_path / "store"))
+    artifact = store.put(KEY, source, media_type=MediaType.MP4, manifest={})
+    Path(artifact.uri).unlink()
+    assert store.find(KEY) is None
+
+
 def test_damaged_bytes_are_refused_with_both_digests(tmp_path: Path, source: Path) -> None:
     store = Store(str(tmp_path / "store"))
     artifact = store.put(KEY, source, media_type=MediaType.MP4, manifest={})
