@@ -8,15 +8,18 @@ from one reporter can arrive out of order and more than once: the newest (attemp
 from __future__ import annotations
 
 import asyncio
+import logging
 import uuid
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import ray
 
 from configs.settings import ProgressSettings
 from workflows.types import ProgressRecord
+
+log = logging.getLogger(__name__)
 
 ACTOR_NAME = "reelray-progress"
 
@@ -135,7 +138,7 @@ class ProgressBoard:
 
 
 class ActorTransport:
-    """Carries a Reporter's batches to the actor; finds or creates it again after any failure."""
+    """Carries batches and hints to the actor; finds or creates it again after any failure."""
 
     def __init__(self, settings: ProgressSettings, namespace: str, *, timeout_s: float = 5.0) -> None:
         """Connects at the first send, so that a replica never waits for the board when it starts."""
@@ -154,6 +157,22 @@ class ActorTransport:
             self._actor = None
             raise
         return receipt
+
+    def cancel(self, job_id: str) -> None:
+        """Hint: calls of this job should stop, also those whose caller is gone. Does not wait for an answer."""
+        self._hint(lambda actor: actor.cancel.remote(job_id))
+
+    def forget(self, job_id: str) -> None:
+        """Hint: the job starts anew; drop its records. Does not wait for an answer."""
+        self._hint(lambda actor: actor.forget.remote(job_id))
+
+    def _hint(self, call: Callable[[ray.actor.ActorHandle], object]) -> None:
+        try:
+            self._actor = self._actor or progress_actor(self._settings, self._namespace)
+            call(self._actor)
+        except Exception as error:  # noqa: BLE001 - a lost hint costs seconds of GPU time, a raised one the job
+            log.warning("progress actor not reached: %s: %s", type(error).__name__, error)
+            self._actor = None
 
 
 def progress_actor(settings: ProgressSettings, namespace: str) -> ray.actor.ActorHandle:

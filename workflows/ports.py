@@ -70,3 +70,10 @@ class ProgressSink(Protocol):
 
 Step = Callable[[NodeCall], Awaitable[NodeResult]]
 """A stage with its ports already in place; the engine knows nothing more of it."""
+
+
+class MediaWorker(Protocol):
+    """The CPU deployment that finishes clips and joins films. Raises ReelrayError children, nothing else."""
+
+    async def run(self, call: NodeCall) -> NodeResult:
+        """One interpolate, caption or compose node."""

@@ -1,0 +1,86 @@
+"""build(settings) -> Application: the only place where classes become Serve deployments. Read this file first.
+
+    Director ──► one ModelDeployment per card (replicas on GPUs, fractions allowed)
+        └──────► MediaDeployment (CPU)
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+
+from ray import serve
+from ray.serve.config import RequestRouterConfig
+
+from configs.load import casting, load_cards
+from configs.model_card import ModelCard
+from configs.settings import Settings
+from serve_app.deployments import DirectorDeployment, MediaDeployment, ModelDeployment
+from serve_app.director import PREFETCH
+from workflows.errors import ImpossibleResources
+
+APP_NAME = "reelray"
+
+# Serve retries a full replica after 25 ms, then 50, up to 0.5 s; a GPU would idle that long between two shots.
+ROUTER = RequestRouterConfig(initial_backoff_s=0.01, max_backoff_s=0.05)
+
+
+def build(settings: Settings, *, cluster: Mapping[str, float], only: Iterable[str] = ()) -> serve.Application:
+    """The application for these settings on a cluster with these total resources (`ray.cluster_resources()`).
+
+    `only` restricts the Director to these job ids. Raises SettingsError for cards, and ImpossibleResources when a
+    replica could never start: Serve itself would wait for ever.
+    """
+    cards = {card.name: card for card in casting(settings, load_cards(settings)).values()}
+    check_resources(settings, cards.values(), cluster)
+    models = {name: _model(card, settings, cluster) for name, card in cards.items()}
+    media = serve.deployment(
+        MediaDeployment, name="media", max_ongoing_requests=settings.cpu_slots, graceful_shutdown_timeout_s=5,
+        ray_actor_options={"num_cpus": 0.5},
+    ).bind(settings)
+    return serve.deployment(
+        DirectorDeployment, name="director", max_ongoing_requests=1000, health_check_period_s=2,
+        graceful_shutdown_timeout_s=10, ray_actor_options={"num_cpus": 0.1},
+    ).bind(settings, models, media, tuple(only))
+
+
+def check_resources(settings: Settings, cards: Iterable[ModelCard], cluster: Mapping[str, float]) -> None:
+    """Refuse what could never be scheduled, naming what the cluster has."""
+    have = cluster.get("GPU", 0.0)
+    wanted = 0.0
+    for card in cards:
+        replicas = settings.models.replica_of(card.name)
+        gpus = gpus_of(card, settings, cluster)
+        wanted += gpus * replicas.replicas
+        if gpus > 1 and gpus != int(gpus):
+            raise ImpossibleResources(
+                problem=f"card {card.name} asks for {gpus:g} GPUs per replica; above 1 only whole numbers; "
+                f"nearest {int(gpus)} or {int(gpus) + 1}")
+    if wanted > have:
+        shares = ", ".join(f"{c.name} {settings.models.replica_of(c.name).replicas} x {gpus_of(c, settings, cluster):g}"
+                           for c in cards)
+        raise ImpossibleResources(
+            problem=f"the models need {wanted:g} GPUs ({shares}) but the cluster has {have:g}; lower "
+            "models.default_replicas.replicas or num_gpus, or give it logical GPUs with --set ray.num_gpus=N")
+
+
+def gpus_of(card: ModelCard, settings: Settings, cluster: Mapping[str, float]) -> float:
+    """GPUs per replica: the setting, else the card's number; none where `device: auto` meets a cluster without GPUs."""
+    asked = settings.models.replica_of(card.name).num_gpus
+    if settings.models.device == "cpu" or (settings.models.device == "auto" and not cluster.get("GPU")):
+        return asked or 0.0
+    return card.resources.num_gpus if asked is None else asked
+
+
+def _model(card: ModelCard, settings: Settings, cluster: Mapping[str, float]) -> serve.Application:
+    replicas = settings.models.replica_of(card.name)
+    num_cpus = card.resources.num_cpus if replicas.num_cpus is None else replicas.num_cpus
+    threads = settings.models.torch_threads or max(1, (os.cpu_count() or 1) // replicas.replicas)
+    return serve.deployment(
+        ModelDeployment, name=f"model-{card.name}", num_replicas=replicas.replicas, max_ongoing_requests=PREFETCH,
+        health_check_period_s=2, graceful_shutdown_timeout_s=settings.models.drain_s,
+        graceful_shutdown_wait_loop_s=0.2, request_router_config=ROUTER,
+        ray_actor_options={"num_gpus": gpus_of(card, settings, cluster), "num_cpus": num_cpus,
+                           # Ray sets one thread for small CPU requests; a model on the CPU needs its share.
+                           "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(threads)}}},
+    ).bind(card, settings)

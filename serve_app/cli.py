@@ -1,0 +1,303 @@
+"""`reelray`: the command line.
+
+Heavy rooms are imported inside the commands that need them: `--help` must not load torch, and ray reads its environment
+while it is imported.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+import yaml
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from configs.load import SettingsError, casting, load_cards, load_settings, profile_names
+from configs.settings import Settings
+from serve_app.cluster import prepare_environment
+from workflows.errors import Fault, InvalidDocument, ReelrayError
+from workflows.types import JobStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from serve_app.screen import Screen
+    from serve_app.workplace import Workplace
+    from workflows.status import JobView
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown",
+    help="Turn a storyboard into a film, on GPUs that Ray manages. Start with: "
+         "`reelray render examples/first_film.yaml -o film.mp4`")
+models_app = typer.Typer(no_args_is_help=True, help="Model cards: what can render, and what it needs.")
+profile_app = typer.Typer(no_args_is_help=True, help="Settings in force.")
+app.add_typer(models_app, name="models")
+app.add_typer(profile_app, name="profile")
+
+LEVEL_STYLES = {"ok": "green", "note": "yellow", "fail": "bold red"}
+EXIT_FAILED, EXIT_INPUT, EXIT_PARTIAL, EXIT_INTERRUPTED = 1, 2, 3, 130
+
+ProfileOption = Annotated[str, typer.Option(
+    "--profile", help="Shipped profile or a YAML file; default $REELRAY_PROFILE, else laptop.", show_default=False)]
+SetOption = Annotated[list[str] | None, typer.Option(
+    "--set", metavar="KEY=VALUE", help="Change one setting, e.g. --set models.text_to_video=NAME. Repeatable.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="JSON on standard output, for machines.")]
+OutputOption = Annotated[Path | None, typer.Option("-o", "--output", help="Where the film goes.")]
+
+out = Console()
+err = Console(stderr=True)
+
+
+@app.command()
+def render(
+    storyboard: Annotated[Path, typer.Argument(help="Storyboard (YAML, JSON) or script (Fountain, paragraphs).")],
+    output: OutputOption = None, profile: ProfileOption = "", settings_: SetOption = None, as_json: JsonOption = False,
+) -> None:
+    """Render a film on this machine, with a live bar per shot.
+
+    Finished shots are kept: stop it with Ctrl-C, or lose power, and the same command goes on where it was. Change one
+    shot, and only what depends on it is rendered again. The film's path is printed last.
+
+    Exit codes: 0 film complete, 3 film with shots missing, 1 no film, 2 bad input, 130 stopped.
+    """
+    from serve_app.render import render as run
+    from serve_app.submit import film_job
+
+    place = _workplace(profile, settings_)
+    output = output or storyboard.with_suffix(".mp4")
+    job = film_job(storyboard, place.settings, place.store)
+    screen = _screen(as_json)
+    for warning in job.warnings:
+        screen.note(f"note: {warning}")
+    _finish(lambda: run(job.new, place, screen), place, output, screen)
+
+
+@app.command()
+def retry(
+    job_id: Annotated[str, typer.Argument(metavar="ID", help="Job, as `reelray jobs` shows it.")],
+    shots: Annotated[str, typer.Option(help="Only these shots, e.g. s2,s5; default: all that did not succeed.")] = "",
+    force: Annotated[bool, typer.Option(help="New takes, also of shots that succeeded (needs --shots).")] = False,
+    output: OutputOption = None, profile: ProfileOption = "", settings_: SetOption = None, as_json: JsonOption = False,
+) -> None:
+    """Run failed shots of a finished job again, and what depends on them."""
+    from serve_app.render import reopen, run_to_end
+
+    if force and not shots:
+        _refuse("--force needs --shots: say which shots get a new take")
+    place = _workplace(profile, settings_)
+    screen = _screen(as_json)
+    selection = [shot.strip() for shot in shots.split(",") if shot.strip()]
+    place.ledger.job(job_id)
+    reopen(job_id, place, screen, selection, force)
+    _finish(lambda: run_to_end(job_id, place, screen), place, output or Path(f"{job_id}.mp4"), screen)
+
+
+@app.command()
+def jobs(
+    status: Annotated[str, typer.Option(help="Only jobs with this status.")] = "",
+    limit: Annotated[int, typer.Option(min=1, max=1000)] = 20,
+    profile: ProfileOption = "", settings_: SetOption = None, as_json: JsonOption = False,
+) -> None:
+    """List jobs, newest first."""
+    from workflows.status import job_view
+
+    if status and status not in set(JobStatus):
+        _refuse(f"--status {status!r}: one of {', '.join(JobStatus)}")
+    place = _workplace(profile, settings_)
+    page = place.ledger.jobs(status=JobStatus(status) if status else None, limit=limit)
+    views = [job_view(job, place.ledger.nodes(job.id)) for job in page.jobs]
+    if as_json:
+        print(json.dumps([view.to_json() for view in views], ensure_ascii=False))
+        return
+    table = Table("job", "title", "status", "progress", "shots", "created", box=None)
+    for view in views:
+        created = time.strftime("%Y-%m-%d %H:%M", time.localtime(view.created_at_s))
+        table.add_row(view.id, view.title, view.status.value, f"{view.progress:.0%}", str(len(view.shots)), created)
+    out.print(table if views else "no jobs yet; `reelray render STORYBOARD` makes one")
+
+
+@app.command()
+def status(
+    job_id: Annotated[str, typer.Argument(metavar="ID")],
+    profile: ProfileOption = "", settings_: SetOption = None, as_json: JsonOption = False,
+) -> None:
+    """Show one job: its shots, warnings and errors."""
+    from serve_app.screen import PlainScreen, summary
+    from workflows.status import job_view
+
+    place = _workplace(profile, settings_)
+    view = job_view(place.ledger.job(job_id), place.ledger.nodes(job_id))
+    if as_json:
+        print(json.dumps(view.to_json(), ensure_ascii=False, indent=1))
+        return
+    out.print(f"{view.id}  {view.title}  [bold]{view.status.value}[/bold]  {view.progress:.0%}", highlight=False)
+    PlainScreen(sys.stdout).show(view)
+    _print_problems(view)
+    if view.status.is_terminal:
+        out.print(summary(view), highlight=False)
+
+
+@app.command()
+def log(
+    job_id: Annotated[str, typer.Argument(metavar="ID")],
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Keep printing until the job is over.")] = False,
+    profile: ProfileOption = "", settings_: SetOption = None,
+) -> None:
+    """Print a job's log."""
+    place = _workplace(profile, settings_)
+    offset = 0
+    while True:
+        over = place.ledger.job(job_id).status.is_terminal
+        page = place.ledger.log_lines(job_id, offset, 1000)
+        for line in page.lines:
+            print(line, flush=True)
+        if not page.lines and (over or not follow):
+            return
+        offset = page.next_offset
+        if not page.lines:
+            time.sleep(0.2)
+
+
+@app.command()
+def cancel(
+    job_id: Annotated[str, typer.Argument(metavar="ID")], profile: ProfileOption = "", settings_: SetOption = None,
+) -> None:
+    """Cancel a job; a clip in the making stops at its next denoising step."""
+    place = _workplace(profile, settings_)
+    place.ledger.cancel(job_id)
+    out.print(f"{job_id}: {place.ledger.job(job_id).status.value}"
+              + (", stopping" if not place.ledger.job(job_id).status.is_terminal else ""), highlight=False)
+
+
+@app.command()
+def doctor(profile: ProfileOption = "", settings_: SetOption = None, as_json: JsonOption = False) -> None:
+    """Check this machine: versions, GPU, video tools, fonts, state, store, model files."""
+    settings = _settings(profile, settings_)
+    prepare_environment(settings)
+    from serve_app.doctor import examine
+
+    findings = examine(settings)
+    if as_json:
+        print(json.dumps([finding.to_json() for finding in findings], ensure_ascii=False, indent=1))
+    else:
+        table = Table(box=None, show_header=False)
+        for finding in findings:
+            table.add_row(Text(finding.level, style=LEVEL_STYLES[finding.level]), finding.what, finding.text)
+        out.print(table)
+    if any(finding.level == "fail" for finding in findings):
+        raise typer.Exit(EXIT_FAILED)
+
+
+@models_app.command("list")
+def models_list(profile: ProfileOption = "", settings_: SetOption = None, as_json: JsonOption = False) -> None:
+    """List model cards, which tasks they do here, and the vocabulary of small ones."""
+    settings = _settings(profile, settings_)
+    cards = load_cards(settings)
+    if as_json:
+        print(json.dumps([card.model_dump(mode="json") for card in cards.values()], ensure_ascii=False))
+        return
+    cast = casting(settings, cards)
+    for card in cards.values():
+        used = [task.value for task, chosen in cast.items() if chosen.name == card.name]
+        out.print(f"[bold]{card.name}[/bold]  {card.title}", highlight=False)
+        out.print(f"  does {', '.join(card.tasks)}" + (f"; used here for {', '.join(used)}" if used else ""),
+                  highlight=False)
+        default = card.defaults
+        out.print(f"  {default.width_px}x{default.height_px}, {default.frames} frames at {default.fps:g} fps, "
+                  f"{default.steps} steps; {card.resources.num_gpus:g} GPU per replica", highlight=False)
+        if card.world:
+            out.print("  it knows only these words:", highlight=False)
+            for line in card.world.describe().splitlines():
+                out.print(f"    {line}", highlight=False)
+    out.print("choose with --set models.text_to_video=NAME; your own cards: --set models.card_dirs=[DIR]",
+              style="dim", highlight=False)
+
+
+@profile_app.command("show")
+def profile_show(profile: ProfileOption = "", settings_: SetOption = None, as_json: JsonOption = False) -> None:
+    """Print the settings in force: defaults, profile, environment, --set."""
+    tree = _settings(profile, settings_).model_dump(mode="json")
+    if as_json:
+        print(json.dumps(tree))
+        return
+    print(yaml.safe_dump(tree, sort_keys=False), end="")
+    err.print(f"shipped profiles: {', '.join(profile_names())}", style="dim", highlight=False)
+
+
+def main() -> None:
+    """Entry point: errors that reelray raises on purpose become one clear message and an exit code."""
+    try:
+        app()
+    except InvalidDocument as error:
+        _refuse(str(error))
+    except SettingsError as error:
+        _refuse(str(error))
+    except ReelrayError as error:
+        err.print(str(error), style="red", markup=False, highlight=False)
+        raise SystemExit(EXIT_INPUT if error.fault is Fault.CALLER else EXIT_FAILED) from None
+
+
+def _settings(profile: str, overrides: list[str] | None) -> Settings:
+    return load_settings(profile, overrides or ())
+
+
+def _workplace(profile: str, overrides: list[str] | None) -> Workplace:
+    settings = _settings(profile, overrides)
+    prepare_environment(settings)
+    from serve_app.workplace import open_workplace
+
+    return open_workplace(settings)
+
+
+def _screen(as_json: bool) -> Screen:
+    from serve_app.screen import JsonScreen, LiveScreen, PlainScreen
+
+    if as_json:
+        return JsonScreen(sys.stdout)
+    return LiveScreen(out) if out.is_terminal else PlainScreen(sys.stdout)
+
+
+def _finish(run: Callable[[], JobView], place: Workplace, output: Path, screen: Screen) -> None:
+    """See a job through, say how it ended, print the film's path last."""
+    from serve_app.render import Interrupted, deliver
+    from serve_app.screen import JsonScreen, summary
+
+    try:
+        view = run()
+    except Interrupted:
+        screen.close()
+        err.print("stopped; finished shots are kept, the same command goes on", style="yellow")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    finally:
+        screen.close()
+    path = deliver(view, place, output)
+    if isinstance(screen, JsonScreen):
+        screen.result(view, path)
+    else:
+        _print_problems(view)
+        out.print(f"{view.status.value}: {summary(view)}", highlight=False)
+        if path is not None:
+            print(path)
+    if view.status is not JobStatus.SUCCEEDED:
+        raise typer.Exit(EXIT_PARTIAL if path else EXIT_FAILED)
+
+
+def _print_problems(view: JobView) -> None:
+    for warning in view.warnings:
+        err.print(f"note: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    for name, problem in view.errors.items():
+        err.print(f"{name}: {problem}", style="red", markup=False, highlight=False, soft_wrap=True)
+    if view.errors and view.status.is_terminal:
+        err.print(f"`reelray retry {view.id}` renders what is missing; `reelray log {view.id}` tells more", style="dim",
+                  highlight=False)
+
+
+def _refuse(problem: str) -> NoReturn:
+    err.print(problem, style="red", markup=False, highlight=False, soft_wrap=True)
+    raise SystemExit(EXIT_INPUT)

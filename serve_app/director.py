@@ -1,0 +1,115 @@
+"""The Director: walks the jobs it has leased, and sends every ready node where it can run. Knows no Ray.
+
+Holds nothing that the database does not hold too: kill it at any moment and the next one continues.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from workflows.dispatch import Dispatcher
+from workflows.durable.engine import Engine
+from workflows.stages.story import story
+
+from configs.load import casting, load_cards
+from configs.model_card import ModelCard, Task
+from configs.settings import Settings
+from workflows.durable.ledger import Ledger
+from workflows.ports import ArtifactStore, MediaWorker, Model, Step
+from workflows.stages.render import clip, keyframe
+from workflows.types import NodeCall, NodeKind, NodeResult
+
+log = logging.getLogger(__name__)
+
+PREFETCH = 2
+"""Calls in flight per replica: one on the GPU, one waiting beside it, so that the GPU never waits for an RPC."""
+CPU_LANE = "cpu"
+
+
+class Board(Protocol):
+    """What the Director needs of the ProgressActor; every call is a hint that may be lost."""
+
+    def cancel(self, job_id: str) -> None:
+        """Stop calls of this job whose caller is gone."""
+
+    def forget(self, job_id: str) -> None:
+        """Drop a job's records."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ports:
+    """Everything outside the Director, put in by `serve_app.app` or by a test."""
+
+    ledger: Ledger
+    store: ArtifactStore
+    models: Mapping[str, Model]
+    """By card name."""
+    media: MediaWorker
+    board: Board
+
+
+class Director:
+    """Runs jobs until it is stopped."""
+
+    def __init__(self, settings: Settings, ports: Ports, *, only: frozenset[str] | None = None) -> None:
+        """`only` restricts it to these job ids; needs a running event loop."""
+        self._settings = settings
+        self._ports = ports
+        self._cast = casting(settings, load_cards(settings))
+        self._engine = Engine(
+            ports.ledger, self._steps(), store=ports.store,
+            dispatcher=Dispatcher(lane_capacity(settings, self._cast)), settings=settings.engine, only=only)
+        self._running = asyncio.get_running_loop().create_task(self._engine.run(), name="engine")
+
+    async def wake(self) -> None:
+        """Look for new jobs now rather than at the next poll."""
+        self._engine.wake()
+
+    async def cancel(self, job_id: str) -> None:
+        """Stop a job: its nodes on GPUs end at their next denoising step. Raises UnknownJob."""
+        await asyncio.to_thread(self._ports.ledger.cancel, job_id)
+        self._engine.wake()
+        await asyncio.to_thread(self._ports.board.cancel, job_id)
+
+    async def retry(self, job_id: str, selection: tuple[str, ...] = (), force: bool = False) -> tuple[str, ...]:
+        """Open a finished job again; returns the ids of the nodes that will run (see `Ledger.rerun`)."""
+        chosen = await asyncio.to_thread(self._ports.ledger.rerun, job_id, selection, force)
+        await asyncio.to_thread(self._ports.board.forget, job_id)
+        self._engine.wake()
+        return chosen
+
+    async def stop(self) -> None:
+        """Hand everything back: running nodes become pending again, leases are released."""
+        await self._engine.stop()
+        await asyncio.wait([self._running])
+
+    async def check_health(self) -> None:
+        """Raise when the engine has ended without being asked to."""
+        if self._running.done() and not self._running.cancelled() and (error := self._running.exception()):
+            raise RuntimeError(f"the engine stopped: {type(error).__name__}: {error}")
+
+    # -- steps: the stages with their ports in place -------------------------------------------------------------
+
+    def _steps(self) -> dict[NodeKind, Step]:
+        media = self._ports.media.run
+        return {NodeKind.STORY: self._story, NodeKind.KEYFRAME: self._keyframe, NodeKind.CLIP: self._clip,
+                NodeKind.INTERPOLATE: media, NodeKind.CAPTION: media, NodeKind.COMPOSE: media}
+
+    async def _story(self, call: NodeCall) -> NodeResult:
+        return await story(call, self._cast, self._ports.store)
+
+    async def _keyframe(self, call: NodeCall) -> NodeResult:
+        return await keyframe(call, self._ports.models[str(call.payload["card"])])
+
+    async def _clip(self, call: NodeCall) -> NodeResult:
+        return await clip(call, self._ports.models[str(call.payload["card"])])
+
+
+def lane_capacity(settings: Settings, cast: Mapping[Task, ModelCard]) -> dict[str, int]:
+    """Calls in flight per lane: twice the replicas of each card, and the CPU slots."""
+    lanes = {card.name: PREFETCH * settings.models.replica_of(card.name).replicas for card in cast.values()}
+    return {**lanes, CPU_LANE: settings.cpu_slots}

@@ -1,0 +1,130 @@
+"""`reelray doctor`: one finding per thing a render needs, each with what to do about it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import imageio_ffmpeg
+import numpy as np
+
+from configs.load import SettingsError, casting, load_cards
+from configs.model_card import ModelCard
+from configs.settings import Settings
+from serve_app.models.pipelines import resolve_repo
+from workflows.durable.ledger import Ledger
+from workflows.errors import ReelrayError
+from workflows.store import Store
+from workflows.types import Json, MediaType, digest
+
+PACKAGES = ("reelray", "ray", "torch", "diffusers", "transformers", "av", "opencv-python-headless", "sqlalchemy")
+LOW_DISK_GB = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that was looked at."""
+
+    level: Literal["ok", "note", "fail"]
+    what: str
+    text: str
+
+    def to_json(self) -> dict[str, Json]:
+        """As plain data."""
+        return {"level": self.level, "what": self.what, "text": self.text}
+
+
+def examine(settings: Settings) -> list[Finding]:
+    """Look at everything; a check that raises becomes a finding, never a traceback."""
+    findings: list[Finding] = []
+    for what, check in CHECKS.items():
+        try:
+            findings.extend(check(settings))
+        except (ReelrayError, SettingsError, OSError, RuntimeError, ValueError) as error:
+            findings.append(Finding(level="fail", what=what, text=str(error)))
+    return findings
+
+
+def _versions(_: Settings) -> Iterator[Finding]:
+    text = ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
+    yield Finding(level="ok", what="versions", text=text)
+
+
+def _gpu(settings: Settings) -> Iterator[Finding]:
+    import torch  # seconds to import; only this check needs it
+
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            memory_gb = torch.cuda.get_device_properties(index).total_memory / 1e9
+            name = torch.cuda.get_device_name(index)
+            yield Finding(level="ok", what="GPU", text=f"{index}: {name}, {memory_gb:.0f} GB")
+    elif settings.models.device == "cuda":
+        yield Finding(level="fail", what="GPU", text="models.device is cuda but torch sees no GPU; install the driver and "
+                      "a CUDA build of torch, or use --profile laptop")
+    else:
+        yield Finding(level="note", what="GPU", text=f"none seen by torch {torch.__version__}; models run on the CPU "
+                      f"({os.cpu_count()} cores)")
+
+
+def _video_tools(_: Settings) -> Iterator[Finding]:
+    yield Finding(level="ok", what="ffmpeg", text=imageio_ffmpeg.get_ffmpeg_version())
+    canvas = np.zeros((40, 80, 3), np.uint8)
+    cv2.putText(canvas, "第一幕", (2, 30), (255, 255, 255), cv2.FontFace("uni"), 20, 400)
+    if canvas.any():
+        yield Finding(level="ok", what="fonts", text="captions in Latin and CJK scripts")
+    else:
+        yield Finding(level="fail", what="fonts", text="OpenCV carries no font for CJK captions; install "
+                      "opencv-python-headless 5 and no other OpenCV")
+
+
+def _state(settings: Settings) -> Iterator[Finding]:
+    ledger = Ledger(settings.database)
+    started = time.perf_counter()
+    page = ledger.jobs(limit=1)
+    took_ms = (time.perf_counter() - started) * 1000
+    ledger.close()
+    yield Finding(level="ok" if took_ms < 200 else "note", what="database",
+                  text=f"{_without_password(settings.database)}, answered in {took_ms:.0f} ms"
+                  + ("" if page.jobs else ", no jobs yet"))
+
+
+def _store(settings: Settings) -> Iterator[Finding]:
+    with tempfile.TemporaryDirectory() as scratch:
+        source = Path(scratch) / "probe.json"
+        source.write_text("{}")
+        # Committed under a fixed key, so that a thousand examinations leave one tiny file.
+        store = Store(settings.store, cache_dir=Path(scratch))
+        artifact = store.put(digest("doctor")[:32], source, media_type=MediaType.JSON, manifest={})
+        store.fetch(artifact)
+    yield Finding(level="ok", what="store", text=f"{settings.store}: written and read back")
+    free_gb = shutil.disk_usage(settings.data_dir.expanduser()).free / 1e9
+    yield Finding(level="ok" if free_gb > LOW_DISK_GB else "note", what="disk", text=f"{free_gb:.0f} GB free")
+
+
+def _cards(settings: Settings) -> Iterator[Finding]:
+    cards: dict[str, ModelCard] = {card.name: card for card in casting(settings, load_cards(settings)).values()}
+    for card in cards.values():
+        if card.loader != "diffusers":
+            continue
+        path = resolve_repo(card)
+        size_mb = sum(file.stat().st_size for file in Path(path).rglob("*.safetensors")) / 1e6
+        yield Finding(level="ok", what="model", text=f"{card.name}: {size_mb:.0f} MB of weights at {path}")
+
+
+def _without_password(url: str) -> str:
+    head, separator, tail = url.rpartition("@")
+    return f"{head.partition('://')[0]}://...{separator}{tail}" if separator else url
+
+
+CHECKS: dict[str, Callable[[Settings], Iterator[Finding]]] = {
+    "versions": _versions, "GPU": _gpu, "video tools": _video_tools, "database": _state, "store": _store,
+    "models": _cards,
+}

@@ -1,0 +1,81 @@
+"""DeploymentHandle -> port: one RPC, and Ray's own failures turned into ours, once.
+
+| what Ray raises                                   | what a stage sees                                             |
+|---------------------------------------------------|---------------------------------------------------------------|
+| RayTaskError around one of our errors             | that error                                                    |
+| ActorDiedError, ActorUnavailableError, node death | ReplicaLost (free retry; counts towards poison)               |
+| BackPressureError, replica drained under the call | Overloaded (free retry)                                       |
+| anything else                                     | ModelFailed with the remote exception's type and text         |
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+from ray.exceptions import RayActorError, RayError, RayTaskError, TaskCancelledError
+from ray.serve.exceptions import BackPressureError, RequestCancelledError
+from ray.serve.handle import DeploymentHandle, DeploymentResponse
+
+from workflows.errors import ModelFailed, Overloaded, ReelrayError, ReplicaLost
+from workflows.ports import Model, RenderCall
+from workflows.types import NodeCall, NodeResult
+
+
+class ModelHandle:
+    """A model deployment as the port that stages know."""
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        """Wrap the handle of one card's deployment."""
+        self._handle = handle
+
+    async def image(self, call: RenderCall) -> NodeResult:
+        """Text to one picture."""
+        return await _result(self._handle.image.remote(call), call.node_id)
+
+    async def clip(self, call: RenderCall) -> NodeResult:
+        """Text, or text and first frame, to one clip."""
+        return await _result(self._handle.clip.remote(call), call.node_id)
+
+
+class MediaHandle:
+    """The media deployment as the port that stages know."""
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        """Wrap the handle."""
+        self._handle = handle
+
+    async def run(self, call: NodeCall) -> NodeResult:
+        """One CPU node."""
+        return await _result(self._handle.run.remote(call), call.node_id)
+
+
+def model_handles(handles: Mapping[str, DeploymentHandle]) -> dict[str, Model]:
+    """Ports by card name."""
+    return {card: ModelHandle(handle) for card, handle in handles.items()}
+
+
+async def _result(response: DeploymentResponse, node_id: str) -> NodeResult:
+    try:
+        result: NodeResult = await response
+    except asyncio.CancelledError:
+        response.cancel()  # reaches the replica's coroutine, which stops the GPU between two steps
+        raise
+    except RayTaskError as error:
+        original = error.cause
+        if isinstance(original, ReelrayError):
+            raise original from None
+        raise ModelFailed(node_id=node_id, reason=f"{type(original).__name__}: {original}"[:500]) from None
+    except BackPressureError as error:
+        raise Overloaded(node_id=node_id, reason=str(error)[:500]) from None
+    except (RequestCancelledError, TaskCancelledError):
+        raise Overloaded(node_id=node_id, reason="the replica was stopped and gave the call back") from None
+    except RayActorError as error:
+        raise ReplicaLost(node_id=node_id, reason=_first_line(error)) from None
+    except RayError as error:
+        raise ReplicaLost(node_id=node_id, reason=f"{type(error).__name__}: {_first_line(error)}") from None
+    return result
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

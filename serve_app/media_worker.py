@@ -1,0 +1,72 @@
+"""MediaWorker: runs the CPU stages on threads of its own, with progress, cancel and deadline. Knows no Serve."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from workflows.media.encode import EncodeOptions
+
+from configs.settings import MediaSettings
+from workflows.errors import DeadlineExceeded, RenderCancelled
+from workflows.ports import ArtifactStore, ProgressSink
+from workflows.stages.finish import Finisher
+from workflows.types import NodeCall, NodeResult, Phase, ProgressRecord
+
+
+class MediaWorker:
+    """Captions, interpolations and compositions, `slots` at a time."""
+
+    def __init__(self, media: MediaSettings, store: ArtifactStore, sink: ProgressSink, *, slots: int) -> None:
+        """`slots` threads; frames are decoded, changed and encoded in C, which releases the interpreter."""
+        self._finisher = Finisher(store, EncodeOptions(crf=media.crf, preset=media.preset, gop_s=media.gop_s))
+        self._sink = sink
+        self._threads = ThreadPoolExecutor(slots, thread_name_prefix="media")
+        self._running: dict[tuple[str, str], threading.Event] = {}
+
+    async def run(self, call: NodeCall) -> NodeResult:
+        """One interpolate, caption or compose node; a cancelled call stops at the next frame."""
+        stop = threading.Event()
+        self._running[call.job_id, call.node_id] = stop
+        work = asyncio.get_running_loop().run_in_executor(self._threads, self._finish, call, stop)
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            stop.set()
+            await asyncio.wait([work])  # the slot stays taken until the thread is free
+            raise
+        finally:
+            self._running.pop((call.job_id, call.node_id), None)
+
+    def cancel_job(self, job_id: str) -> None:
+        """Stop this job's calls, also those whose caller is gone. Callable from any thread."""
+        for (running_job, _), stop in list(self._running.items()):
+            if running_job == job_id:
+                stop.set()
+
+    def _finish(self, call: NodeCall, stop: threading.Event) -> NodeResult:
+        watch = _Watch(call, stop, self._sink)
+        watch(0, 1)
+        return self._finisher.run(call, watch)
+
+
+class _Watch:
+    """Progress callback of one call."""
+
+    def __init__(self, call: NodeCall, stop: threading.Event, sink: ProgressSink) -> None:
+        self._call, self._stop, self._sink = call, stop, sink
+        self._n = 0
+
+    def __call__(self, done: int, total: int) -> None:
+        call = self._call
+        if self._stop.is_set():
+            raise RenderCancelled(node_id=call.node_id, reason="cancelled")
+        if time.time() > call.deadline_s:
+            raise DeadlineExceeded(node_id=call.node_id, reason=f"not finished at frame {done} of {total}")
+        self._n += 1
+        self._sink.update(ProgressRecord(
+            job_id=call.job_id, node_id=call.node_id, shot_id=call.shot_id, attempt=call.attempt, n=self._n,
+            phase=Phase.SAVING, step=done, total_steps=total, timestep=0.0, fraction=done / max(total, 1),
+            at_s=time.time()), urgent=self._n == 1)

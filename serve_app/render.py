@@ -1,0 +1,107 @@
+"""`reelray render`: one film, embedded, from the document to the file. Survives Ctrl-C: the same command goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import signal
+import uuid
+from collections.abc import Collection
+from pathlib import Path
+
+from serve_app.screen import Screen
+from serve_app.session import Session
+from serve_app.watch import Watcher
+from serve_app.workplace import Workplace
+from workflows.durable.rows import NewJob
+from workflows.errors import JobConflict
+from workflows.status import JobView, job_view
+from workflows.types import JobStatus, NodeStatus
+
+
+class Interrupted(Exception):
+    """Ctrl-C: everything was handed back and the job waits."""
+
+
+def render(job: NewJob, place: Workplace, screen: Screen) -> JobView:
+    """Submit `job` (or find it again) and see it through; returns its last view.
+
+    A job that already succeeded costs nothing; one that failed or was cancelled runs again where it has no result.
+    Raises Interrupted on Ctrl-C.
+    """
+    place.ledger.submit(job)
+    reopen(job.id, place, screen)
+    return run_to_end(job.id, place, screen)
+
+
+def reopen(job_id: str, place: Workplace, screen: Screen, selection: Collection[str] = (), force: bool = False) -> None:
+    """Make a finished job run again where it has no result, or where its files are gone, or where asked to."""
+    if not place.ledger.job(job_id).status.is_terminal:
+        return
+    lost = [node.id for node in place.ledger.nodes(job_id)
+            if node.status is NodeStatus.SUCCEEDED and (node.artifact is None or not place.store.exists(node.artifact))]
+    chosen = place.ledger.rerun(job_id, tuple(selection) or tuple(lost), force)
+    if chosen:
+        screen.note(f"running again: {', '.join(chosen)}")
+
+
+def run_to_end(job_id: str, place: Workplace, screen: Screen) -> JobView:
+    """Run an open job with an application of its own; a finished one is only shown."""
+    job = place.ledger.job(job_id)
+    if job.status.is_terminal:
+        view = job_view(job, place.ledger.nodes(job_id))
+        screen.show(view)
+        return view
+    models = place.settings.models
+    names = ", ".join(dict.fromkeys((models.text_to_image, models.text_to_video, models.image_to_video)))
+    screen.note(f"starting Ray and loading {names} ...")
+    session = Session(place.settings, only=[job_id])
+    try:
+        if session.dashboard:
+            screen.note(f"Ray dashboard: http://{session.dashboard}")
+        return asyncio.run(_follow(job_id, place, session, screen))
+    finally:
+        session.close()
+
+
+async def _follow(job_id: str, place: Workplace, session: Session, screen: Screen) -> JobView:
+    stop = asyncio.Event()
+    with contextlib.suppress(NotImplementedError):  # no signal handlers on this platform's loop
+        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop.set)
+    watch = asyncio.create_task(_watch(job_id, place, session, screen))
+    stopped = asyncio.create_task(stop.wait())
+    await asyncio.wait([watch, stopped], return_when=asyncio.FIRST_COMPLETED)
+    # A second Ctrl-C from here on ends the process the hard way; the job survives that too.
+    asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
+    if watch.done():
+        stopped.cancel()
+        return watch.result()
+    watch.cancel()
+    raise Interrupted
+
+
+async def _watch(job_id: str, place: Workplace, session: Session, screen: Screen) -> JobView:
+    await session.wake()
+    view: JobView | None = None
+    async with Watcher(place.ledger, job_id, session.observer) as watcher:
+        async for view in watcher.views():
+            screen.show(view)
+    if view is None:
+        raise JobConflict(job_id=job_id, problem="it vanished from the database")
+    return view
+
+
+def deliver(view: JobView, place: Workplace, output: Path) -> Path | None:
+    """Copy the film to where it was asked for, atomically; None when there is no film."""
+    if view.result is None or view.status not in {JobStatus.SUCCEEDED, JobStatus.PARTIAL}:
+        return None
+    source = place.store.fetch(view.result)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    scratch = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        shutil.copyfile(source, scratch)
+        scratch.replace(output)
+    finally:
+        scratch.unlink(missing_ok=True)
+    return output

@@ -1,0 +1,53 @@
+"""The two stages that need a model: a keyframe and a clip. Knows what a call is made of, not where the model runs."""
+
+from __future__ import annotations
+
+from workflows.ports import Model, RenderCall
+from workflows.types import Artifact, Json, NodeCall, NodeResult
+
+
+async def keyframe(call: NodeCall, model: Model) -> NodeResult:
+    """Text to one picture, the first frame of a clip."""
+    return await model.image(render_call(call))
+
+
+async def clip(call: NodeCall, model: Model) -> NodeResult:
+    """Text, or text and a first frame, to a clip.
+
+    The first frame is what the node depends on (a keyframe, or the clip whose last frame this one continues), or else
+    the picture in its payload.
+    """
+    return await model.clip(render_call(call))
+
+
+def render_call(call: NodeCall) -> RenderCall:
+    """The model's part of a node call; KeyError or ValueError only if the plan wrote a payload it never writes."""
+    p = call.payload
+    return RenderCall(
+        job_id=call.job_id, node_id=call.node_id, shot_id=call.shot_id, attempt=call.attempt, key=call.key,
+        deadline_s=call.deadline_s, card=str(p["card"]), card_digest=str(p["card_digest"]), prompt=str(p["prompt"]),
+        negative_prompt=str(p["negative_prompt"]), width_px=integer(p["width_px"]), height_px=integer(p["height_px"]),
+        frames=integer(p["frames"]), fps=number(p["fps"]), steps=integer(p["steps"]), guidance=number(p["guidance"]),
+        seed=integer(p["seed"]) + call.generation, first_frame=_first_frame(call),
+    )
+
+
+def _first_frame(call: NodeCall) -> Artifact | None:
+    for artifact in call.inputs.values():
+        return artifact
+    picture = call.payload.get("image")
+    return Artifact.from_json(picture) if isinstance(picture, dict) else None
+
+
+def integer(value: Json) -> int:
+    """A whole number out of a payload."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"payload holds {value!r} where a whole number belongs")
+    return value
+
+
+def number(value: Json) -> float:
+    """A number out of a payload."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"payload holds {value!r} where a number belongs")
+    return float(value)

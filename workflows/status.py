@@ -1,0 +1,167 @@
+"""What users see of a job: rows of the database and live steps, joined. Pure: knows neither database nor actor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from workflows.durable.rows import JobRow, NodeRow
+from workflows.progress import NodeShare, job_fraction
+from workflows.types import Artifact, JobStatus, Json, NodeKind, NodeStatus, Priority, ProgressRecord, Stage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeView:
+    """One node as users see it."""
+
+    id: str
+    kind: NodeKind
+    stage: Stage
+    status: NodeStatus
+    attempt: int
+    cached: bool
+    step: int
+    """Denoising steps finished by the running attempt."""
+    total_steps: int
+    timestep: float
+    progress: float
+    """0..1."""
+    message: str
+    """`diffusion step 12/50 (timestep 760.00)`, the error's text, or empty."""
+    seconds: float
+    """How long the node took; 0 until it is done."""
+    artifact: Artifact | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShotView:
+    """One shot: its nodes, and the status of the whole."""
+
+    id: str
+    status: NodeStatus
+    progress: float
+    nodes: tuple[NodeView, ...]
+
+    @property
+    def current(self) -> NodeView:
+        """The node to show: the one that runs, else the one that failed, else the last that did anything."""
+        for wanted in (NodeStatus.RUNNING, NodeStatus.FAILED):
+            for node in self.nodes:
+                if node.status is wanted:
+                    return node
+        done = [node for node in self.nodes if node.status is not NodeStatus.PENDING]
+        return done[-1] if done else self.nodes[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobView:
+    """A job as users see it."""
+
+    id: str
+    title: str
+    status: JobStatus
+    stage: Stage
+    progress: float
+    """0..1, never falls; 1.0 only when the job is over."""
+    priority: Priority
+    created_at_s: float
+    started_at_s: float | None
+    finished_at_s: float | None
+    shots: tuple[ShotView, ...]
+    film: tuple[NodeView, ...]
+    """Nodes that belong to no shot: story, compose."""
+    warnings: tuple[str, ...]
+    errors: Mapping[str, str]
+    """Shot or node id -> why it failed."""
+
+    @property
+    def result(self) -> Artifact | None:
+        """The film, once it is composed."""
+        for node in self.film:
+            if node.kind is NodeKind.COMPOSE:
+                return node.artifact if node.status is NodeStatus.SUCCEEDED else None
+        return None
+
+    def to_json(self) -> dict[str, Json]:
+        """As plain data, with the field names of the status reply."""
+        return {
+            "id": self.id, "title": self.title, "status": self.status.value, "stage": self.stage.value,
+            "progress": round(self.progress, 4), "priority": self.priority.value, "created_at": self.created_at_s,
+            "started_at": self.started_at_s, "finished_at": self.finished_at_s,
+            "shots": [_shot_json(shot) for shot in self.shots], "film": [_node_json(node) for node in self.film],
+            "warnings": list(self.warnings), "errors": dict(self.errors),
+            "video": self.result.to_json() if self.result else None,
+        }
+
+
+def job_view(job: JobRow, nodes: Sequence[NodeRow], live: Mapping[str, ProgressRecord] | None = None,
+             floor: float = 0.0) -> JobView:
+    """Join a job's rows with the newest live record of each running node (by node id).
+
+    `floor` is the progress shown before (0..1). Records of an attempt other than the row's are ignored.
+    """
+    live = live or {}
+    views = {node.id: _node_view(node, live.get(node.id)) for node in nodes}
+    shares = [NodeShare(cost=node.cost, status=node.status, fraction=views[node.id].progress) for node in nodes]
+    shot_ids = dict.fromkeys(node.shot_id for node in nodes if node.shot_id)
+    return JobView(
+        id=job.id, title=job.title, status=job.status, stage=_stage(nodes, job.status), priority=job.priority,
+        progress=job_fraction(shares, finished=job.status.is_terminal, floor=floor),
+        created_at_s=job.created_at_s, started_at_s=job.started_at_s, finished_at_s=job.finished_at_s,
+        shots=tuple(_shot_view(shot_id, [views[n.id] for n in nodes if n.shot_id == shot_id]) for shot_id in shot_ids),
+        film=tuple(views[node.id] for node in nodes if not node.shot_id),
+        warnings=job.warnings,
+        errors={n.shot_id or n.id: n.error.message for n in nodes if n.status is NodeStatus.FAILED and n.error},
+    )
+
+
+def _node_view(node: NodeRow, record: ProgressRecord | None) -> NodeView:
+    running = node.status is NodeStatus.RUNNING
+    if record and (not running or record.attempt != node.attempt):
+        record = None
+    message = node.error.message if node.error and node.status is NodeStatus.FAILED else record.text() if record else ""
+    ended = node.finished_at_s is not None and node.started_at_s is not None and node.status.is_terminal
+    return NodeView(
+        id=node.id, kind=node.kind, stage=node.kind.stage, status=node.status, attempt=node.attempt, cached=node.cached,
+        step=record.step if record else 0, total_steps=record.total_steps if record else 0,
+        timestep=record.timestep if record else 0.0,
+        progress=1.0 if node.status.is_terminal else record.fraction if record else 0.0, message=message,
+        seconds=(node.finished_at_s or 0.0) - (node.started_at_s or 0.0) if ended else 0.0, artifact=node.artifact,
+    )
+
+
+def _shot_view(shot_id: str, nodes: list[NodeView]) -> ShotView:
+    statuses = {node.status for node in nodes}
+    order = (NodeStatus.RUNNING, NodeStatus.FAILED, NodeStatus.CANCELLED, NodeStatus.SKIPPED, NodeStatus.PENDING)
+    status = next((status for status in order if status in statuses), NodeStatus.SUCCEEDED)
+    if status is NodeStatus.PENDING and NodeStatus.SUCCEEDED in statuses:
+        status = NodeStatus.RUNNING  # between two nodes of the shot
+    return ShotView(id=shot_id, status=status, nodes=tuple(nodes),
+                    progress=sum(node.progress for node in nodes) / len(nodes))
+
+
+def _stage(nodes: Sequence[NodeRow], status: JobStatus) -> Stage:
+    """The earliest stage with open work; the last stage once the job is over."""
+    if not status.is_terminal:
+        for stage in Stage:
+            if any(node.kind.stage is stage and not node.status.is_terminal for node in nodes):
+                return stage
+    return Stage.COMPOSITION
+
+
+def _node_json(node: NodeView) -> dict[str, Json]:
+    return {
+        "id": node.id, "kind": node.kind.value, "stage": node.stage.value, "status": node.status.value,
+        "attempt": node.attempt, "cached": node.cached, "step": node.step, "total_steps": node.total_steps,
+        "timestep": node.timestep, "progress": round(node.progress, 4), "message": node.message,
+        "seconds": round(node.seconds, 3), "artifact": node.artifact.to_json() if node.artifact else None,
+    }
+
+
+def _shot_json(shot: ShotView) -> dict[str, Json]:
+    current = shot.current
+    return {
+        "id": shot.id, "status": shot.status.value, "progress": round(shot.progress, 4), "step": current.step,
+        "total_steps": current.total_steps, "timestep": current.timestep, "attempt": current.attempt,
+        "message": current.message, "nodes": [_node_json(node) for node in shot.nodes],
+    }
