@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 
 from ray import serve
@@ -25,15 +24,17 @@ APP_NAME = "reelray"
 ROUTER = RequestRouterConfig(initial_backoff_s=0.01, max_backoff_s=0.05)
 
 
-def build(settings: Settings, *, cluster: Mapping[str, float], only: Iterable[str] = ()) -> serve.Application:
+def build(settings: Settings, *, cluster: Mapping[str, float], only: Iterable[str] = (),
+          model: type = ModelDeployment) -> serve.Application:
     """The application for these settings on a cluster with these total resources (`ray.cluster_resources()`).
 
     `only` restricts the Director to these job ids. Raises SettingsError for cards, and ImpossibleResources when a
-    replica could never start: Serve itself would wait for ever.
+    replica could never start: Serve itself would wait for ever. `model(card, settings)` is the class behind every card;
+    benchmarks and failure tests put another one there.
     """
     cards = {card.name: card for card in casting(settings, load_cards(settings)).values()}
     check_resources(settings, cards.values(), cluster)
-    models = {name: _model(card, settings, cluster) for name, card in cards.items()}
+    models = {name: _model(model, card, settings, cluster) for name, card in cards.items()}
     media = serve.deployment(
         MediaDeployment, name="media", max_ongoing_requests=settings.cpu_slots, graceful_shutdown_timeout_s=5,
         ray_actor_options={"num_cpus": 0.5},
@@ -72,15 +73,12 @@ def gpus_of(card: ModelCard, settings: Settings, cluster: Mapping[str, float]) -
     return card.resources.num_gpus if asked is None else asked
 
 
-def _model(card: ModelCard, settings: Settings, cluster: Mapping[str, float]) -> serve.Application:
+def _model(model: type, card: ModelCard, settings: Settings, cluster: Mapping[str, float]) -> serve.Application:
     replicas = settings.models.replica_of(card.name)
     num_cpus = card.resources.num_cpus if replicas.num_cpus is None else replicas.num_cpus
-    threads = settings.models.torch_threads or max(1, (os.cpu_count() or 1) // replicas.replicas)
     return serve.deployment(
-        ModelDeployment, name=f"model-{card.name}", num_replicas=replicas.replicas, max_ongoing_requests=PREFETCH,
+        model, name=f"model-{card.name}", num_replicas=replicas.replicas, max_ongoing_requests=PREFETCH,
         health_check_period_s=2, graceful_shutdown_timeout_s=settings.models.drain_s,
         graceful_shutdown_wait_loop_s=0.2, request_router_config=ROUTER,
-        ray_actor_options={"num_gpus": gpus_of(card, settings, cluster), "num_cpus": num_cpus,
-                           # Ray sets one thread for small CPU requests; a model on the CPU needs its share.
-                           "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(threads)}}},
+        ray_actor_options={"num_gpus": gpus_of(card, settings, cluster), "num_cpus": num_cpus},
     ).bind(card, settings)

@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from workflows.dispatch import Dispatcher
@@ -77,7 +78,7 @@ class Director:
 
     async def retry(self, job_id: str, selection: tuple[str, ...] = (), force: bool = False) -> tuple[str, ...]:
         """Open a finished job again; returns the ids of the nodes that will run (see `Ledger.rerun`)."""
-        chosen = await asyncio.to_thread(self._ports.ledger.rerun, job_id, selection, force)
+        chosen = await asyncio.to_thread(partial(self._ports.ledger.rerun, job_id, selection, force=force))
         await asyncio.to_thread(self._ports.board.forget, job_id)
         self._engine.wake()
         return chosen

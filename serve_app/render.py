@@ -17,7 +17,7 @@ from serve_app.workplace import Workplace
 from workflows.durable.rows import NewJob
 from workflows.errors import JobConflict
 from workflows.status import JobView, job_view
-from workflows.types import JobStatus, NodeStatus
+from workflows.types import JobStatus
 
 
 class Interrupted(Exception):
@@ -39,9 +39,9 @@ def reopen(job_id: str, place: Workplace, screen: Screen, selection: Collection[
     """Make a finished job run again where it has no result, or where its files are gone, or where asked to."""
     if not place.ledger.job(job_id).status.is_terminal:
         return
-    lost = [node.id for node in place.ledger.nodes(job_id)
-            if node.status is NodeStatus.SUCCEEDED and (node.artifact is None or not place.store.exists(node.artifact))]
-    chosen = place.ledger.rerun(job_id, tuple(selection) or tuple(lost), force)
+    nodes = place.ledger.nodes(job_id)
+    without = [node.id for node in nodes if node.artifact is None or not place.store.exists(node.artifact)]
+    chosen = place.ledger.rerun(job_id, tuple(selection) or tuple(without), force=force)
     if chosen:
         screen.note(f"running again: {', '.join(chosen)}")
 

@@ -110,9 +110,15 @@ def job_view(job: JobRow, nodes: Sequence[NodeRow], live: Mapping[str, ProgressR
         created_at_s=job.created_at_s, started_at_s=job.started_at_s, finished_at_s=job.finished_at_s,
         shots=tuple(_shot_view(shot_id, [views[n.id] for n in nodes if n.shot_id == shot_id]) for shot_id in shot_ids),
         film=tuple(views[node.id] for node in nodes if not node.shot_id),
-        warnings=job.warnings,
+        warnings=tuple(dict.fromkeys((*_planned_warnings(job), *job.warnings))),
         errors={n.shot_id or n.id: n.error.message for n in nodes if n.status is NodeStatus.FAILED and n.error},
     )
+
+
+def _planned_warnings(job: JobRow) -> tuple[str, ...]:
+    """What was said when the job was submitted (its document keeps it)."""
+    said = job.document.get("warnings")
+    return tuple(str(text) for text in said) if isinstance(said, list) else ()
 
 
 def _node_view(node: NodeRow, record: ProgressRecord | None) -> NodeView:

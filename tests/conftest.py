@@ -1,0 +1,19 @@
+"""Shared by every tier: the environment that ray and torch read while they are imported."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import tempfile
+from pathlib import Path
+
+# Ray decides while it is imported whether it signs its calls; a cluster without that runs anybody's code.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+if "RAY_AUTH_TOKEN_PATH" not in os.environ:
+    token = Path(tempfile.mkdtemp(prefix="reelray-token-")) / "token"
+    token.write_text(secrets.token_hex(32))
+    token.chmod(0o600)
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
