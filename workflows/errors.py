@@ -15,6 +15,7 @@ ReelrayError                    fault     retry
    ├─ ModelFailed               system    counted
    │  └─ GpuOutOfMemory         capacity  counted
    ├─ DeadlineExceeded          system    counted
+   ├─ RenderRefused             caller    never     the model cannot do what the call asks for; nothing was run
    ├─ RenderCancelled           caller    never     stopped between two denoising steps because it was asked to
    ├─ ReplicaLost               capacity  free      the process or node died under the call; not the shot's fault
    ├─ Overloaded                capacity  free      the deployment refused the call for now
@@ -242,6 +243,13 @@ class GpuOutOfMemory(ModelFailed):
 
 class DeadlineExceeded(StageFailed):
     """The stage ran past its time limit and was stopped between two steps."""
+
+
+class RenderRefused(StageFailed):
+    """The call does not fit the model (another card, a size, a knob it does not have); nothing was run."""
+
+    fault: ClassVar[Fault] = Fault.CALLER
+    retry: ClassVar[Retry] = Retry.NEVER
 
 
 class RenderCancelled(StageFailed):

@@ -52,7 +52,11 @@ class RenderCall:
 
 
 class Model(Protocol):
-    """A model deployment, seen from a stage. Raises StageFailed and its children, nothing else."""
+    """A model deployment, seen from a stage.
+
+    Raises StageFailed and its children; ArtifactMissing, ArtifactCorrupt or MediaError for the first frame; nothing
+    else.
+    """
 
     async def image(self, call: RenderCall) -> NodeResult:
         """Text to one picture (PNG)."""
@@ -66,6 +70,9 @@ class ProgressSink(Protocol):
 
     def update(self, record: ProgressRecord, *, urgent: bool = False) -> None:
         """Hand over the newest record; `urgent` asks for delivery now rather than at the next tick."""
+
+    def end(self, job_id: str, node_id: str) -> None:
+        """The node no longer runs here, whatever became of it."""
 
 
 Step = Callable[[NodeCall], Awaitable[NodeResult]]
