@@ -1,0 +1,44 @@
+"""Where a card's weights are. Knows no torch, so that commands that only look start fast."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from configs.model_card import ModelCard
+from workflows.errors import InvalidDocument, Problem
+
+PACKAGE = "package:"
+
+
+def resolve_repo(card: ModelCard) -> Path | str:
+    """The directory of the card's checkpoint, which exists and is one; or the hub id.
+
+    `package:serve_app/models/x` is a path inside an installed package, wherever that was installed. What looks like a
+    path (absolute, starting with `.` or `~`, or with more than one `/`) is one, and so is any directory that is there;
+    the rest is a hub id. Raises InvalidDocument naming the directory that is missing.
+    """
+    if card.repo.startswith(PACKAGE):
+        package, _, inside = card.repo.removeprefix(PACKAGE).partition("/")
+        spec = importlib.util.find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            raise refused(card, "repo", f"there is no installed package {package!r}")
+        return _checkpoint(card, Path(next(iter(spec.submodule_search_locations))) / inside)
+    path = Path(card.repo).expanduser()
+    if path.is_absolute() or card.repo.startswith((".", "~")) or card.repo.count("/") > 1 or path.is_dir():
+        return _checkpoint(card, path)
+    return card.repo
+
+
+def _checkpoint(card: ModelCard, path: Path) -> Path:
+    if not path.is_dir():
+        raise refused(card, "repo", f"the weights are not there: {path} is not a directory")
+    if not (path / "model_index.json").is_file():
+        raise refused(card, "repo", f"{path} is not a diffusers checkpoint: it has no model_index.json")
+    return path
+
+
+def refused(card: ModelCard, field: str, problem: str, nearest: str = "") -> InvalidDocument:
+    """The error for a card that cannot be used."""
+    return InvalidDocument(problems=(Problem(field=field, problem=problem, nearest=nearest),),
+                           file=f"model card {card.name}")

@@ -1,0 +1,239 @@
+"""SchedulerTap: step progress, cancel, deadline and checkpoints for every diffusers pipeline. Knows no job, no Ray.
+
+Every denoising loop calls `scheduler.step` once per step, also those of pipelines with no callback argument and no
+interrupt. For the time of one call the tap gives the pipeline's schedulers a subclass of their own class whose `step`
+reports after the real one. Stopping is an exception raised there: a pipeline's `_interrupt` flag would still decode
+the noise and hand it back as a picture.
+
+Cost per step: one Python frame and the callback. No CUDA tensor is read in the loop: the schedule is turned into plain
+floats once, in `set_timesteps`, before the first step. On a GPU a step counts as done when its kernels are queued.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers.schedulers.scheduling_utils import SchedulerOutput
+
+from serve_app.models.lifecycle import CancelToken
+from serve_app.models.resume import DenoiserSwitch, StepCheckpoint, checkpoint_now, restore
+from workflows.errors import DeadlineExceeded, ModelFailed, RenderCancelled
+
+log = logging.getLogger(__name__)
+
+ProgressCallback = Callable[[int, int, float], None]
+"""`callback(step, total_steps_count, current_timestep)`, after each denoising step; `step` counts from 0."""
+
+OnCheckpoint = Callable[[StepCheckpoint], None]
+
+
+def _nothing() -> None:
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watch:
+    """How one render is watched over from outside. The defaults watch nothing."""
+
+    label: str = "render"
+    """Node id, for errors."""
+    cancel: CancelToken | None = None
+    """Set from another thread to stop the render within one step."""
+    deadline_s: float = math.inf
+    """Unix time after which the render is stopped."""
+    beat: Callable[[], None] = _nothing
+    """Called at every sign of life: each step, each piece the VAE codes."""
+    checkpoint_every: int = 0
+    """Steps between two checkpoints; 0: none."""
+    on_checkpoint: OnCheckpoint | None = None
+    """Takes each checkpoint, on the rendering thread. An error in it ends the render."""
+    resume: StepCheckpoint | None = None
+    """Go on from here. Steps before it are not run and not reported."""
+
+    def check(self) -> None:
+        """Raise RenderCancelled or DeadlineExceeded when it is time to stop."""
+        if self.cancel is not None and self.cancel.is_set:
+            raise RenderCancelled(node_id=self.label, reason="cancelled between two steps")
+        if time.time() > self.deadline_s:
+            raise DeadlineExceeded(node_id=self.label, reason="the time limit passed; stopped between two steps")
+
+
+UNWATCHED = Watch()
+
+
+@dataclass(slots=True, eq=False)
+class _Lane:
+    """One scheduler of the running call."""
+
+    scheduler: Any
+    done: int = 0
+    """Steps it has made."""
+    schedule: list[float] = field(default_factory=list)
+    sample: torch.Tensor | None = None
+    """Latents after its last step."""
+
+
+class SchedulerTap:
+    """Context manager around one call of one pipeline; see the module.
+
+    Two schedulers in one loop (LTX-2 steps a deep copy for its sound) are both under the tap; the first to step is the
+    one that reports. In a process group only rank 0 calls the callback.
+    """
+
+    def __init__(self, pipe: DiffusionPipeline, *, callback: ProgressCallback | None, watch: Watch,
+                 generator: torch.Generator) -> None:
+        """`generator` is the one given to the pipeline: a checkpoint holds its state."""
+        self._pipe = pipe
+        self._callback = callback if _is_first_rank() else None
+        self._watch = watch
+        self._generator = generator
+        self._lanes: list[_Lane] = []
+        self._leader: _Lane | None = None
+        self._skipping = watch.resume is not None
+        self._switch: DenoiserSwitch | None = None
+        self._originals: list[tuple[Any, type]] = []
+        self._hooks: list[Any] = []
+
+    def __enter__(self) -> Self:
+        self._watch.check()
+        for component in self._pipe.components.values():
+            if isinstance(component, SchedulerMixin):
+                self._originals.append((component, type(component)))
+                component.__class__ = _tapped(type(component), self)
+        self._watch_vae()
+        if self._watch.checkpoint_every or self._watch.resume is not None:
+            known = self._watch.resume.outputs if self._watch.resume is not None else {}
+            self._switch = DenoiserSwitch(self._pipe, known=known, skipping=lambda: self._skipping)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 traceback: TracebackType | None) -> None:
+        for scheduler, original in self._originals:
+            scheduler.__class__ = original
+        for hook in self._hooks:
+            hook.remove()
+        if self._switch is not None:
+            self._switch.remove()
+        if error is not None:
+            # A finished call does this itself; without it offloaded models and caches keep the broken run's state.
+            self._pipe.maybe_free_model_hooks()
+
+    # -- called by the schedulers -----------------------------------------------------------------------------------
+
+    def scheduled(self, scheduler: Any) -> None:
+        """The scheduler has its timesteps; this is the one place where they may be read from a GPU."""
+        self._lane(scheduler).schedule = [float(t) for t in scheduler.timesteps.tolist()]
+
+    def step(self, scheduler: Any, base_step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """One step of one scheduler: skipped before a checkpoint, else made and reported."""
+        lane = self._lane(scheduler)
+        if not lane.schedule:  # the pipeline set the timesteps by hand
+            self.scheduled(scheduler)
+        if self._leader is None:
+            self._leader = lane
+        if self._skipping:
+            return self._skip(lane, base_step, args, kwargs)
+        output = base_step(scheduler, *args, **kwargs)
+        lane.sample = output[0] if isinstance(output, tuple) else output.prev_sample
+        lane.done += 1
+        self._watch.beat()
+        if lane is self._leader:
+            self._report(lane)
+        self._checkpoint(lane)
+        self._watch.check()
+        return output
+
+    # -- parts of a step --------------------------------------------------------------------------------------------
+
+    def _lane(self, scheduler: Any) -> _Lane:
+        for lane in self._lanes:
+            if lane.scheduler is scheduler:
+                return lane
+        self._lanes.append(_Lane(scheduler))
+        return self._lanes[-1]
+
+    def _report(self, lane: _Lane) -> None:
+        if self._callback is None:
+            return
+        total = len(lane.schedule)
+        # A pipeline that runs its loop several times (a long video in sections) starts again at 0.
+        step = (lane.done - 1) % total
+        try:
+            self._callback(step, total, lane.schedule[step])
+        except Exception:  # a broken progress bar must not cost a render
+            log.warning("%s: the progress callback raised and is ignored from here on", self._watch.label,
+                        exc_info=True)
+            self._callback = None
+
+    def _checkpoint(self, lane: _Lane) -> None:
+        every, take = self._watch.checkpoint_every, self._watch.on_checkpoint
+        total = len(lane.schedule)
+        if not every or take is None or self._switch is None or lane.done % every or lane.done >= total:
+            return
+        samples = [other.sample for other in self._lanes if other.done == lane.done and other.sample is not None]
+        if len(samples) == len(self._lanes):  # the last of the loop's schedulers has reached this step
+            take(checkpoint_now([other.scheduler for other in self._lanes], samples, step=lane.done, total=total,
+                                generator=self._generator, outputs=self._switch.outputs))
+
+    def _skip(self, lane: _Lane, base_step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Pass the sample through; at the checkpoint's last step hand over the recorded one."""
+        checkpoint = self._watch.resume
+        assert checkpoint is not None
+        if checkpoint.total != len(lane.schedule):
+            raise ModelFailed(node_id=self._watch.label, reason=f"the checkpoint is of a run of {checkpoint.total} "
+                                                                f"steps, this one has {len(lane.schedule)}")
+        given = inspect.signature(base_step).bind(lane.scheduler, *args, **kwargs).arguments
+        sample = given["sample"]
+        lane.done += 1
+        if lane.done == checkpoint.step:
+            sample = checkpoint.samples[self._lanes.index(lane)].to(sample.device)
+        if all(other.done >= checkpoint.step for other in self._lanes):
+            restore(checkpoint, [other.scheduler for other in self._lanes], self._generator)
+            self._skipping = False
+        return SchedulerOutput(prev_sample=sample) if given.get("return_dict", True) else (sample, sample)
+
+    def _watch_vae(self) -> None:
+        """Coding takes as long as several steps and has no step of its own; its parts beat and can be stopped too."""
+        vae = self._pipe.components.get("vae")
+        if isinstance(vae, torch.nn.Module):
+            parts = dict(vae.named_children())
+            self._hooks = [parts[name].register_forward_hook(self._part_done)
+                           for name in ("encoder", "decoder") if name in parts]
+
+    def _part_done(self, *_: object) -> None:
+        self._watch.beat()
+        self._watch.check()
+
+
+def _tapped(base: type, tap: SchedulerTap) -> type:
+    """A subclass of the scheduler's class that tells `tap`. A deep copy made inside the call keeps it, and so the tap.
+
+    `functools.wraps` keeps the signatures: pipelines inspect them to decide whether to pass a generator, and without
+    one an ancestral scheduler would silently draw from the global one.
+    """
+
+    @functools.wraps(base.step)  # type: ignore[attr-defined]
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return tap.step(self, base.step, args, kwargs)  # type: ignore[attr-defined]
+
+    @functools.wraps(base.set_timesteps)  # type: ignore[attr-defined]
+    def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> None:
+        base.set_timesteps(self, *args, **kwargs)  # type: ignore[attr-defined]
+        tap.scheduled(self)
+
+    return type(base.__name__, (base,), {"step": step, "set_timesteps": set_timesteps})
+
+
+def _is_first_rank() -> bool:
+    group = torch.distributed
+    return not (group.is_available() and group.is_initialized()) or group.get_rank() == 0
