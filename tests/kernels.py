@@ -1,7 +1,8 @@
-"""A stand-in for a model replica whose timing and failures are known: for failure tests and benchmarks on a real cluster.
+"""A stand-in for a model replica whose timing and failures are known: for failure tests and benchmarks on a cluster.
 
-The prompt says what to do: `sleep=0.5` seconds in `steps` steps, `fail` raises, `die` kills the process, `colour=200,30,30`
-paints the clip. Every start and end is one line in `<data_dir>/starts.txt`: `start|end key attempt pid time`.
+The prompt says what to do: `sleep=0.5` seconds in `steps` steps, `fail` raises, `die` kills the process,
+`colour=200,30,30` paints the clip. Every start and end is one line in `<data_dir>/starts.txt`:
+`start|end|cancel key attempt pid time`.
 """
 
 from __future__ import annotations

@@ -38,8 +38,8 @@ def to_frames(pictures_BCHW: torch.Tensor, take: Take, *, label: str) -> UInt8Ar
     found = tuple(pictures_BCHW.shape)
     asked = (take.frames, 3, take.height_px, take.width_px)
     if found != asked:
-        raise ModelFailed(node_id=label, reason=f"the model returned pictures of shape {found} (frames, 3, height, width), "
-                                                f"asked for were {asked}")
+        raise ModelFailed(node_id=label, reason=f"the model returned pictures of shape {found}, "
+                                                f"asked for were {asked} (frames, 3, height, width)")
     if not bool(torch.isfinite(pictures_BCHW).all()):
         raise ModelFailed(node_id=label, reason="the model returned NaN or infinite pixels; with dtype float16 try "
                                                 "bfloat16 or float32 in its card")

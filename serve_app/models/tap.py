@@ -171,8 +171,7 @@ class SchedulerTap:
         try:
             self._callback(step, total, lane.schedule[step])
         except Exception:  # a broken progress bar must not cost a render
-            log.warning("%s: the progress callback raised and is ignored from here on", self._watch.label,
-                        exc_info=True)
+            log.warning(CALLBACK_RAISED, self._watch.label, exc_info=True)
             self._callback = None
 
     def _checkpoint(self, lane: _Lane) -> None:
