@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
-import yaml
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from configs.explain import commented_yaml
 from configs.load import SettingsError, casting, load_cards, load_settings, profile_names
 from configs.settings import Settings
 from serve_app.cluster import prepare_environment
@@ -221,12 +221,15 @@ def models_list(profile: ProfileOption = "", settings_: SetOption = None, as_jso
 
 @profile_app.command("show")
 def profile_show(profile: ProfileOption = "", settings_: SetOption = None, as_json: JsonOption = False) -> None:
-    """Print the settings in force: defaults, profile, environment, --set."""
-    tree = _settings(profile, settings_).model_dump(mode="json")
+    """Print the settings in force (defaults, profile, environment, --set), each with its meaning.
+
+    What it prints is a valid profile: save it, change it, give it with --profile FILE.
+    """
+    settings = _settings(profile, settings_)
     if as_json:
-        print(json.dumps(tree))
+        print(json.dumps(settings.model_dump(mode="json")))
         return
-    print(yaml.safe_dump(tree, sort_keys=False), end="")
+    print(commented_yaml(settings), end="")
     err.print(f"shipped profiles: {', '.join(profile_names())}", style="dim", highlight=False)
 
 

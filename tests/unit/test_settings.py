@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from configs.explain import commented_yaml
 from configs.load import SettingsError, casting, load_card, load_cards, load_settings, profile_names
 from configs.model_card import FrameRule, ModelCard, SizeRule, Task
 from configs.settings import Settings
@@ -14,6 +15,14 @@ from configs.settings import Settings
 @pytest.mark.parametrize("name", profile_names())
 def test_every_shipped_profile_loads_and_names_itself(name: str) -> None:
     assert load_settings(name, environ={}).profile == name
+
+
+def test_what_profile_show_prints_is_a_profile_that_gives_the_same_settings(tmp_path: Path) -> None:
+    settings = load_settings("ci", ["models.by_card.sketch.replicas=4"], {})
+    path = tmp_path / "mine.yaml"
+    path.write_text(commented_yaml(settings))
+    assert "# A Director that is silent for this long loses its jobs to another one." in path.read_text()
+    assert load_settings(str(path), environ={}) == settings
 
 
 def test_later_sources_win() -> None:
