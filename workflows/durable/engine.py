@@ -1,0 +1,217 @@
+"""The Director's engine: takes jobs, keeps their leases, walks them, gives them back. Knows no Ray and no HTTP.
+
+One `run()` per process. Nothing is remembered here that the database does not hold: kill it at any moment, and whoever
+claims its jobs after the lease continues them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from configs.settings import EngineSettings
+from workflows.dispatch import Dispatcher
+from workflows.durable.database import is_down
+from workflows.durable.journal import Journal
+from workflows.durable.leases import Claim, Ending, Leases
+from workflows.durable.ledger import Ledger
+from workflows.durable.patience import Patience
+from workflows.durable.rows import Level
+from workflows.durable.walk import Walk, Workshop
+from workflows.errors import ErrorRecord, InvalidSettings, LeaseLost
+from workflows.ports import ArtifactStore, Step
+from workflows.types import JobStatus, NodeKind
+
+log = logging.getLogger(__name__)
+
+
+class Halt(StrEnum):
+    """Why a walk is stopped from outside."""
+
+    CANCEL = "cancel"
+    STOP = "stop"
+    LOST = "lost"
+
+
+@dataclass(slots=True, kw_only=True)
+class Held:
+    """A job in hand."""
+
+    claim: Claim
+    walk: asyncio.Task[Ending]
+    attendant: asyncio.Task[None] | None = None
+    halt: Halt | None = None
+
+
+class Engine:
+    """Runs jobs of one ledger until it is stopped."""
+
+    def __init__(self, ledger: Ledger, steps: Mapping[NodeKind, Step], *, store: ArtifactStore, dispatcher: Dispatcher,
+                 settings: EngineSettings, only: frozenset[str] | None = None) -> None:
+        """`steps`: what runs each kind of node; `only`: take no other jobs than these.
+
+        Raises InvalidSettings when a step has no time limit.
+        """
+        unlimited = [kind.value for kind in steps if kind.value not in settings.timeout_s]
+        if unlimited:
+            raise InvalidSettings(problem=f"engine.timeout_s lacks {', '.join(unlimited)}; add a limit in seconds")
+        self._ledger = ledger
+        self._settings = settings
+        self._only = only
+        self._leases = Leases(ledger.database, lease_s=settings.lease_s, interruption_limit=settings.interruption_limit)
+        self._patience = Patience()
+        self._shop = Workshop(steps=steps, store=store, dispatcher=dispatcher, settings=settings,
+                              journal=Journal(ledger.database), patience=self._patience)
+        self._held: dict[str, Held] = {}
+        self._wake = asyncio.Event()
+        self._stopping = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ended = asyncio.Event()
+
+    async def run(self) -> None:
+        """Take and walk jobs until `stop`; a database that is away for a while is waited for."""
+        self._loop = asyncio.get_running_loop()
+        try:
+            renewed_s = self._loop.time()
+            while not self._stopping:
+                self._wake.clear()
+                try:
+                    if self._loop.time() - renewed_s >= self._settings.heartbeat_s:
+                        await self._renew()
+                        renewed_s = self._loop.time()
+                    await self._look()
+                except Exception as error:
+                    if not is_down(error):
+                        raise
+                    log.warning("database is away, jobs in hand go on: %s", str(error).splitlines()[0])
+                await self._pause()
+        finally:
+            await self._let_go()
+            self._ended.set()
+
+    def wake(self) -> None:
+        """Look for new jobs and cancel requests now rather than at the next poll. Callable from any thread."""
+        if self._loop is None:
+            self._wake.set()
+        else:
+            self._loop.call_soon_threadsafe(self._wake.set)
+
+    async def stop(self) -> None:
+        """Stop in order: running steps are cancelled, their nodes put back uncounted, the leases given up."""
+        self._stopping = True
+        self.wake()
+        if self._loop is not None:
+            await self._ended.wait()
+
+    async def _pause(self) -> None:
+        try:
+            async with asyncio.timeout(self._settings.poll_s):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+
+    async def _renew(self) -> None:
+        tokens = self._tokens()
+        if tokens:
+            await self._patience.once(self._leases.renew, tokens)
+
+    async def _look(self) -> None:
+        """Stop what was lost or shall end; take new jobs while there is room."""
+        asked = dict(self._held)
+        survey = await self._patience.once(self._leases.survey, self._tokens(), only=self._only)
+        for job_id, held in asked.items():
+            if job_id not in survey.held:
+                self._halt(held, Halt.LOST)
+            elif survey.held[job_id]:
+                self._halt(held, Halt.CANCEL)
+        room = self._settings.max_jobs - len(self._held)
+        if survey.waiting and room > 0 and not self._stopping:
+            for claim in await self._patience.once(self._leases.claim, room, only=self._only):
+                self._take(claim)
+
+    def _tokens(self) -> frozenset[str]:
+        return frozenset(held.claim.token for held in self._held.values())
+
+    def _take(self, claim: Claim) -> None:
+        held = Held(claim=claim, walk=asyncio.create_task(self.run_job(claim), name=f"walk {claim.job.id}"))
+        self._held[claim.job.id] = held
+        held.attendant = asyncio.create_task(self._attend(held), name=f"attend {claim.job.id}")
+
+    def _halt(self, held: Held, why: Halt) -> None:
+        """Cancel a walk, once; the first reason stands."""
+        if held.halt is None and not held.walk.done():
+            held.halt = why
+            held.walk.cancel()
+
+    async def run_job(self, claim: Claim) -> Ending:
+        """Walk one claimed job from where its rows stand to its end."""
+        if claim.job.cancel_requested:
+            # Asked for while no Director was there to hear it.
+            return Ending(status=JobStatus.CANCELLED, line="job: cancelled")
+        nodes = await self._patience.insist(self._ledger.nodes, claim.job.id)
+        return await Walk(claim, nodes, self._shop).run()
+
+    async def _attend(self, held: Held) -> None:
+        """Wait for a walk's end, whatever it is, and close the job accordingly. Never raises."""
+        claim = held.claim
+        try:
+            await asyncio.wait({held.walk})
+            await self._close(held)
+        except LeaseLost as lost:
+            log.warning("%s", lost)
+        except Exception:
+            log.exception("job %s could not be closed; its lease will run out", claim.job.id)
+        finally:
+            # Another claim of the same job may be in hand by now.
+            if self._held.get(claim.job.id) is held:
+                del self._held[claim.job.id]
+            self._wake.set()
+
+    async def _close(self, held: Held) -> None:
+        claim, walk = held.claim, held.walk
+        if walk.cancelled():
+            match held.halt:
+                case Halt.CANCEL:
+                    await self._patience.insist(self._leases.cancel, claim)
+                case Halt.STOP:
+                    await self._patience.insist(self._leases.release, claim)
+                case _:
+                    log.warning("%s", LeaseLost(job_id=claim.job.id))
+            return
+        error = walk.exception()
+        if error is None:
+            ending = walk.result()
+        elif _is_lease_lost(error):
+            raise LeaseLost(job_id=claim.job.id)
+        else:
+            ending = await self._collapse(claim, error)
+        await self._patience.insist(self._leases.finish, claim, ending)
+
+    async def _collapse(self, claim: Claim, error: BaseException) -> Ending:
+        """The engine itself went wrong: the job fails, rather than being claimed and failing for ever."""
+        trace = "".join(traceback.format_exception(error))
+        log.error("job %s: the engine failed\n%s", claim.job.id, trace)
+        await self._patience.insist(self._shop.journal.log, claim, trace, Level.ERROR)
+        return Ending(status=JobStatus.FAILED, error=ErrorRecord.of(error), line=f"job: failed: engine: {error!r}")
+
+    async def _let_go(self) -> None:
+        """Stop every walk and wait for its close; what hangs longer than a lease would is left to the lease."""
+        for held in self._held.values():
+            self._halt(held, Halt.STOP)
+        attendants = [held.attendant for held in self._held.values() if held.attendant]
+        if attendants:
+            _, late = await asyncio.wait(attendants, timeout=self._settings.lease_s)
+            for attendant in late:
+                attendant.cancel()
+        self._patience.close()
+
+
+def _is_lease_lost(error: BaseException) -> bool:
+    """LeaseLost, alone or anywhere in a group: siblings may have failed otherwise while they were being ended."""
+    if isinstance(error, BaseExceptionGroup):
+        return any(_is_lease_lost(part) for part in error.exceptions)
+    return isinstance(error, LeaseLost)

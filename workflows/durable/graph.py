@@ -1,0 +1,88 @@
+"""Pure questions about a job's DAG: is it one, what hangs on what. Knows no database and no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from graphlib import CycleError, TopologicalSorter
+
+from workflows.durable.rows import NodeRow
+from workflows.errors import InvalidDocument, Problem
+from workflows.types import NodeKind, NodeSpec, canonical_json
+
+FAN_OUT = frozenset({NodeKind.STORY})
+"""Kinds whose result may insert nodes. Only the stage can say which, so a stored artifact never stands in for it."""
+
+TAKES = frozenset({NodeKind.STORY, NodeKind.KEYFRAME, NodeKind.CLIP})
+"""Kinds whose result depends on a draw; a forced rerun asks them for another take. The rest follow by their keys."""
+
+
+def check_graph(specs: Sequence[NodeSpec], *, known: Collection[str] = ()) -> None:
+    """Refuse nodes that cannot be walked; `known` are ids that exist already.
+
+    Raises InvalidDocument with every id given twice, every dependency that does not exist, every cost that is
+    not above 0, every payload that is not JSON (NaN is not), and one cycle if there is any.
+    """
+    problems: list[Problem] = []
+    ids = set(known)
+    for spec in specs:
+        if spec.id in ids:
+            problems.append(Problem(problem=f"node {spec.id!r} exists twice", shot_id=spec.shot_id))
+        if not spec.cost > 0:
+            problems.append(Problem(problem=f"node {spec.id!r} costs {spec.cost:g}", shot_id=spec.shot_id,
+                                    nearest="a number above 0"))
+        try:
+            canonical_json(spec.payload)
+        except (ValueError, TypeError) as error:
+            problems.append(Problem(problem=f"node {spec.id!r} has a payload that is not JSON: {error}",
+                                    shot_id=spec.shot_id))
+        ids.add(spec.id)
+    problems += [
+        Problem(problem=f"node {spec.id!r} needs {dep!r}, which does not exist", shot_id=spec.shot_id)
+        for spec in specs for dep in spec.deps if dep not in ids
+    ]
+    try:
+        TopologicalSorter({spec.id: spec.deps for spec in specs}).prepare()
+    except CycleError as cycle:
+        problems.append(Problem(problem=f"nodes wait for each other: {' -> '.join(cycle.args[1])}"))
+    if problems:
+        raise InvalidDocument(problems=tuple(problems))
+
+
+def waits_for(node: NodeRow) -> tuple[str, ...]:
+    """The nodes that must be settled before this one starts: what it needs, and the one that inserted it.
+
+    A parent that runs again may replace its children, so they wait for it even when they use nothing of it.
+    """
+    return (*node.deps, node.parent_id) if node.parent_id and node.parent_id not in node.deps else node.deps
+
+
+def cone(nodes: Iterable[NodeRow], chosen: Collection[str]) -> tuple[str, ...]:
+    """The chosen nodes and everything downstream of them, in the job's order."""
+    rows = sorted(nodes, key=lambda node: node.ord)
+    dependants: dict[str, list[str]] = {}
+    for node in rows:
+        for dep in waits_for(node):
+            dependants.setdefault(dep, []).append(node.id)
+    found, open_ids = set(chosen), list(chosen)
+    while open_ids:
+        for dependant in dependants.get(open_ids.pop(), ()):
+            if dependant not in found:
+                found.add(dependant)
+                open_ids.append(dependant)
+    return tuple(node.id for node in rows if node.id in found)
+
+
+def select(nodes: Sequence[NodeRow], selection: Collection[str], *, job_id: str) -> frozenset[str]:
+    """The node ids that a selection of node ids and shot ids means; a shot means all its nodes.
+
+    Raises InvalidDocument that names the valid ids when one is unknown.
+    """
+    shots = list(dict.fromkeys(node.shot_id for node in nodes if node.shot_id))
+    ids = [node.id for node in nodes]
+    unknown = [name for name in selection if name not in shots and name not in ids]
+    if unknown:
+        nearest = ", ".join([*shots, *(node.id for node in nodes if not node.shot_id)])
+        raise InvalidDocument(problems=tuple(
+            Problem(field="shots", problem=f"job {job_id} has no shot or node {name!r}", nearest=nearest)
+            for name in unknown))
+    return frozenset(node.id for node in nodes if node.id in selection or (node.shot_id and node.shot_id in selection))

@@ -1,0 +1,191 @@
+"""What a Director writes about the nodes of a job it holds. Knows the tables and the fence, not why a node moved.
+
+Every write is one transaction: fence, move, event. A write says the node's whole state, so doing it a second time (the
+answer to the first was lost on the way) changes nothing and tells nothing twice.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import sqlalchemy as sa
+
+from workflows.durable import graph
+from workflows.durable.database import Database
+from workflows.durable.events import Note, append, log_notes
+from workflows.durable.leases import Claim, fence
+from workflows.durable.rows import EventType, Level, NodeRow, error_json
+from workflows.durable.tables import job, node
+from workflows.durable.verdict import Setback
+from workflows.errors import IllegalMove, InvalidDocument, Problem
+from workflows.types import Done, Json, NodeSpec, NodeStatus, Skipped, advance_node
+
+MAX_TRACE_LINES = 60
+"""Of an unexpected exception, in the job's log; the newest calls are the last."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settled:
+    """What a committed result changed."""
+
+    node: NodeRow
+    children: tuple[NodeRow, ...] = ()
+    """The nodes it inserted, replaced or kept."""
+    dropped: tuple[str, ...] = ()
+    """Children of an earlier result that this one no longer has."""
+
+
+class Journal:
+    """Fenced writes; each raises LeaseLost when another Director owns the job now."""
+
+    def __init__(self, database: Database) -> None:
+        """Write to this database."""
+        self._database = database
+
+    def start(self, claim: Claim, old: NodeRow, *, key: str) -> NodeRow:
+        """An attempt begins: written before anything is spent on it."""
+        new = replace(old, status=NodeStatus.RUNNING, attempt=old.attempt + 1, key=key, started_at_s=time.time(),
+                      finished_at_s=None)
+        note = Note(type=EventType.NODE_STARTED, node_id=new.id, line=f"{new.id}: attempt {new.attempt} starts",
+                    data={"attempt": new.attempt, "shot_id": new.shot_id, "kind": new.kind.value})
+        return self._commit(claim, old, new, [note])
+
+    def succeed(self, claim: Claim, old: NodeRow, done: Done, *, key: str) -> Settled:
+        """A result: the node, the nodes it inserts and its warnings, in one commit.
+
+        Raises InvalidDocument when the new nodes do not fit the job.
+        """
+        result, at = done.result, time.time()
+        new = replace(old, status=NodeStatus.SUCCEEDED, key=key, artifact=result.artifact, error=None,
+                      cached=done.cached, seconds=dict(result.seconds), finished_at_s=at,
+                      started_at_s=None if done.cached else old.started_at_s)
+        with self._database.write() as connection:
+            row = fence(connection, claim)
+            if not _move(connection, old, new):
+                return _settled(connection, new)
+            dropped: tuple[str, ...] = ()
+            if new.kind in graph.FAN_OUT:
+                dropped = _adopt(connection, new, result.new_nodes)
+            elif result.new_nodes:
+                raise InvalidDocument(problems=(Problem(
+                    problem=f"{new.id} is a {new.kind.value} node and cannot insert nodes", shot_id=new.shot_id),))
+            if result.warnings:
+                told: list[Json] = [{"node_id": new.id, "text": text} for text in result.warnings]
+                connection.execute(sa.update(job).where(job.c.id == new.job_id).values(warnings=row["warnings"] + told))
+            append(connection, new.job_id, [_done_note(new), *(
+                note for text in result.warnings
+                for note in log_notes(f"{new.id}: {text}", level=Level.WARNING, node_id=new.id))])
+            return replace(_settled(connection, new), dropped=dropped)
+
+    def retry(self, claim: Claim, old: NodeRow, setback: Setback) -> NodeRow:
+        """The attempt failed and there will be another one."""
+        new = replace(old, status=NodeStatus.PENDING, failures=setback.failures, crashes=setback.crashes,
+                      error=setback.error)
+        line = (f"{new.id}: attempt {new.attempt} failed: {setback.error.message}; next in {setback.wait_s:.1f} s, "
+                f"{setback.tries_left} tries left")
+        note = Note(type=EventType.NODE_RETRY, node_id=new.id, level=Level.WARNING, line=line,
+                    data={"attempt": new.attempt, "wait_s": setback.wait_s, "error": error_json(setback.error)})
+        return self._commit(claim, old, new, [note, *_trace_notes(new, setback)])
+
+    def fail(self, claim: Claim, old: NodeRow, setback: Setback) -> NodeRow:
+        """The node failed for good."""
+        new = replace(old, status=NodeStatus.FAILED, failures=setback.failures, crashes=setback.crashes,
+                      error=setback.error, finished_at_s=time.time())
+        note = Note(type=EventType.NODE_FAILED, node_id=new.id, level=Level.ERROR,
+                    line=f"{new.id}: failed: {setback.error.message}",
+                    data={"attempt": new.attempt, "error": error_json(setback.error)})
+        return self._commit(claim, old, new, [note, *_trace_notes(new, setback)])
+
+    def skip(self, claim: Claim, old: NodeRow, skipped: Skipped) -> NodeRow:
+        """The node will not run: what it needs has no result."""
+        new = replace(old, status=NodeStatus.SKIPPED, finished_at_s=time.time())
+        note = Note(type=EventType.NODE_SKIPPED, node_id=new.id, level=Level.WARNING,
+                    line=f"{new.id}: skipped, no result of {', '.join(skipped.missing)}",
+                    data={"missing": list(skipped.missing)})
+        return self._commit(claim, old, new, [note])
+
+    def reopen(self, claim: Claim, old: NodeRow) -> NodeRow:
+        """The node's stored result is gone and something needs it."""
+        new = replace(old, status=NodeStatus.PENDING, key="", artifact=None, cached=False, seconds={},
+                      started_at_s=None, finished_at_s=None)
+        note = Note(type=EventType.NODE_RETRY, node_id=new.id, level=Level.WARNING,
+                    line=f"{new.id}: its result is no longer in the store; it will be made again")
+        return self._commit(claim, old, new, [note])
+
+    def log(self, claim: Claim, text: str, level: Level) -> None:
+        """Lines for the job's log."""
+        with self._database.write() as connection:
+            fence(connection, claim)
+            append(connection, claim.job.id, log_notes(text, level=level))
+
+    def _commit(self, claim: Claim, old: NodeRow, new: NodeRow, notes: list[Note]) -> NodeRow:
+        with self._database.write() as connection:
+            fence(connection, claim)
+            if _move(connection, old, new):
+                append(connection, new.job_id, notes)
+        return new
+
+
+def _move(connection: sa.Connection, old: NodeRow, new: NodeRow) -> bool:
+    """Write the new state over the old one; False when it was written before. Raises IllegalMove on anything else."""
+    advance_node(old.status, new.status)
+    here = sa.and_(node.c.job_id == old.job_id, node.c.id == old.id)
+    moved = connection.execute(sa.update(node).where(
+        here, node.c.status == old.status.value, node.c.attempt == old.attempt).values(**new.state_columns()))
+    if moved.rowcount:
+        return True
+    found = connection.execute(sa.select(node.c.status, node.c.attempt).where(here)).first()
+    if found is None or (found.status, found.attempt) != (new.status.value, new.attempt):
+        raise IllegalMove(what=f"node {new.id} of job {new.job_id}", old=str(found.status if found else "deleted"),
+                          new=new.status.value)
+    return False
+
+
+def _adopt(connection: sa.Connection, parent: NodeRow, specs: Sequence[NodeSpec]) -> tuple[str, ...]:
+    """Make `specs` the parent's children: insert new ones, keep equal ones, replace changed ones, drop the others."""
+    rows = [NodeRow.of(row) for row in connection.execute(
+        sa.select(node).where(node.c.job_id == parent.job_id)).mappings()]
+    others = [row for row in rows if row.parent_id != parent.id]
+    before = {row.id: row for row in rows if row.parent_id == parent.id}
+    graph.check_graph(specs, known=[row.id for row in others])
+    for row in others:
+        lost = [dep for dep in row.deps if dep in before and dep not in {spec.id for spec in specs}]
+        if lost:
+            raise InvalidDocument(problems=(Problem(
+                problem=f"node {row.id!r} needs {lost[0]!r}, which {parent.id!r} no longer makes"),))
+    first = max((row.ord for row in others), default=-1) + 1
+    for ord, spec in enumerate(specs, first):
+        child = NodeRow.planned(parent.job_id, spec, ord=ord, parent_id=parent.id)
+        known = before.pop(spec.id, None)
+        if known is None:
+            connection.execute(sa.insert(node).values(**child.plan_columns(), **child.state_columns()))
+        else:
+            # The plan may differ from the last one; counts and generation are the node's own.
+            connection.execute(sa.update(node).where(node.c.job_id == child.job_id, node.c.id == child.id)
+                               .values(**child.plan_columns()))
+    if before:
+        connection.execute(sa.delete(node).where(node.c.job_id == parent.job_id, node.c.id.in_(list(before))))
+    return tuple(before)
+
+
+def _settled(connection: sa.Connection, new: NodeRow) -> Settled:
+    if new.kind not in graph.FAN_OUT:
+        return Settled(node=new)
+    wanted = sa.select(node).where(node.c.job_id == new.job_id, node.c.parent_id == new.id).order_by(node.c.ord)
+    return Settled(node=new, children=tuple(NodeRow.of(row) for row in connection.execute(wanted).mappings()))
+
+
+def _done_note(new: NodeRow) -> Note:
+    data: dict[str, Json] = {"attempt": new.attempt, "shot_id": new.shot_id, "kind": new.kind.value}
+    if new.cached:
+        return Note(type=EventType.NODE_CACHED, node_id=new.id, line=f"{new.id}: reused from the store", data=data)
+    took_s = (new.finished_at_s or 0.0) - (new.started_at_s or 0.0)
+    return Note(type=EventType.NODE_SUCCEEDED, node_id=new.id, line=f"{new.id}: done in {took_s:.1f} s",
+                data={**data, "seconds": dict(new.seconds)})
+
+
+def _trace_notes(new: NodeRow, setback: Setback) -> list[Note]:
+    lines = setback.trace.splitlines()[-MAX_TRACE_LINES:]
+    return log_notes("\n".join(lines), level=Level.ERROR, node_id=new.id)

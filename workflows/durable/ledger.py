@@ -1,0 +1,246 @@
+"""The verbs on jobs that any process may call: submit, cancel, rerun, look. Knows the tables, not who runs the nodes.
+
+Every verb is one transaction, synchronous, and safe to call from several threads and processes. All of them take
+their job's row lock first, as the engine's own writes do, so that verbs and node commits never interleave.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import Collection
+from datetime import UTC, datetime
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+
+from workflows.durable import graph
+from workflows.durable.database import Database
+from workflows.durable.events import Note, append, log_notes
+from workflows.durable.rows import EventRow, EventType, JobRow, Level, LogPage, NewJob, NodeRow, Page
+from workflows.durable.tables import event, job, node
+from workflows.errors import InvalidDocument, JobConflict, Problem, UnknownJob
+from workflows.types import JobStatus, Json, NodeStatus, advance_job, advance_node
+
+MAX_LIMIT = 5000
+"""Rows in one reply."""
+OPEN_JOBS = (JobStatus.QUEUED.value, JobStatus.RUNNING.value)
+OPEN_NODES = (NodeStatus.PENDING.value, NodeStatus.RUNNING.value)
+
+
+class Ledger:
+    """All jobs of one database."""
+
+    def __init__(self, url: str) -> None:
+        """Open the database at a SQLAlchemy URL; raises InvalidSettings when it cannot be used."""
+        self.database = Database(url)
+
+    def close(self) -> None:
+        """Close the database's connections."""
+        self.database.close()
+
+    def submit(self, new: NewJob) -> JobRow:
+        """Queue a job; the same id with the same document again returns the job as it is.
+
+        Raises JobConflict when the id belongs to another document, InvalidDocument when the nodes are no DAG.
+        """
+        if not new.nodes or not new.weight > 0 or not new.id:
+            raise InvalidDocument(problems=(Problem(
+                problem="a job needs an id, at least one node, and a weight above 0", field="id nodes weight"),))
+        graph.check_graph(new.nodes)
+        try:
+            with self.database.write() as connection:
+                _insert(connection, new)
+        except IntegrityError:
+            # The id is taken. Not asked beforehand: another process may be quicker than question and answer.
+            found = self.job(new.id)
+            if found.document_digest != new.identity:
+                raise JobConflict(job_id=new.id, problem="exists already with another document; "
+                                                         "submit under another id") from None
+        return self.job(new.id)
+
+    def cancel(self, job_id: str) -> JobRow:
+        """Ask for the end of a job; a job that no live Director holds ends at once. A finished job stays as it is.
+
+        Raises UnknownJob.
+        """
+        with self.database.write() as connection:
+            row = _lock(connection, job_id)
+            if JobStatus(row["status"]).is_terminal:
+                return JobRow.of(row)
+            if not row["cancel_requested"]:
+                append(connection, job_id, [Note(type=EventType.JOB_CANCEL_REQUESTED, line="job: cancel requested")])
+            now_s = connection.scalar(sa.select(self.database.now_s()))
+            if row["owner"] is None or row["lease_until"] < now_s:
+                close_cancelled(connection, job_id, JobStatus(row["status"]))
+            else:
+                connection.execute(sa.update(job).where(job.c.id == job_id).values(cancel_requested=True))
+        return self.job(job_id)
+
+    def rerun(self, job_id: str, selection: Collection[str] = (), *, force: bool = False) -> tuple[str, ...]:
+        """Queue a finished job again; return the ids of the nodes that will run, in the job's order.
+
+        `selection` names nodes or shots (a shot means all its nodes); they and everything downstream run again.
+        Empty: everything that has not succeeded, and what is downstream; () when there is nothing to do.
+        A result that is still in the store is reused, unless `force` asks the chosen keyframes and clips for another
+        take.
+        Raises UnknownJob, JobConflict while the job is active or when a chosen node lacks what it needs, and
+        InvalidDocument when the selection names something unknown.
+        """
+        with self.database.write() as connection:
+            row = _lock(connection, job_id)
+            status = JobStatus(row["status"])
+            if not status.is_terminal:
+                raise JobConflict(job_id=job_id, problem=f"is {status.value}; cancel it, or wait until it is over")
+            nodes = _nodes(connection, job_id)
+            chosen = graph.select(nodes, selection, job_id=job_id) if selection else frozenset(
+                found.id for found in nodes if found.status is not NodeStatus.SUCCEEDED)
+            reached = graph.cone(nodes, chosen)
+            if reached:
+                _check_inputs(job_id, nodes, frozenset(reached))
+                _reopen(connection, row, [found for found in nodes if found.id in reached],
+                        takes=chosen if force else frozenset())
+        return reached
+
+    def job(self, job_id: str) -> JobRow:
+        """One job; raises UnknownJob."""
+        with self.database.read() as connection:
+            row = connection.execute(sa.select(job).where(job.c.id == job_id)).mappings().first()
+        if row is None:
+            raise UnknownJob(job_id=job_id)
+        return JobRow.of(row)
+
+    def nodes(self, job_id: str) -> tuple[NodeRow, ...]:
+        """The job's nodes in order; raises UnknownJob."""
+        with self.database.read() as connection:
+            found = _nodes(connection, job_id)
+        if not found:
+            raise UnknownJob(job_id=job_id)
+        return found
+
+    def jobs(self, status: JobStatus | None = None, *, limit: int = 50, cursor: str = "") -> Page:
+        """Jobs, newest first. `cursor` continues where an earlier page ended; InvalidDocument when it is not one."""
+        wanted = sa.select(job).order_by(job.c.created_at.desc(), job.c.id.desc()).limit(_limit(limit) + 1)
+        if status is not None:
+            wanted = wanted.where(job.c.status == status.value)
+        if cursor:
+            created_at, last_id = _read_cursor(cursor)
+            wanted = wanted.where(sa.tuple_(job.c.created_at, job.c.id) < sa.tuple_(
+                sa.literal(created_at, sa.Double), sa.literal(last_id, sa.String)))
+        with self.database.read() as connection:
+            rows = tuple(JobRow.of(row) for row in connection.execute(wanted).mappings())
+        more = len(rows) > limit
+        return Page(jobs=rows[:limit], next_cursor=_write_cursor(rows[limit - 1]) if more else "")
+
+    def log(self, job_id: str, line: str, level: str = "info") -> None:
+        """Append to the job's log; a text of several lines becomes several lines. Raises UnknownJob."""
+        with self.database.write() as connection:
+            _lock(connection, job_id)
+            append(connection, job_id, log_notes(line, level=Level(level)))
+
+    def log_lines(self, job_id: str, offset: int = 0, limit: int = 500) -> LogPage:
+        """The job's log from line `offset` on (from 0), oldest first. Raises UnknownJob."""
+        self.job(job_id)
+        wanted = (sa.select(event.c.at, event.c.level, event.c.line).where(event.c.job_id == job_id, event.c.line != "")
+                  .order_by(event.c.seq).limit(_limit(limit)).offset(max(offset, 0)))
+        with self.database.read() as connection:
+            rows = connection.execute(wanted).all()
+        lines = tuple(f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S} {level} {line}" for at, level, line in rows)
+        return LogPage(next_offset=max(offset, 0) + len(lines), lines=lines)
+
+    def events(self, job_id: str, after_seq: int = 0, limit: int = 500) -> tuple[EventRow, ...]:
+        """What happened after event `after_seq`, oldest first. Raises UnknownJob."""
+        self.job(job_id)
+        wanted = (sa.select(event).where(event.c.job_id == job_id, event.c.seq > after_seq)
+                  .order_by(event.c.seq).limit(_limit(limit)))
+        with self.database.read() as connection:
+            return tuple(EventRow.of(row) for row in connection.execute(wanted).mappings())
+
+
+def close_cancelled(connection: sa.Connection, job_id: str, status: JobStatus) -> None:
+    """End a job as cancelled, its open nodes with it, in the caller's transaction."""
+    advance_job(status, JobStatus.CANCELLED)
+    at = time.time()
+    stopped = connection.execute(
+        sa.update(node).where(node.c.job_id == job_id, node.c.status.in_(OPEN_NODES))
+        .values(status=NodeStatus.CANCELLED.value, finished_at=at).returning(node.c.id)).scalars().all()
+    connection.execute(sa.update(job).where(job.c.id == job_id).values(
+        status=JobStatus.CANCELLED.value, cancel_requested=True, owner=None, lease_until=None, finished_at=at))
+    append(connection, job_id, [
+        *(Note(type=EventType.NODE_CANCELLED, node_id=node_id, line=f"{node_id}: cancelled") for node_id in stopped),
+        Note(type=EventType.JOB_FINISHED, line="job: cancelled", data={"status": JobStatus.CANCELLED.value}),
+    ])
+
+
+def _insert(connection: sa.Connection, new: NewJob) -> None:
+    connection.execute(sa.insert(job).values(
+        id=new.id, kind=new.kind, title=new.title, status=JobStatus.QUEUED.value, priority=new.priority.value,
+        weight=new.weight, document=dict(new.document), document_digest=new.identity, cancel_requested=False,
+        created_at=time.time(), warnings=[]))
+    rows = [NodeRow.planned(new.id, spec, ord=ord) for ord, spec in enumerate(new.nodes)]
+    connection.execute(sa.insert(node), [row.plan_columns() | row.state_columns() for row in rows])
+    append(connection, new.id, [Note(type=EventType.JOB_QUEUED, line=f"job: queued, {len(rows)} nodes",
+                                     data={"nodes": len(rows)})])
+
+
+def _lock(connection: sa.Connection, job_id: str) -> sa.RowMapping:
+    row = connection.execute(sa.select(job).where(job.c.id == job_id).with_for_update()).mappings().first()
+    if row is None:
+        raise UnknownJob(job_id=job_id)
+    return row
+
+
+def _nodes(connection: sa.Connection, job_id: str) -> tuple[NodeRow, ...]:
+    wanted = sa.select(node).where(node.c.job_id == job_id).order_by(node.c.ord)
+    return tuple(NodeRow.of(row) for row in connection.execute(wanted).mappings())
+
+
+def _check_inputs(job_id: str, nodes: Collection[NodeRow], reached: frozenset[str]) -> None:
+    """A chosen node that must be skipped again at once is a mistake in the selection, not work."""
+    by_id = {found.id: found for found in nodes}
+    for found in nodes:
+        if found.id not in reached or found.accepts_missing:
+            continue
+        for dep in graph.waits_for(found):
+            if dep not in reached and by_id[dep].status is not NodeStatus.SUCCEEDED:
+                raise JobConflict(job_id=job_id, problem=f"{found.id} needs {dep}, which is {by_id[dep].status.value}; "
+                                                         f"select {by_id[dep].shot_id or dep} too")
+
+
+def _reopen(connection: sa.Connection, row: sa.RowMapping, nodes: Collection[NodeRow], takes: Collection[str]) -> None:
+    for found in nodes:
+        advance_node(found.status, NodeStatus.PENDING)
+        another = found.id in takes and found.kind in graph.TAKES
+        connection.execute(sa.update(node).where(node.c.job_id == found.job_id, node.c.id == found.id).values(
+            status=NodeStatus.PENDING.value, failures=0, crashes=0, interruptions=0, key="", artifact=None, error=None,
+            cached=False, seconds={}, started_at=None, finished_at=None, generation=found.generation + another))
+    ids: list[Json] = [found.id for found in nodes]
+    advance_job(JobStatus(row["status"]), JobStatus.QUEUED)
+    connection.execute(sa.update(job).where(job.c.id == row["id"]).values(
+        status=JobStatus.QUEUED.value, cancel_requested=False, owner=None, lease_until=None, started_at=None,
+        finished_at=None, error=None,
+        warnings=[warning for warning in row["warnings"] if warning["node_id"] not in ids]))
+    line = f"job: queued again for {', '.join(found.id for found in nodes)}"
+    append(connection, row["id"], [
+        Note(type=EventType.JOB_RERUN, line=line, data={"nodes": ids, "force": bool(takes)})])
+
+
+def _limit(limit: int) -> int:
+    if not 1 <= limit <= MAX_LIMIT:
+        raise InvalidDocument(problems=(Problem(field="limit", problem=f"{limit} rows",
+                                                nearest="1" if limit < 1 else str(MAX_LIMIT)),))
+    return limit
+
+
+def _write_cursor(row: JobRow) -> str:
+    return base64.urlsafe_b64encode(json.dumps([row.created_at_s, row.id]).encode()).decode()
+
+
+def _read_cursor(cursor: str) -> tuple[float, str]:
+    try:
+        created_at, last_id = json.loads(base64.urlsafe_b64decode(cursor.encode()))
+        return float(created_at), str(last_id)
+    except (ValueError, TypeError) as error:
+        raise InvalidDocument(problems=(Problem(field="cursor", problem="is not a cursor that a page returned",
+                                                nearest="leave it out for the first page"),)) from error

@@ -1,0 +1,1 @@
+"""The database's history as alembic revisions; `migrate` applies them."""

@@ -1,0 +1,54 @@
+"""Database calls off the event loop, patient while the database is away. Knows nothing of what is called."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import ParamSpec, TypeVar
+
+from workflows.durable.database import is_down
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+WRITERS = 3
+"""Node writes at the same time; more only queue for the same rows."""
+FIRST_WAIT_S = 0.1
+LONGEST_WAIT_S = 5.0
+"""Between two tries while the database is away."""
+
+
+class Patience:
+    """A few threads for database calls. One thread more than writers: a heartbeat never queues behind node writes."""
+
+    def __init__(self) -> None:
+        """Start no thread yet."""
+        self._threads = ThreadPoolExecutor(WRITERS + 1, thread_name_prefix="reelray-db")
+        self._writers = asyncio.Semaphore(WRITERS)
+
+    async def once(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call on a thread; errors come through."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, partial(call, *args, **kwargs))
+
+    async def insist(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call on a thread, again and again while the database is away; any other error comes through."""
+        wait_s = FIRST_WAIT_S
+        while True:
+            try:
+                async with self._writers:
+                    return await self.once(call, *args, **kwargs)
+            except Exception as error:
+                if not is_down(error):
+                    raise
+                log.warning("database is away, trying again in %.1f s: %s", wait_s, str(error).splitlines()[0])
+            await asyncio.sleep(wait_s)
+            wait_s = min(wait_s * 2, LONGEST_WAIT_S)
+
+    def close(self) -> None:
+        """End the threads; a call that is running finishes."""
+        self._threads.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,96 @@
+"""The three tables: jobs, their nodes, and what happened to them. Knows SQLAlchemy Core, not who reads or writes.
+
+A change here needs a revision under `migrations/versions`; a test compares the two.
+Times are unix seconds. JSON columns hold small values only: results are artifacts, never bytes.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
+
+metadata = MetaData()
+
+job = Table(
+    "job", metadata,
+    Column("id", String(200), primary_key=True),
+    Column("kind", String(40), nullable=False),
+    Column("title", Text, nullable=False),
+    Column("status", String(20), nullable=False),
+    Column("priority", String(20), nullable=False),
+    Column("weight", Double, nullable=False),
+    Column("document", JSON, nullable=False),
+    Column("document_digest", String(64), nullable=False),
+    Column("cancel_requested", Boolean, nullable=False),
+    # The token of the claim that owns the job; a fresh one per claim, so that it also fences.
+    Column("owner", String(64)),
+    Column("lease_until", Double),
+    Column("created_at", Double, nullable=False),
+    Column("started_at", Double),
+    Column("finished_at", Double),
+    Column("error", JSON(none_as_null=True)),
+    # [{"node_id", "text"}]: a rerun of the node takes its warnings back.
+    Column("warnings", JSON, nullable=False),
+    Index("job_by_status", "status", "created_at"),
+    Index("job_by_age", "created_at", "id"),
+)
+
+node = Table(
+    "node", metadata,
+    Column("job_id", String(200), ForeignKey("job.id", ondelete="CASCADE"), primary_key=True),
+    Column("id", String(200), primary_key=True),
+    Column("ord", Integer, nullable=False),
+    # The node whose result inserted this one; empty when it was planned at submission.
+    Column("parent_id", String(200), nullable=False),
+    Column("kind", String(40), nullable=False),
+    Column("shot_id", String(200), nullable=False),
+    Column("deps", JSON, nullable=False),
+    Column("payload", JSON, nullable=False),
+    Column("lane", String(200), nullable=False),
+    Column("cost", Double, nullable=False),
+    Column("accepts_missing", Boolean, nullable=False),
+    Column("status", String(20), nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("failures", Integer, nullable=False),
+    Column("crashes", Integer, nullable=False),
+    Column("interruptions", Integer, nullable=False),
+    Column("generation", Integer, nullable=False),
+    Column("key", String(64), nullable=False),
+    Column("artifact", JSON(none_as_null=True)),
+    Column("error", JSON(none_as_null=True)),
+    Column("cached", Boolean, nullable=False),
+    Column("seconds", JSON, nullable=False),
+    Column("started_at", Double),
+    Column("finished_at", Double),
+)
+
+event = Table(
+    "event", metadata,
+    # SQLite counts rows up by itself only in an INTEGER column.
+    Column("seq", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    Column("job_id", String(200), nullable=False),
+    Column("at", Double, nullable=False),
+    Column("type", String(40), nullable=False),
+    Column("node_id", String(200), nullable=False),
+    Column("level", String(10), nullable=False),
+    # What a person reads of it; empty when there is nothing to read.
+    Column("line", Text, nullable=False),
+    Column("data", JSON, nullable=False),
+    ForeignKeyConstraint(["job_id"], ["job.id"], ondelete="CASCADE"),
+    Index("event_by_job", "job_id", "seq"),
+    # A number is never given twice, even after rows were deleted: readers resume after the last one they saw.
+    sqlite_autoincrement=True,
+)

@@ -1,0 +1,263 @@
+"""One job on its way through its DAG, under one lease. Knows steps, store and slots by their ports; claims nothing.
+
+`Walk.run` ends when every node is settled. A node that fails is a value: its siblings go on, its dependants are
+skipped or told. LeaseLost is not: it ends every sibling, and with them what they were spending.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+import traceback
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from graphlib import TopologicalSorter
+
+from configs.settings import EngineSettings
+from workflows.dispatch import Dispatcher, path_ranks
+from workflows.durable import graph
+from workflows.durable.journal import Journal, Settled
+from workflows.durable.leases import Claim, Ending
+from workflows.durable.patience import Patience
+from workflows.durable.rows import Level, NodeRow
+from workflows.durable.verdict import Setback, judge
+from workflows.errors import (
+    DeadlineExceeded,
+    ErrorRecord,
+    InvalidDocument,
+    InvalidSettings,
+    ReelrayError,
+    ReplicaLost,
+    Retry,
+    StageFailed,
+)
+from workflows.ports import ArtifactStore, Step
+from workflows.types import (
+    MISSING_KEY,
+    Artifact,
+    Done,
+    JobStatus,
+    NodeCall,
+    NodeKind,
+    NodeResult,
+    NodeStatus,
+    Skipped,
+    content_key,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workshop:
+    """What every walk of one Director uses."""
+
+    steps: Mapping[NodeKind, Step]
+    store: ArtifactStore
+    dispatcher: Dispatcher
+    settings: EngineSettings
+    journal: Journal
+    patience: Patience
+
+
+class Walk:
+    """The nodes of one claimed job, each waiting for what it needs."""
+
+    def __init__(self, claim: Claim, nodes: Sequence[NodeRow], shop: Workshop) -> None:
+        """`nodes`: all of the job's, as they stand."""
+        self._claim = claim
+        self._shop = shop
+        self._nodes = {node.id: node for node in nodes}
+        self._settled = {node.id: asyncio.Event() for node in nodes}
+        self._ranks: Mapping[str, float] = {}
+
+    async def run(self) -> Ending:
+        """Settle every node and say how the job ends. Raises a group with LeaseLost when the lease is gone."""
+        await self._mend()
+        self._ranks = path_ranks(self._nodes.values())
+        async with asyncio.TaskGroup() as group:
+            for node in tuple(self._nodes.values()):
+                self._enter(group, node)
+        return ending_of(tuple(self._nodes.values()), since_s=self._claim.job.started_at_s or time.time())
+
+    async def run_node(self, group: asyncio.TaskGroup, node_id: str) -> None:
+        """Take one node from waiting to settled."""
+        # 1. wait
+        node = await self._ready(node_id)
+        if node is None:
+            return
+        # 2. run it, or not
+        missing = self._missing(node)
+        if missing:
+            skipped = await self._shop.patience.insist(
+                self._shop.journal.skip, self._claim, node, Skipped(missing=missing))
+            settled = Settled(node=skipped)
+        else:
+            settled = await self._work(node)
+        # 3. let the others know
+        self._absorb(group, settled)
+
+    def _enter(self, group: asyncio.TaskGroup, node: NodeRow) -> None:
+        if node.status.is_terminal:
+            self._settled[node.id].set()
+        else:
+            group.create_task(self.run_node(group, node.id), name=f"{node.job_id}/{node.id}")
+
+    async def _ready(self, node_id: str) -> NodeRow | None:
+        """The node once all it waits for is settled; None when the parent that ran again has dropped it."""
+        # Looked up anew after each wait: a parent's new result may have changed the node and its deps.
+        while (node := self._nodes.get(node_id)) is not None:
+            unsettled = [dep for dep in graph.waits_for(node) if not self._settled[dep].is_set()]
+            if not unsettled:
+                return node
+            await self._settled[unsettled[0]].wait()
+        return None
+
+    def _missing(self, node: NodeRow) -> tuple[str, ...]:
+        """What stops the node from running: its parent, and its dependencies unless it accepts holes."""
+        needed = graph.waits_for(node) if not node.accepts_missing else (node.parent_id,) if node.parent_id else ()
+        return tuple(dep for dep in needed if self._nodes[dep].status is not NodeStatus.SUCCEEDED)
+
+    async def _work(self, node: NodeRow) -> Settled:
+        """Reuse the node's result or make it, in as many attempts as the settings allow."""
+        obstacle = self._obstacle(node)
+        if obstacle is not None:
+            return await self._fail(node, self._judge(obstacle, node, refusals=0))
+        dep_keys = tuple(self._nodes[dep].key if self._has_result(dep) else MISSING_KEY for dep in node.deps)
+        key = content_key(node.kind, node.payload, dep_keys, node.generation)
+        stored = None if node.kind in graph.FAN_OUT else await self._find(key)
+        if stored is not None:
+            return await self._succeed(node, Done(result=NodeResult(artifact=stored), cached=True), key)
+        refusals, job = 0, self._claim.job
+        while True:
+            async with self._shop.dispatcher.slot(lane=node.lane, job_id=job.id, priority=job.priority,
+                                                  weight=job.weight, cost=node.cost, rank=self._ranks[node.id]):
+                node = await self._shop.patience.insist(self._shop.journal.start, self._claim, node, key=key)
+                outcome = await self._attempt(node)
+            if isinstance(outcome, NodeResult):
+                return await self._succeed(node, Done(result=outcome), key)
+            refused = ErrorRecord.of(outcome).retry is Retry.FREE and not isinstance(outcome, ReplicaLost)
+            refusals = refusals + 1 if refused else 0
+            setback = self._judge(outcome, node, refusals=refusals)
+            if setback.final:
+                return await self._fail(node, setback)
+            node = await self._shop.patience.insist(self._shop.journal.retry, self._claim, node, setback)
+            await asyncio.sleep(setback.wait_s)
+
+    async def _attempt(self, node: NodeRow) -> NodeResult | Exception:
+        """Run the step once, under the time limit of its kind; whatever it raises is handed back as a value."""
+        limit_s = self._shop.settings.timeout_s[node.kind.value]
+        call = NodeCall(
+            job_id=node.job_id, node_id=node.id, shot_id=node.shot_id, kind=node.kind, key=node.key,
+            attempt=node.attempt, generation=node.generation, payload=node.payload,
+            inputs={dep: self._nodes[dep].artifact if self._has_result(dep) else None for dep in node.deps},
+            deadline_s=time.time() + limit_s)
+        try:
+            async with asyncio.timeout(limit_s) as clock:
+                return await self._shop.steps[node.kind](call)
+        except asyncio.CancelledError:
+            if _is_ending():
+                raise
+            # Nobody cancelled us: the step's own call was, somewhere below. Siblings must not wait for ever.
+            return StageFailed(node_id=node.id, reason="the call was cancelled by somebody else")
+        except Exception as error:
+            if _is_ending():
+                # The step's way of saying that it was stopped; it must not count as the shot's failure.
+                raise asyncio.CancelledError from error
+            if clock.expired():
+                return DeadlineExceeded(node_id=node.id, reason=f"no result after {limit_s:g} s "
+                                                                f"(engine.timeout_s.{node.kind.value})")
+            return error
+
+    def _obstacle(self, node: NodeRow) -> ReelrayError | None:
+        """Why the node can never run here, if that is so."""
+        if node.kind not in self._shop.steps:
+            return InvalidSettings(problem=f"this Director has no step for {node.kind.value} nodes")
+        lanes = self._shop.dispatcher.lanes
+        if node.lane not in lanes:
+            return InvalidSettings(problem=f"no lane {node.lane!r} here; lanes: {', '.join(lanes)}")
+        return None
+
+    def _judge(self, error: Exception, node: NodeRow, *, refusals: int) -> Setback:
+        setback = judge(error, node, refusals=refusals, settings=self._shop.settings, draw=random.random)
+        if isinstance(error, ReelrayError):
+            return setback
+        return replace(setback, trace="".join(traceback.format_exception(error)))
+
+    def _has_result(self, node_id: str) -> bool:
+        return self._nodes[node_id].status is NodeStatus.SUCCEEDED
+
+    async def _succeed(self, node: NodeRow, done: Done, key: str) -> Settled:
+        try:
+            return await self._shop.patience.insist(self._shop.journal.succeed, self._claim, node, done, key=key)
+        except InvalidDocument as refused:
+            return await self._fail(node, self._judge(refused, node, refusals=0))
+
+    async def _fail(self, node: NodeRow, setback: Setback) -> Settled:
+        return Settled(node=await self._shop.patience.insist(self._shop.journal.fail, self._claim, node, setback))
+
+    async def _find(self, key: str) -> Artifact | None:
+        """The stored result, if any. A store that cannot be asked is reported, and the work is done again."""
+        try:
+            return await asyncio.to_thread(self._shop.store.find, key)
+        except Exception as error:  # noqa: BLE001 - whatever a store's client raises; the attempt meets it again and counts
+            await self._shop.patience.insist(
+                self._shop.journal.log, self._claim, f"store cannot be asked for {key}: {error}", Level.WARNING)
+            return None
+
+    async def _mend(self) -> None:
+        """Open succeeded nodes again whose artifact has left the store while something open needs it."""
+        dependants: dict[str, list[str]] = {}
+        for node in self._nodes.values():
+            for dep in node.deps:
+                dependants.setdefault(dep, []).append(node.id)
+        order = tuple(TopologicalSorter({node.id: node.deps for node in self._nodes.values()}).static_order())
+        for node_id in reversed(order):
+            node = self._nodes[node_id]
+            wanted = any(not self._nodes[user].status.is_terminal for user in dependants.get(node_id, ()))
+            # A script that is told again would tell another story: its nodes exist, its text is not needed.
+            if not wanted or node.artifact is None or node.kind in graph.FAN_OUT:
+                continue
+            if await self._find(node.artifact.key) is None:
+                self._nodes[node_id] = await self._shop.patience.insist(
+                    self._shop.journal.reopen, self._claim, node)
+
+    def _absorb(self, group: asyncio.TaskGroup, settled: Settled) -> None:
+        """Take over what a commit changed and wake whoever waits for it."""
+        self._nodes[settled.node.id] = settled.node
+        for node_id in settled.dropped:
+            del self._nodes[node_id]
+            self._settled[node_id].set()
+        added = [child for child in settled.children if child.id not in self._nodes]
+        for child in settled.children:
+            self._nodes[child.id] = child
+            self._settled.setdefault(child.id, asyncio.Event())
+        if settled.children:
+            self._ranks = path_ranks(self._nodes.values())
+        for child in added:
+            self._enter(group, child)
+        self._settled[settled.node.id].set()
+
+
+def _is_ending() -> bool:
+    """Whether the running task was told to end."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def ending_of(nodes: Collection[NodeRow], *, since_s: float) -> Ending:
+    """How a job ends whose nodes are all settled: by its last node, and by whether all the others have a result."""
+    rows = sorted(nodes, key=lambda node: node.ord)
+    counts = Counter(node.status for node in rows)
+    error: ErrorRecord | None = None
+    if counts[NodeStatus.SUCCEEDED] == len(rows):
+        status = JobStatus.SUCCEEDED
+    elif rows[-1].status is NodeStatus.SUCCEEDED:
+        status = JobStatus.PARTIAL
+    else:
+        status = JobStatus.FAILED
+        errors = [node.error for node in rows if node.status is NodeStatus.FAILED and node.error]
+        error = errors[0] if errors else ErrorRecord.of(StageFailed(
+            node_id=rows[-1].id, reason=f"{rows[-1].status.value}; what it needs was not made"))
+    told = ", ".join(f"{counts[status]} {status.value}" for status in NodeStatus if counts[status])
+    return Ending(status=status, error=error, line=f"job: {status.value} after {time.time() - since_s:.1f} s ({told})")
