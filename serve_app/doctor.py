@@ -19,7 +19,7 @@ import numpy as np
 from configs.load import SettingsError, casting, load_cards
 from configs.model_card import ModelCard
 from configs.settings import Settings
-from serve_app.models.pipelines import resolve_repo
+from serve_app.models.repo import resolve_repo
 from workflows.durable.ledger import Ledger
 from workflows.errors import ReelrayError
 from workflows.store import Store
@@ -67,8 +67,8 @@ def _gpu(settings: Settings) -> Iterator[Finding]:
             name = torch.cuda.get_device_name(index)
             yield Finding(level="ok", what="GPU", text=f"{index}: {name}, {memory_gb:.0f} GB")
     elif settings.models.device == "cuda":
-        yield Finding(level="fail", what="GPU", text="models.device is cuda but torch sees no GPU; install the driver and "
-                      "a CUDA build of torch, or use --profile laptop")
+        yield Finding(level="fail", what="GPU", text="models.device is cuda but torch sees no GPU; install the driver "
+                      "and a CUDA build of torch, or use --profile laptop")
     else:
         yield Finding(level="note", what="GPU", text=f"none seen by torch {torch.__version__}; models run on the CPU "
                       f"({os.cpu_count()} cores)")
@@ -115,7 +115,10 @@ def _cards(settings: Settings) -> Iterator[Finding]:
         if card.loader != "diffusers":
             continue
         path = resolve_repo(card)
-        size_mb = sum(file.stat().st_size for file in Path(path).rglob("*.safetensors")) / 1e6
+        if isinstance(path, str):
+            yield Finding(level="note", what="model", text=f"{card.name}: {path} comes from its hub at start")
+            continue
+        size_mb = sum(file.stat().st_size for file in path.rglob("*.safetensors")) / 1e6
         yield Finding(level="ok", what="model", text=f"{card.name}: {size_mb:.0f} MB of weights at {path}")
 
 
