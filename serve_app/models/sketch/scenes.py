@@ -1,0 +1,190 @@
+"""Captioned clips drawn by formula: one coloured shape that moves over a plain background. Knows torch, but no model."""
+
+from __future__ import annotations
+
+import math
+import random
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+
+from configs.model_card import ModelCard, PromptWorld
+
+CARD_PATH = Path(__file__).resolve().parents[3] / "configs" / "models" / "sketch.yaml"
+HEIGHT_PX, WIDTH_PX, FRAMES = 64, 96, 17
+STILL = ""
+"""The motion of a scene whose caption names none: nothing moves."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """What a clip shows, in the words of the card's world; `motion` is STILL when nothing moves."""
+
+    colour: str
+    shape: str
+    motion: str
+    background: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """Where a scene's object is: centre and radius in pixels at the first and the last frame; straight lines between."""
+
+    start_x_px: float
+    end_x_px: float
+    start_y_px: float
+    end_y_px: float
+    start_radius_px: float
+    end_radius_px: float
+
+
+def load_card() -> ModelCard:
+    """The card this model ships with; its `world` is the one owner of the vocabulary."""
+    return ModelCard.model_validate(yaml.safe_load(CARD_PATH.read_text(encoding="utf-8")))
+
+
+def load_world() -> PromptWorld:
+    """The card's closed vocabulary.
+
+    Raises:
+        ValueError: the card has no `world`.
+    """
+    world = load_card().world
+    if world is None:
+        raise ValueError(f"{CARD_PATH.name} has no `world`; the sketch model cannot be described without one")
+    return world
+
+
+def is_held_out(scene: Scene) -> bool:
+    """Whether training never sees this scene's (colour, shape, motion): one triple in seven, chosen by CRC-32."""
+    return zlib.crc32(f"{scene.colour}|{scene.shape}|{scene.motion}".encode()) % 7 == 0
+
+
+def draw_scene(world: PromptWorld, rng: random.Random, *, held_out: bool, still_share: float = 0.0) -> Scene:
+    """A random scene whose object differs in colour from its background.
+
+    `still_share` (0..1) is the chance of no motion. `held_out` picks the side of the split.
+    """
+    while True:
+        motion = STILL if rng.random() < still_share else rng.choice(list(world.motions))
+        scene = Scene(colour=rng.choice(list(world.colours)), shape=rng.choice(list(world.objects)),
+                      motion=motion, background=rng.choice(list(world.backgrounds)))
+        if scene.colour != scene.background and is_held_out(scene) == held_out:
+            return scene
+
+
+def caption(scene: Scene, world: PromptWorld) -> str:
+    """The plainest sentence for a scene: the first phrase of each kind."""
+    moves = f" {world.motions[scene.motion][0]}" if scene.motion else ""
+    where = world.background_phrases[0].replace("{b}", scene.background)
+    return f"a {scene.colour} {world.objects[scene.shape][0]}{moves} {where}"
+
+
+def training_caption(scene: Scene, world: PromptWorld, rng: random.Random) -> str:
+    """A sentence for a scene with any of the world's phrases; now and then without background, colour or article.
+
+    A motion is never left out: a caption without one means a scene at rest.
+    """
+    colour = "" if rng.random() < 0.04 else f"{scene.colour} "
+    thing = f"{rng.choice(('a', 'a', 'a', 'the', 'one'))} {colour}{rng.choice(world.objects[scene.shape])}"
+    moves = f" {rng.choice(world.motions[scene.motion])}" if scene.motion else ""
+    where = rng.choice(world.background_phrases).replace("{b}", scene.background)
+    order = rng.random()
+    if order < 0.06:
+        return thing + moves
+    if order < 0.16:
+        return f"{where}, {thing}{moves}"
+    return f"{thing}{moves} {where}"
+
+
+def draw_layout(motion: str, rng: random.Random) -> Layout:
+    """A random place and size for an object that moves so; the object stays inside the frame except when it is large.
+
+    Raises:
+        ValueError: the motion has no drawing rule.
+    """
+    x, y, radius = rng.uniform(0.3, 0.7) * WIDTH_PX, rng.uniform(0.36, 0.64) * HEIGHT_PX, rng.uniform(10, 15)
+    x2, y2, radius2 = x, y, radius
+    if motion in ("left", "right"):
+        span = rng.uniform(36, 52)
+        x = (WIDTH_PX - span) / 2 + rng.uniform(-6, 6)
+        x2 = x + span
+        if motion == "left":
+            x, x2 = x2, x
+    elif motion in ("up", "down"):
+        radius = radius2 = rng.uniform(9, 13)
+        span = rng.uniform(24, 32)
+        y = (HEIGHT_PX - span) / 2 + rng.uniform(-3, 3)
+        y2 = y + span
+        if motion == "up":
+            y, y2 = y2, y
+    elif motion in ("grows", "shrinks"):
+        radius, radius2 = rng.uniform(5.5, 8), rng.uniform(19, 24)
+        if motion == "shrinks":
+            radius, radius2 = radius2, radius
+    elif motion != STILL:
+        raise ValueError(f"motion {motion!r} has no drawing rule; known: left, right, up, down, grows, shrinks, ''")
+    return Layout(start_x_px=x, end_x_px=x2, start_y_px=y, end_y_px=y2, start_radius_px=radius, end_radius_px=radius2)
+
+
+def distance(shape: str, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Signed distance (negative inside) to a shape of about unit radius at the origin; y points down.
+
+    Raises:
+        ValueError: the shape has no formula.
+    """
+    if shape == "circle":
+        return (x * x + y * y).sqrt() - 1
+    if shape == "square":
+        return torch.maximum(x.abs(), y.abs()) - 0.88
+    if shape == "triangle":
+        return torch.maximum(0.8660254 * x.abs() - 0.5 * (y - 0.15) - 0.55, y - 0.9)
+    if shape == "star":
+        return _star_distance(x, y)
+    raise ValueError(f"shape {shape!r} has no formula; known: circle, square, triangle, star")
+
+
+def _star_distance(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Five points of radius 1.15, five notches of radius 0.5; the angle is folded onto one edge."""
+    sector = math.pi / 5
+    radius, angle = (x * x + y * y).sqrt(), torch.atan2(x, -y)
+    folded = ((angle + sector) % (2 * sector) - sector).abs()
+    tip_x, notch_x, notch_y = 1.15, 0.5 * math.cos(sector), 0.5 * math.sin(sector)
+    normal_x, normal_y = notch_y, tip_x - notch_x
+    length = math.hypot(normal_x, normal_y)
+    return ((radius * torch.cos(folded) - tip_x) * normal_x + radius * torch.sin(folded) * normal_y) / length
+
+
+def render(scenes: list[Scene], layouts: list[Layout], world: PromptWorld, frames: int = FRAMES) -> torch.Tensor:
+    """The first `frames` frames of clips, (B, 3, frames, 64, 96), float32 in -1..1.
+
+    Edges are smooth over one pixel; background and object are softly shaded from top to bottom.
+    """
+    time = torch.linspace(0, 1, FRAMES)[:frames]
+    ends = torch.tensor([[(a.start_x_px, a.end_x_px), (a.start_y_px, a.end_y_px),
+                          (a.start_radius_px, a.end_radius_px)] for a in layouts])
+    paths = ends[..., :1] + (ends[..., 1:] - ends[..., :1]) * time
+    centre_x, centre_y, radius = (paths[:, i, :, None, None] for i in range(3))
+    row = torch.arange(HEIGHT_PX, dtype=torch.float32)[:, None] + 0.5
+    column = torch.arange(WIDTH_PX, dtype=torch.float32)[None, :] + 0.5
+    x, y = (column - centre_x) / radius, (row - centre_y) / radius
+    x, y = torch.broadcast_tensors(x, y)
+    inside = torch.empty_like(x)
+    for shape in {scene.shape for scene in scenes}:
+        mine = torch.tensor([i for i, scene in enumerate(scenes) if scene.shape == shape])
+        inside[mine] = (0.5 - distance(shape, x[mine], y[mine]) * radius[mine]).clamp(0, 1)
+    paint = torch.tensor([world.colours[s.colour] for s in scenes])[:, :, None, None, None] / 255
+    ground = torch.tensor([world.backgrounds[s.background] for s in scenes])[:, :, None, None, None] / 255
+    ground = (ground * (0.9 + 0.2 * row / HEIGHT_PX)).clamp(0, 1)
+    paint = (paint * (1 - 0.1 * y[:, None]).clamp(0.85, 1.15)).clamp(0, 1)
+    return (ground + (paint - ground) * inside[:, None]) * 2 - 1
+
+
+def draw_batch(world: PromptWorld, rng: random.Random, count: int, *, frames: int = FRAMES, still_share: float = 0.1,
+               ) -> tuple[torch.Tensor, list[Scene]]:
+    """`count` training clips (B, 3, frames, 64, 96) in -1..1 and what they show."""
+    scenes = [draw_scene(world, rng, held_out=False, still_share=still_share) for _ in range(count)]
+    return render(scenes, [draw_layout(scene.motion, rng) for scene in scenes], world, frames), scenes
