@@ -176,6 +176,15 @@ def cancel(
 
 
 @app.command()
+def serve(profile: ProfileOption = "", settings_: SetOption = None, as_json: JsonOption = False) -> None:
+    """Run the models and the Director on this machine until Ctrl-C; every open job goes on."""
+    from serve_app.serving import serve_until_stopped
+
+    place = _workplace(profile, settings_)
+    serve_until_stopped(place, _screen(as_json, live=False))
+
+
+@app.command()
 def doctor(profile: ProfileOption = "", settings_: SetOption = None, as_json: JsonOption = False) -> None:
     """Check this machine: versions, GPU, video tools, fonts, state, store, model files."""
     settings = _settings(profile, settings_)
@@ -258,12 +267,12 @@ def _workplace(profile: str, overrides: list[str] | None) -> Workplace:
     return open_workplace(settings)
 
 
-def _screen(as_json: bool) -> Screen:
+def _screen(as_json: bool, *, live: bool = True) -> Screen:
     from serve_app.screen import JsonScreen, LiveScreen, PlainScreen
 
     if as_json:
         return JsonScreen(sys.stdout)
-    return LiveScreen(out) if out.is_terminal else PlainScreen(sys.stdout)
+    return LiveScreen(out) if live and out.is_terminal else PlainScreen(sys.stdout)
 
 
 def _finish(run: Callable[[], JobView], place: Workplace, output: Path, screen: Screen) -> None:

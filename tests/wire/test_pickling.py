@@ -18,7 +18,8 @@ from workflows.types import Artifact, MediaType, NodeCall, NodeKind, NodeResult,
 def all_errors(root: type[ReelrayError] = ReelrayError) -> Iterator[type[ReelrayError]]:
     yield root
     for child in root.__subclasses__():
-        yield from all_errors(child)
+        if child.__module__.startswith("workflows"):  # Ray makes classes of its own out of ours while it runs
+            yield from all_errors(child)
 
 
 def make(cls: type[ReelrayError]) -> ReelrayError:

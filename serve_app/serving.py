@@ -1,0 +1,40 @@
+"""`reelray serve`: models and Director on this machine until stopped; every open job of the database goes on."""
+
+from __future__ import annotations
+
+import signal
+import threading
+
+from serve_app.screen import Screen
+from serve_app.session import Session
+from serve_app.workplace import Workplace
+from workflows.durable.rows import JobRow
+
+LOOK_S = 0.5
+SHOWN_JOBS = 200
+"""Newest jobs whose changes are told."""
+
+
+def serve_until_stopped(place: Workplace, screen: Screen) -> None:
+    """Start everything and tell how jobs move; Ctrl-C hands running work back and returns."""
+    session = Session(place.settings, only=())
+    stopped = threading.Event()
+    signal.signal(signal.SIGINT, lambda *_: stopped.set())
+    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    try:
+        if session.dashboard:
+            screen.note(f"Ray dashboard: http://{session.dashboard}")
+        screen.note("ready; Ctrl-C stops, and what is unfinished goes on at the next start")
+        known: dict[str, JobRow] = {}
+        while not stopped.wait(LOOK_S):
+            _tell_changes(place, screen, known)
+    finally:
+        session.close()
+
+
+def _tell_changes(place: Workplace, screen: Screen, known: dict[str, JobRow]) -> None:
+    for job in place.ledger.jobs(limit=SHOWN_JOBS).jobs:
+        before = known.get(job.id)
+        if (before is None and not job.status.is_terminal) or (before is not None and before.status is not job.status):
+            screen.note(f"{job.id}: {job.status.value}")
+        known[job.id] = job
