@@ -95,6 +95,7 @@ def _unknown_field(path: DocPath, owners: Owners) -> tuple[str, str]:
 
 
 def _explain(details: ErrorDetails, spelling: str) -> tuple[str, str]:
+    """Problem and nearest valid value of any error but an unknown field."""
     value: Json = details["input"]
     context = details.get("ctx", {})
     if details["type"] == "missing":
@@ -110,17 +111,27 @@ def _explain(details: ErrorDetails, spelling: str) -> tuple[str, str]:
         word, key = _BOUNDS[details["type"]]
         bound = number(context[key])
         return f"{spelling or number(float(str(value)))} is {word} {bound}", bound
+    if details["type"] == "enum":
+        choices = re.findall(r"'([^']*)'", str(context["expected"]))
+        return not_one_of(value, choices) if isinstance(value, str) else _not_a_choice(value, spelling, choices)
+    return _wrong_length(details), ""
+
+
+def _wrong_length(details: ErrorDetails) -> str:
+    value: Json = details["input"]
+    context = details.get("ctx", {})
     match details["type"]:
-        case "enum":
-            choices = re.findall(r"'([^']*)'", str(context["expected"]))
-            if isinstance(value, str):
-                return not_one_of(value, choices)
-            return f"must be one of {', '.join(choices)}, not {say(value, spelling)}", ""
-        case "too_short":
-            return f"is empty; at least {context['min_length']} is needed", ""
+        case "string_too_long":
+            return f"has {len(str(value))} characters; at most {context['max_length']} are taken"
         case "too_long" if isinstance(value, list):
-            return f"has {len(value)} entries; at most {context['max_length']} are taken", ""
-    return details["msg"], ""
+            return f"has {len(value)} entries; at most {context['max_length']} are taken"
+        case "too_short":
+            return f"is empty; at least {context['min_length']} is needed"
+    return details["msg"]
+
+
+def _not_a_choice(value: Json, spelling: str, choices: Sequence[str]) -> tuple[str, str]:
+    return f"must be one of {', '.join(choices)}, not {say(value, spelling)}", ""
 
 
 def _quoted(value: Json, spelling: str) -> str:

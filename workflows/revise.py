@@ -1,4 +1,4 @@
-"""A storyboard after it was first read: a shot changed, or later problems traced back to its text. Knows no model card."""
+"""A storyboard after its first reading: a shot changed, later problems traced back to its text. Knows no model card."""
 
 from __future__ import annotations
 

@@ -265,7 +265,11 @@ def parse_storyboard(text: str, *, file: str = "") -> Storyboard:
 
     `file` is its name for messages; one that ends in `.json` must be JSON. Raises InvalidDocument with all problems.
     """
-    document = parse_document(text, file=file)
+    return checked_storyboard(parse_document(text, file=file), file=file)
+
+
+def checked_storyboard(document: Document, *, file: str = "") -> Storyboard:
+    """The storyboard that a document holds. Raises InvalidDocument with all problems, in the order of its lines."""
     value = _with_ids(document.value)
     findings = [*document.findings]
     checked: list[Finding] = []

@@ -1,0 +1,137 @@
+"""Scenes -> nodes: ids, edges, payloads and costs. Payloads are content keys: they hold what decides a result, no more.
+
+So a new caption or transition renders no clip again, and neither does a new place in the film.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from configs.model_card import ModelCard, Task
+from workflows.prompt import one_line, take_seed
+from workflows.scene import Film, Scene
+from workflows.storyboard import Missing
+from workflows.types import Json, NodeKind, NodeSpec
+
+# CPU-seconds per frame of 832x480 pixels on one core, measured: optical flow for a new frame; decoding, drawing on and
+# encoding a captioned frame; a frame of the film, of which most are copied.
+_INTERPOLATE_S, _CAPTION_S, _COMPOSE_S = 0.015, 0.01, 0.001
+_MEASURED_PX = 832 * 480
+_LEAST_COST_S = 0.01
+
+
+def film_nodes(scenes: Sequence[Scene], film: Film) -> tuple[NodeSpec, ...]:
+    """All nodes of a film, each after those that it depends on.
+
+    A shot that continues another depends on that shot's chosen clip, before interpolation and caption.
+    """
+    chosen = {scene.shot.id: clip_node(scene) for scene in scenes}
+    shots = [node for scene in _after_what_they_continue(scenes) for node in _shot_nodes(scene, film, chosen)]
+    return (*shots, _compose(scenes, film))
+
+
+def clip_node(scene: Scene) -> str:
+    """Id of the clip that the film uses."""
+    return _clip_id(scene, scene.take)
+
+
+def final_node(scene: Scene, film: Film) -> str:
+    """Id of the node whose result the film shows."""
+    if scene.shot.caption:
+        return f"{scene.shot.id}.caption"
+    return f"{scene.shot.id}.interpolate" if film.factor > 1 else clip_node(scene)
+
+
+def _after_what_they_continue(scenes: Sequence[Scene]) -> Iterator[Scene]:
+    waiting = {scene.shot.id: scene for scene in scenes}
+    for scene in scenes:
+        chain: list[Scene] = []
+        link = waiting.pop(scene.shot.id, None)
+        while link is not None:
+            chain.append(link)
+            link = waiting.pop(link.shot.continues or "", None)
+        yield from reversed(chain)
+
+
+def _clip_id(scene: Scene, take: int) -> str:
+    return f"{scene.shot.id}.clip" if take == 1 else f"{scene.shot.id}.clip.{take}"
+
+
+def _shot_nodes(scene: Scene, film: Film, chosen: dict[str, str]) -> Iterator[NodeSpec]:
+    """Keyframe, one clip per take, and for the take that the film uses interpolation and caption."""
+    shot = scene.shot
+    deps: tuple[str, ...] = ()
+    if shot.continues is not None:
+        deps = (chosen[shot.continues],)
+    if Task.TEXT_TO_IMAGE in scene.tasks:
+        yield _keyframe(scene, film)
+        deps = (f"{shot.id}.keyframe",)
+    for take in range(1, (shot.takes or 1) + 1):
+        yield _clip(scene, film, take, deps)
+    last = clip_node(scene)
+    if film.factor > 1:
+        cost = _cpu_cost(_INTERPOLATE_S, scene.frames - scene.render_frames, film)
+        yield NodeSpec(id=f"{shot.id}.interpolate", kind=NodeKind.INTERPOLATE, shot_id=shot.id, deps=(last,),
+                       payload={"factor": film.factor}, cost=cost)
+        last = f"{shot.id}.interpolate"
+    if shot.caption:
+        yield NodeSpec(id=f"{shot.id}.caption", kind=NodeKind.CAPTION, shot_id=shot.id, deps=(last,),
+                       payload={"text": shot.caption}, cost=_cpu_cost(_CAPTION_S, scene.frames, film))
+
+
+def _keyframe(scene: Scene, film: Film) -> NodeSpec:
+    """One picture for all takes; steps and guidance are its card's, since the shot's are meant for the clip's model."""
+    card = film.cards[Task.TEXT_TO_IMAGE]
+    payload: dict[str, Json] = {
+        **_render_payload(scene, film, card), "frames": 1, "fps": 1.0, "steps": card.defaults.steps,
+        "guidance": card.defaults.guidance, "seed": scene.seed,
+    }
+    return NodeSpec(id=f"{scene.shot.id}.keyframe", kind=NodeKind.KEYFRAME, shot_id=scene.shot.id, payload=payload,
+                    lane=card.name, cost=_render_cost(card, card.defaults.steps, 1, film))
+
+
+def _clip(scene: Scene, film: Film, take: int, deps: tuple[str, ...]) -> NodeSpec:
+    shot, card = scene.shot, scene.card
+    steps = card.defaults.steps if shot.steps is None else shot.steps
+    guidance = card.defaults.guidance if shot.guidance is None else shot.guidance
+    payload: dict[str, Json] = {
+        **_render_payload(scene, film, card), "frames": scene.render_frames, "fps": film.render_fps, "steps": steps,
+        "guidance": guidance, "seed": take_seed(scene.seed, take),
+    }
+    if shot.image is not None:
+        payload["image"] = film.assets[shot.image].to_json()
+    return NodeSpec(id=_clip_id(scene, take), kind=NodeKind.CLIP, shot_id=shot.id, deps=deps, payload=payload,
+                    lane=card.name, cost=_render_cost(card, steps, scene.render_frames, film))
+
+
+def _render_payload(scene: Scene, film: Film, card: ModelCard) -> dict[str, Json]:
+    negative_prompt = card.defaults.negative_prompt if scene.negative_prompt is None else scene.negative_prompt
+    return {"card": card.name, "card_digest": card.digest(), "prompt": scene.prompt,
+            "negative_prompt": one_line(negative_prompt), "width_px": film.size.width_px,
+            "height_px": film.size.height_px}
+
+
+def _compose(scenes: Sequence[Scene], film: Film) -> NodeSpec:
+    slates = film.missing is Missing.SLATE
+    parts: list[Json] = [
+        {"shot": scene.shot.id, "node": final_node(scene, film), "frames": scene.frames,
+         "fade_in_frames": scene.fade_in_frames, "text": one_line(scene.shot.prompt) if slates else ""}
+        for scene in scenes]
+    payload: dict[str, Json] = {"width_px": film.size.width_px, "height_px": film.size.height_px, "fps": film.fps,
+                                "missing": film.missing.value, "parts": parts}
+    frames = sum(scene.frames for scene in scenes)
+    return NodeSpec(id="compose", kind=NodeKind.COMPOSE, deps=tuple(final_node(scene, film) for scene in scenes),
+                    payload=payload, cost=_cpu_cost(_COMPOSE_S, frames, film), accepts_missing=True)
+
+
+def _render_cost(card: ModelCard, steps: int, frames: int, film: Film) -> float:
+    """Expected seconds: steps at the card's rate, by how much larger or smaller the clip is than the card's default."""
+    default = card.defaults
+    asked_px = film.size.width_px * film.size.height_px * frames
+    return steps * card.seconds_per_step * asked_px / (default.width_px * default.height_px * default.frames)
+
+
+def _cpu_cost(seconds_per_frame: float, frames: int, film: Film) -> float:
+    """Expected seconds on one core; never nothing, so that every node moves the job's progress."""
+    share = film.size.width_px * film.size.height_px / _MEASURED_PX
+    return max(seconds_per_frame * frames * share, _LEAST_COST_S)

@@ -1,0 +1,119 @@
+"""Storyboard -> a film as nodes: the one door to planning. Pure; runs nothing, stores nothing, reads no file.
+
+Nodes of a shot `s1`: `s1.keyframe` (a drawn first frame), `s1.clip` and for further takes `s1.clip.2` ..., then for the
+take that the film uses `s1.interpolate` and `s1.caption` where asked for. `compose` joins the last node of every shot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from configs.model_card import Task
+from workflows.hints import Spoken, prompt_hints
+from workflows.nodes import clip_node, film_nodes, final_node
+from workflows.prompt import take_seed
+from workflows.scene import Cards, Film, Scene, decide
+from workflows.storyboard import Storyboard
+from workflows.types import Artifact, NodeSpec, content_key
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PictureRef:
+    """A picture file that a storyboard names."""
+
+    shot_id: str
+    field: str
+    path: str
+    """As written: relative to the storyboard's file."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilmShape:
+    """The finished film, if no shot is missing."""
+
+    width_px: int
+    height_px: int
+    fps: float
+    frames: int
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShotPlan:
+    """What becomes of one shot."""
+
+    id: str
+    prompt: str
+    """As the model gets it."""
+    task: Task
+    """Which model renders the clip."""
+    card: str
+    seed: int
+    """Of the take that the film uses."""
+    render_frames: int
+    frames: int
+    """In the film, after interpolation; the fade-in counts."""
+    start_frame: int
+    """Of the film, where the shot begins to be seen."""
+    fade_in_frames: int
+    clip_node: str
+    """The take that the film uses, as rendered."""
+    final_node: str
+    """What the film shows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A film as nodes."""
+
+    nodes: tuple[NodeSpec, ...]
+    """Each after all that it depends on; `compose` last."""
+    warnings: tuple[str, ...]
+    film: FilmShape
+    shots: tuple[ShotPlan, ...]
+    """In film order."""
+
+
+def referenced_pictures(storyboard: Storyboard) -> tuple[PictureRef, ...]:
+    """The picture files that must be in the store before the film can be planned."""
+    return tuple(PictureRef(shot_id=shot.id, field="image", path=shot.image)
+                 for shot in storyboard.shots if shot.image is not None)
+
+
+def plan_film(storyboard: Storyboard, *, cards: Cards, assets: Mapping[str, Artifact] | None = None) -> Plan:
+    """Plan a film for the models that answer each task; `assets` are the stored pictures by path as written.
+
+    Raises InvalidDocument with everything that the models or the lengths of the clips forbid;
+    `workflows.revise.with_lines` finds the lines.
+    """
+    film, scenes = decide(storyboard, cards, assets or {})
+    shots = _shot_plans(scenes, film)
+    frames = shots[-1].start_frame + shots[-1].frames
+    shape = FilmShape(width_px=film.size.width_px, height_px=film.size.height_px, fps=film.fps, frames=frames,
+                      duration_s=frames / film.fps)
+    spoken = [Spoken(shot_id=scene.shot.id, task=task, card=film.cards[task], prompt=scene.prompt)
+              for scene in scenes for task in scene.tasks]
+    return Plan(nodes=film_nodes(scenes, film), warnings=prompt_hints(spoken), film=shape, shots=shots)
+
+
+def plan_keys(nodes: Iterable[NodeSpec]) -> dict[str, str]:
+    """The content key of every node, if everything succeeds and nothing is forced; nodes in topological order."""
+    keys: dict[str, str] = {}
+    for node in nodes:
+        keys[node.id] = content_key(node.kind, node.payload, tuple(keys[dep] for dep in node.deps))
+    return keys
+
+
+def _shot_plans(scenes: Sequence[Scene], film: Film) -> tuple[ShotPlan, ...]:
+    plans: list[ShotPlan] = []
+    end_frame = 0
+    for scene in scenes:
+        start_frame = end_frame - scene.fade_in_frames
+        end_frame = start_frame + scene.frames
+        plans.append(ShotPlan(
+            id=scene.shot.id, prompt=scene.prompt, task=scene.tasks[-1], card=scene.card.name,
+            seed=take_seed(scene.seed, scene.take), render_frames=scene.render_frames, frames=scene.frames,
+            start_frame=start_frame, fade_in_frames=scene.fade_in_frames, clip_node=clip_node(scene),
+            final_node=final_node(scene, film)))
+    return tuple(plans)

@@ -1,0 +1,168 @@
+"""Storyboard -> scenes: every shot with its model, prompt, seed and length decided. Makes no nodes, knows no keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from configs.model_card import ModelCard, Task
+from workflows.errors import InvalidDocument, Problem
+from workflows.prompt import shot_seed, weave_prompt
+from workflows.shape import Cut, clip_frames, fade_frames, interpolated, size_problem
+from workflows.source import closest_or_few
+from workflows.storyboard import Missing, Mode, Shot, Size, Storyboard
+from workflows.types import Artifact
+
+Cards = Mapping[Task, ModelCard]
+"""Which model answers which task."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Film:
+    """What all shots of a film share."""
+
+    cards: Cards
+    assets: Mapping[str, Artifact]
+    """Stored pictures by path as written."""
+    size: Size
+    fps: float
+    factor: int
+    """Clips are rendered at `fps / factor`."""
+    missing: Missing
+
+    @property
+    def render_fps(self) -> float:
+        """Frames per second of a clip as the model renders it."""
+        return self.fps / self.factor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """A shot with everything decided."""
+
+    shot: Shot
+    """With the storyboard's defaults in place."""
+    tasks: tuple[Task, ...]
+    """The models it needs, the one that renders its clip last."""
+    card: ModelCard
+    """Of the clip."""
+    prompt: str
+    """As the models get it."""
+    negative_prompt: str | None
+    """None: each card's own."""
+    seed: int
+    """Of the first take."""
+    render_frames: int
+    frames: int
+    """In the film, after interpolation."""
+    fade_in_frames: int = 0
+
+    @property
+    def take(self) -> int:
+        """Which take the film uses, from 1."""
+        return self.shot.take or 1
+
+
+def decide(storyboard: Storyboard, cards: Cards, assets: Mapping[str, Artifact]) -> tuple[Film, tuple[Scene, ...]]:
+    """Decide everything about a film, in film order.
+
+    Raises InvalidDocument with all that the models or the lengths of the clips forbid.
+    """
+    shots = [storyboard.resolved(shot) for shot in storyboard.shots]
+    unanswered = [*_reference_pictures(storyboard), *_missing_cards(shots, cards)]
+    if unanswered:
+        raise InvalidDocument(problems=tuple(unanswered))
+    film = _film(storyboard, cards, assets)
+    problems = [*_wrong_size(shots, film), *_missing_pictures(shots, assets)]
+    scenes: list[Scene] = []
+    for shot in shots:
+        scene = _scene(storyboard, shot, film)
+        if isinstance(scene, Scene):
+            scenes.append(scene)
+        else:
+            problems.append(scene)
+    if len(scenes) == len(shots):
+        cuts = [Cut(shot_id=scene.shot.id, frames=scene.frames, fade_s=_fade_s(scene.shot)) for scene in scenes]
+        fades, wrong_fades = fade_frames(cuts, film.fps)
+        problems += wrong_fades
+        scenes = [replace(scene, fade_in_frames=fade) for scene, fade in zip(scenes, fades, strict=True)]
+    if problems:
+        raise InvalidDocument(problems=tuple(dict.fromkeys(_at_their_source(problems, storyboard))))
+    return film, tuple(scenes)
+
+
+def tasks_of(shot: Shot) -> tuple[Task, ...]:
+    """The models that a shot needs, the one that renders its clip last; `shot` with its defaults in place."""
+    match shot.mode:
+        case Mode.TEXT_TO_VIDEO:
+            return (Task.TEXT_TO_VIDEO,)
+        case Mode.KEYFRAME:
+            return (Task.TEXT_TO_IMAGE, Task.IMAGE_TO_VIDEO)
+    return (Task.IMAGE_TO_VIDEO,)
+
+
+def _reference_pictures(storyboard: Storyboard) -> Iterator[Problem]:
+    for place, character in enumerate(storyboard.characters):
+        if character.reference is not None:
+            yield Problem(field=f"characters[{place}].reference",
+                          problem="no configured model takes reference pictures; remove it")
+
+
+def _missing_cards(shots: Sequence[Shot], cards: Cards) -> Iterator[Problem]:
+    first_users = {task: shot for shot in reversed(shots) for task in tasks_of(shot)}
+    for task, shot in first_users.items():
+        if task not in cards:
+            yield Problem(shot_id=shot.id, field="continues" if shot.continues is not None else "mode",
+                          problem=f"no model is configured for {task.value}; choose one with models.{task.value}")
+
+
+def _missing_pictures(shots: Sequence[Shot], assets: Mapping[str, Artifact]) -> Iterator[Problem]:
+    for shot in shots:
+        if shot.image is not None and shot.image not in assets:
+            yield Problem(shot_id=shot.id, field="image", problem=f"the picture {shot.image!r} was not found",
+                          nearest=closest_or_few(shot.image, list(assets)))
+
+
+def _film(storyboard: Storyboard, cards: Cards, assets: Mapping[str, Artifact]) -> Film:
+    main = cards.get(Task.TEXT_TO_VIDEO) or cards[Task.IMAGE_TO_VIDEO]
+    size = storyboard.size or Size(width_px=main.defaults.width_px, height_px=main.defaults.height_px)
+    fps = storyboard.fps or main.defaults.fps * storyboard.interpolate
+    return Film(cards=cards, assets=assets, size=size, fps=float(fps), factor=storyboard.interpolate,
+                missing=storyboard.missing)
+
+
+def _wrong_size(shots: Sequence[Shot], film: Film) -> Iterator[Problem]:
+    used = {film.cards[task].name: film.cards[task] for shot in shots for task in tasks_of(shot)}
+    problem = size_problem(film.size, used.values())
+    if problem:
+        yield problem
+
+
+def _scene(storyboard: Storyboard, shot: Shot, film: Film) -> Scene | Problem:
+    tasks = tasks_of(shot)
+    card = film.cards[tasks[-1]]
+    frames = clip_frames(shot, card, film.render_fps)
+    if isinstance(frames, Problem):
+        return frames
+    people = [(who.id, who.description) for name in shot.characters or () for who in storyboard.characters
+              if who.id == name]
+    negative_prompt = storyboard.negative_prompt or None if shot.negative_prompt is None else shot.negative_prompt
+    return Scene(shot=shot, tasks=tasks, card=card, prompt=weave_prompt(shot.prompt, people, storyboard.style),
+                 negative_prompt=negative_prompt,
+                 seed=shot_seed(storyboard.seed, shot.id) if shot.seed is None else shot.seed,
+                 render_frames=frames, frames=interpolated(frames, film.factor))
+
+
+def _fade_s(shot: Shot) -> float:
+    return 0.0 if shot.transition is None else shot.transition.fade_s
+
+
+def _at_their_source(problems: Iterable[Problem], storyboard: Storyboard) -> Iterator[Problem]:
+    """What is wrong with a default is told of `defaults`, not of every shot that takes it."""
+    own = {shot.id: {name for name, value in shot if value is not None} for shot in storyboard.shots}
+    defaults = {name for name, value in storyboard.defaults if value is not None}
+    for problem in problems:
+        name = problem.field.partition(".")[0]
+        if problem.shot_id and name in defaults - own[problem.shot_id]:
+            problem = replace(problem, shot_id="", field=f"defaults.{problem.field}")
+        yield problem
