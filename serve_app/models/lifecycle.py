@@ -71,6 +71,11 @@ def pick_device(wanted: Literal["auto", "cpu", "cuda"], assigned_gpus: float) ->
     return choice.name
 
 
+def describe(device: str) -> str:
+    """The device for a manifest, e.g. `cuda:0 (NVIDIA H200)`."""
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.startswith("cuda") else device
+
+
 # -- CPU threads, seeds, memory ----------------------------------------------------------------------------------
 
 

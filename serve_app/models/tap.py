@@ -71,6 +71,24 @@ class Watch:
 UNWATCHED = Watch()
 
 
+class SafeCallback:
+    """A progress callback that cannot cost a render: its first exception is logged, and it is not called again."""
+
+    def __init__(self, callback: ProgressCallback | None, *, label: str) -> None:
+        self._callback = callback
+        self._label = label
+
+    def __call__(self, step: int, total_steps_count: int, current_timestep: float) -> None:
+        """Pass on, if there is anybody."""
+        if self._callback is None:
+            return
+        try:
+            self._callback(step, total_steps_count, current_timestep)
+        except Exception:  # whatever a stranger's callback raises
+            log.warning("%s: the progress callback raised and is ignored from here on", self._label, exc_info=True)
+            self._callback = None
+
+
 @dataclass(slots=True, eq=False)
 class _Lane:
     """One scheduler of the running call."""
@@ -94,7 +112,7 @@ class SchedulerTap:
                  generator: torch.Generator) -> None:
         """`generator` is the one given to the pipeline: a checkpoint holds its state."""
         self._pipe = pipe
-        self._callback = callback if _is_first_rank() else None
+        self._callback = SafeCallback(callback if _is_first_rank() else None, label=watch.label)
         self._watch = watch
         self._generator = generator
         self._lanes: list[_Lane] = []
@@ -163,16 +181,10 @@ class SchedulerTap:
         return self._lanes[-1]
 
     def _report(self, lane: _Lane) -> None:
-        if self._callback is None:
-            return
         total = len(lane.schedule)
         # A pipeline that runs its loop several times (a long video in sections) starts again at 0.
         step = (lane.done - 1) % total
-        try:
-            self._callback(step, total, lane.schedule[step])
-        except Exception:  # a broken progress bar must not cost a render
-            log.warning(CALLBACK_RAISED, self._watch.label, exc_info=True)
-            self._callback = None
+        self._callback(step, total, lane.schedule[step])
 
     def _checkpoint(self, lane: _Lane) -> None:
         every, take = self._watch.checkpoint_every, self._watch.on_checkpoint
