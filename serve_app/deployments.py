@@ -46,9 +46,11 @@ class MediaDeployment(MediaWorker):
 class DirectorDeployment(Director):
     """The Director; one on SQLite, any number on Postgres."""
 
-    async def __init__(self, settings: Settings, models: Mapping[str, DeploymentHandle], media: DeploymentHandle,
-                       only: tuple[str, ...] = ()) -> None:
-        """Async because the engine's task needs the replica's event loop."""
+    async def __init__(  # type: ignore[misc]  # Serve awaits it; the engine's task needs the replica's event loop
+        self, settings: Settings, models: Mapping[str, DeploymentHandle], media: DeploymentHandle,
+        only: tuple[str, ...] = (),
+    ) -> None:
+        """Start the engine at once."""
         super().__init__(settings, Ports(
             ledger=Ledger(settings.database), store=_store(settings), models=model_handles(models),
             media=MediaHandle(media), board=ActorTransport(settings.progress, settings.ray.namespace),

@@ -12,16 +12,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-from workflows.dispatch import Dispatcher
-from workflows.durable.engine import Engine
-from workflows.stages.story import story
-
 from configs.load import casting, load_cards
 from configs.model_card import ModelCard, Task
 from configs.settings import Settings
+from workflows.dispatch import Dispatcher
+from workflows.durable.engine import Engine
 from workflows.durable.ledger import Ledger
 from workflows.ports import ArtifactStore, MediaWorker, Model, Step
 from workflows.stages.render import clip, keyframe
+from workflows.stages.story import story
 from workflows.types import NodeCall, NodeKind, NodeResult
 
 log = logging.getLogger(__name__)

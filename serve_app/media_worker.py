@@ -7,10 +7,9 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from workflows.media.encode import EncodeOptions
-
 from configs.settings import MediaSettings
 from workflows.errors import DeadlineExceeded, RenderCancelled
+from workflows.media.encode import EncodeOptions
 from workflows.ports import ArtifactStore, ProgressSink
 from workflows.stages.finish import Finisher
 from workflows.types import NodeCall, NodeResult, Phase, ProgressRecord

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 from configs.model_card import ModelCard, SizeRule
 from workflows.errors import Problem
@@ -15,6 +16,11 @@ from workflows.storyboard import Shot, Size
 
 FILM_SIZE = SizeRule(multiple_px=2, min_px=16, max_px=8192)
 """What H.264 with 4:2:0 colour takes, whatever the models do."""
+
+
+def exact_fps(fps: float) -> Fraction:
+    """The rate as a fraction: 23.976 is 2997/125, not the nearest double."""
+    return Fraction(fps).limit_denominator(1001)
 
 
 def interpolated(frames: int, factor: int) -> int:

@@ -1,4 +1,4 @@
-"""The stages that need no model: raise a clip's frame rate, burn a caption, join the film. Sync: callers own the thread.
+"""The stages that need no model: raise a clip's frame rate, burn a caption, join the film. Callers own the thread.
 
 Knows the store and the media functions, not where it runs.
 """
@@ -9,15 +9,18 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 from workflows.errors import StageFailed
 from workflows.media.caption import caption_clip
-from workflows.media.compose import Part, compose
+from workflows.media.compose import ComposeOptions, compose
 from workflows.media.encode import EncodeOptions, encode
 from workflows.media.interpolate import interpolate_clip
 from workflows.media.stills import slate_clip
+from workflows.media.timeline import Part
 from workflows.ports import ArtifactStore
+from workflows.shape import exact_fps
 from workflows.stages.render import integer, number
 from workflows.types import Artifact, Json, MediaType, NodeCall, NodeKind, NodeResult
 
@@ -45,7 +48,7 @@ class FilmOrder:
 
     width_px: int
     height_px: int
-    fps: float
+    fps: Fraction
     slates: bool
     """A missing shot is shown as a slate; otherwise the film goes on without it."""
     parts: tuple[FilmPart, ...]
@@ -60,7 +63,7 @@ class FilmOrder:
                           fade_in_frames=integer(row["fade_in_frames"]), text=str(row["text"]))
                  for row in rows if isinstance(row, dict)]
         return cls(width_px=integer(payload["width_px"]), height_px=integer(payload["height_px"]),
-                   fps=number(payload["fps"]), slates=payload["missing"] == "slate", parts=tuple(parts))
+                   fps=exact_fps(number(payload["fps"])), slates=payload["missing"] == "slate", parts=tuple(parts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,11 +135,12 @@ class Finisher:
             if path is not None:
                 # A fade needs a left neighbour: after a hole at the start there is none.
                 parts.append(Part(path=path, fade_in_frames=part.fade_in_frames if parts else 0, label=part.shot))
-        report = compose(parts, target, width_px=order.width_px, height_px=order.height_px, fps=order.fps,
-                         options=self._options, on_progress=on_progress)
+        options = ComposeOptions(width_px=order.width_px, height_px=order.height_px, fps=order.fps,
+                                 encode=self._options)
+        report = compose(parts, target, options=options, on_progress=on_progress)
         return _Made(warnings=tuple(warnings), report={
-            "method": report.method, "copied_frames": report.copied_frames,
-            "reencoded_frames": report.reencoded_frames})
+            "method": report.method.value, "reason": report.reason, "copied_frames": report.copied_frames,
+            "reencoded_frames": report.reencoded_frames, "duration_s": report.duration_s})
 
     def _file_of(self, part: FilmPart, artifact: Artifact | None, order: FilmOrder, scratch: Path) -> Path | None:
         if artifact is not None:

@@ -1,0 +1,106 @@
+"""A file as a job: read, refuse, store the pictures it names, plan. Nothing is submitted here; knows no Ray."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from configs.load import casting, load_cards
+from configs.settings import Settings
+from workflows.durable.rows import NewJob
+from workflows.errors import InvalidDocument, MediaError, Problem
+from workflows.media.pictures import read_picture
+from workflows.plan import PictureRef, plan_film, referenced_pictures
+from workflows.revise import with_lines
+from workflows.scene import Cards
+from workflows.script import looks_like_script
+from workflows.source import decode_text
+from workflows.store import Store, sha256_of
+from workflows.story import plan_script
+from workflows.storyboard import dump_storyboard, parse_storyboard
+from workflows.types import Artifact, Json, MediaType, NodeSpec, Priority, digest
+
+PICTURE_TYPES = {".png": MediaType.PNG, ".jpg": MediaType.JPEG, ".jpeg": MediaType.JPEG}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """A job ready to be submitted, and what to tell the user about it."""
+
+    new: NewJob
+    warnings: tuple[str, ...]
+
+
+def film_job(path: Path, settings: Settings, store: Store, *, priority: Priority = Priority.INTERACTIVE) -> Submission:
+    """Plan the film of a storyboard or script file.
+
+    The job's id follows from the plan: the same file with the same models is the same job. Raises InvalidDocument with
+    every problem, SettingsError for the cards.
+    """
+    text = _read(path)
+    cards = casting(settings, load_cards(settings))
+    if looks_like_script(text, path.name):
+        nodes: Sequence[NodeSpec] = (plan_script(text, cards=cards, file=path.name),)
+        return _submission(path, path.stem, {"script": text}, nodes, (), priority)
+    return _storyboard_job(text, path, cards, store, priority)
+
+
+def _storyboard_job(text: str, path: Path, cards: Cards, store: Store, priority: Priority) -> Submission:
+    storyboard = parse_storyboard(text, file=path.name)
+    try:
+        assets = _store_pictures(referenced_pictures(storyboard), path.parent, store)
+        plan = plan_film(storyboard, cards=cards, assets=assets)
+    except InvalidDocument as error:
+        raise with_lines(error, text, file=path.name) from None
+    return _submission(path, storyboard.title or path.stem, {"storyboard": dump_storyboard(storyboard)}, plan.nodes,
+                       plan.warnings, priority)
+
+
+def _submission(
+    path: Path, title: str, document: Mapping[str, Json], nodes: Sequence[NodeSpec], warnings: tuple[str, ...],
+    priority: Priority,
+) -> Submission:
+    identity = digest([[node.id, node.kind.value, node.lane, list(node.deps), dict(node.payload)] for node in nodes])
+    slug = re.sub(r"[^a-z0-9]+", "-", path.stem.lower()).strip("-")[:40] or "film"
+    new = NewJob(id=f"{slug}-{identity[:8]}", title=title, priority=priority, document_digest=identity,
+                 document={**document, "file": path.name, "warnings": list(warnings)}, nodes=tuple(nodes))
+    return Submission(new=new, warnings=warnings)
+
+
+def _read(path: Path) -> str:
+    try:
+        return decode_text(path.read_bytes(), file=path.name)
+    except IsADirectoryError:
+        problem = "is a directory; name a storyboard or script file"
+    except FileNotFoundError:
+        near = ", ".join(sorted(p.name for p in path.parent.glob("*.y*ml"))[:3]) if path.parent.is_dir() else ""
+        problem = "no such file" + (f"; here are {near}" if near else "")
+    except OSError as error:
+        problem = f"cannot be read: {error.strerror or error}"
+    raise InvalidDocument(problems=(Problem(problem=problem),), file=str(path))
+
+
+def _store_pictures(pictures: Sequence[PictureRef], directory: Path, store: Store) -> dict[str, Artifact]:
+    """Put every picture that can be read into the store; raise with all that cannot."""
+    assets: dict[str, Artifact] = {}
+    problems: list[Problem] = []
+    for ref in pictures:
+        source = directory / ref.path
+        media_type = PICTURE_TYPES.get(source.suffix.lower())
+        if media_type is None:
+            problem = f"{ref.path!r} is not a PNG or JPEG file"
+            problems.append(Problem(shot_id=ref.shot_id, field=ref.field, problem=problem))
+            continue
+        try:
+            read_picture(source)
+        except MediaError as error:
+            problems.append(Problem(shot_id=ref.shot_id, field=ref.field, problem=error.problem + f" ({ref.path})"))
+            continue
+        key = digest({"picture": sha256_of(source)})[:32]
+        assets[ref.path] = store.find(key) or store.put(key, source, media_type=media_type,
+                                                        manifest={"picture": source.name})
+    if problems:
+        raise InvalidDocument(problems=tuple(problems))
+    return assets
