@@ -27,7 +27,7 @@ from yaml.events import (
 
 from workflows.errors import InvalidDocument
 from workflows.json_text import JsonSyntaxError, read_json
-from workflows.source import DocPath, Document, Recorder, checked_text, refusal
+from workflows.source import DocPath, Document, Recorder, checked_text, refusal, shortened
 from workflows.types import Json
 
 _NULLS = frozenset({"", "~", "null", "Null", "NULL"})
@@ -54,6 +54,8 @@ def parse_document(text: str, *, file: str = "") -> Document:
     Raises InvalidDocument for text that cannot be read at all; a document that could be read carries its findings.
     """
     text = checked_text(text, file=file)
+    if not text.strip():
+        raise refusal("the document is empty", file=file, line=1)
     only_json = file.lower().endswith(".json")
     if not only_json and not text.lstrip().startswith(("{", "[")):
         return read_yaml(text, file=file)
@@ -105,7 +107,7 @@ def plain_scalar(text: str) -> str | int | float | bool | Odd | None:
             return int(text)
         if not _ENDLESS.fullmatch(text) and math.isfinite(float(text)):
             return float(text)
-    return Odd(f"{text[:_LONGEST_NUMBER]} is not a number that can be used")
+    return Odd(f"{shortened(text)} is not a number that can be used")
 
 
 class _YamlReader:
@@ -219,5 +221,6 @@ def _explain(error: yaml.YAMLError, text: str) -> tuple[str, int | None]:
             return "a tab cannot indent YAML; use spaces", line
         return f"text without quotes cannot start with {character}; quote it", line
     if "unexpected end of stream" in problem:
-        return f"a quote is never closed{begun}", line
+        opened = error.context_mark or error.problem_mark
+        return "a quote that is opened here is never closed", opened.line + 1
     return f"not YAML: {problem}{begun}", line

@@ -88,9 +88,10 @@ def _is_echo(details: ErrorDetails) -> bool:
 def _unknown_field(path: DocPath, owners: Owners) -> tuple[str, str]:
     name = str(path[-1])
     place = tuple(part for part in path[:-1] if isinstance(part, str))
-    elsewhere = dict.fromkeys(owner.name for owner in owners.values() if name in owner.fields)
+    elsewhere = [*dict.fromkeys(owner.name for owner in owners.values() if name in owner.fields)]
     if elsewhere:
-        return f"unknown field here; it belongs to {' or '.join(elsewhere)}", ""
+        others = " or ".join([", ".join(elsewhere[:-1]), elsewhere[-1]] if len(elsewhere) > 1 else elsewhere)
+        return f"unknown field here; it belongs to {others}", ""
     return "unknown field", closest(name, owners[place].fields)
 
 

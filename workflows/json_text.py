@@ -10,7 +10,7 @@ import json
 import math
 import re
 
-from workflows.source import DocPath, Document, Recorder
+from workflows.source import DocPath, Document, Recorder, shortened
 from workflows.types import Json
 
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -130,7 +130,7 @@ class _JsonReader:
         if match.re is _NUMBER and len(match[0]) <= _LONGEST_NUMBER:
             number = float(match[0]) if match[1] or match[2] else int(match[0])
         if isinstance(number, float) and not math.isfinite(number):
-            self._notes.refuse(path, f"{match[0][:_LONGEST_NUMBER]} is not a number that can be used")
+            self._notes.refuse(path, f"{shortened(match[0])} is not a number that can be used")
             return None
         return number
 

@@ -24,7 +24,7 @@ from pathlib import PurePath
 from workflows.fountain import Kind, Screenplay, is_fountain, place_words, read_fountain, unmarked
 from workflows.prompt import closed, count_words, one_line
 from workflows.source import DocPath, Document, checked_text, refusal
-from workflows.storyboard import FilmFields, Storyboard, checked_storyboard
+from workflows.storyboard import MAX_SHOTS, FilmFields, Storyboard, checked_storyboard
 from workflows.types import Json
 
 WORDS_PER_SHOT = 40
@@ -36,7 +36,8 @@ _SCRIPT_SUFFIXES = (".fountain", ".txt", ".md")
 _DOCUMENT_SUFFIXES = (".yaml", ".yml", ".json")
 _STORYBOARD_KEY = re.compile(r"^(shots|characters|defaults)[ \t]*:", re.MULTILINE)
 _SENTENCE_END = re.compile("(?<=[.!?\u2026])[\"'\u201d\u2019)]*\\s+|(?<=[\u3002\uff01\uff1f])\\s*")
-_ABBREVIATIONS = ("mr.", "mrs.", "ms.", "dr.", "st.", "prof.", "jr.", "sr.", "vs.", "no.", "e.g.", "i.e.")
+_ABBREVIATIONS = (" mr.", " mrs.", " ms.", " dr.", " st.", " prof.", " jr.", " sr.", " vs.", " e.g.", " i.e.")
+_LONGEST_ABBREVIATION = max(map(len, _ABBREVIATIONS))
 
 
 def looks_like_script(text: str, file: str = "") -> bool:
@@ -53,7 +54,7 @@ def parse_script(text: str, *, file: str = "", film: FilmFields | None = None) -
     Raises InvalidDocument for text that is too long, that holds control characters, or in which nothing can be shot.
     """
     text = checked_text(text, file=file)
-    writer = _Writer()
+    writer = _Writer(file)
     suffix = PurePath(file).suffix.lower()
     title = writer.screenplay(read_fountain(text)) if suffix == ".fountain" or is_fountain(text) else writer.prose(text)
     if not writer.shots:
@@ -78,9 +79,9 @@ def split_sentences(text: str, words: int) -> list[str]:
 def _sentences(text: str) -> Iterator[str]:
     start = 0
     for match in _SENTENCE_END.finditer(text):
-        sentence = text[start : match.end()].strip()
-        if sentence and not sentence.lower().endswith(_ABBREVIATIONS):
-            yield sentence
+        last_word = f" {text[max(start, match.start() - _LONGEST_ABBREVIATION) : match.start()]}".lower()
+        if not last_word.endswith(_ABBREVIATIONS):
+            yield text[start : match.end()].strip()
             start = match.end()
     if text[start:].strip():
         yield text[start:].strip()
@@ -89,7 +90,8 @@ def _sentences(text: str) -> Iterator[str]:
 class _Writer:
     """Collects shots in order, with the place, the crossfade and the free caption that the next one may use."""
 
-    def __init__(self) -> None:
+    def __init__(self, file: str) -> None:
+        self._file = file
         self.shots: list[dict[str, Json]] = []
         self.lines: dict[DocPath, int] = {}
         self._place = ""
@@ -141,7 +143,9 @@ class _Writer:
             if re.search(r"\w", piece):
                 self._add(piece, line)
 
-    def _add(self, prompt: str, line: int) -> dict[str, Json]:
+    def _add(self, prompt: str, line: int) -> None:
+        if len(self.shots) == MAX_SHOTS:
+            raise refusal(f"a film has at most {MAX_SHOTS} shots; here begins one more", file=self._file, line=line)
         if self._place:
             prompt = f"{closed(prompt)} {self._place}."
         shot: dict[str, Json] = {"id": f"s{len(self.shots) + 1}", "prompt": prompt}
@@ -150,13 +154,10 @@ class _Writer:
         self._fades = False
         self.lines["shots", len(self.shots)] = line
         self.shots.append(shot)
-        return shot
 
     def _say(self, speaker: str, text: str, line: int) -> None:
         caption = f"{speaker}: {text}" if speaker and text else text
         for piece in textwrap.wrap(caption, CAPTION_CHARACTERS):
-            in_scene = self.shots[self._scene_start :]
-            shot = in_scene[-1] if in_scene and "caption" not in in_scene[-1] else None
-            if shot is None:
-                shot = self._add(f"{speaker or 'Somebody'} speaks.", line)
-            shot["caption"] = piece
+            if len(self.shots) == self._scene_start or "caption" in self.shots[-1]:
+                self._add(f"{speaker or 'Somebody'} speaks.", line)
+            self.shots[-1]["caption"] = piece

@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from workflows.errors import InvalidDocument, Problem
 from workflows.types import Json
@@ -116,10 +117,23 @@ class Recorder:
                         unread=frozenset(self._unread))
 
 
+def read_text(path: Path) -> str:
+    """The text of a file that somebody named. Raises InvalidDocument when it cannot be read or is no such text."""
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(MAX_BYTES + 1)
+    except FileNotFoundError as error:
+        beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise refusal("there is no such file", file=str(path), nearest=closest(path.name, beside)) from error
+    except OSError as error:
+        raise refusal(f"cannot be read: {error.strerror}", file=str(path)) from error
+    return decode_text(data, file=str(path))
+
+
 def decode_text(data: bytes, *, file: str = "") -> str:
     """Bytes of a document or script as text. Raises InvalidDocument when they are too many or not UTF-8."""
     if len(data) > MAX_BYTES:
-        raise _too_large(len(data), file)
+        raise _too_large(file)
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -130,9 +144,8 @@ def decode_text(data: bytes, *, file: str = "") -> str:
 
 def checked_text(text: str, *, file: str = "") -> str:
     """The text without its byte order mark. Raises InvalidDocument when it is too long or holds control characters."""
-    size = len(text.encode("utf-8", "surrogatepass"))
-    if size > MAX_BYTES:
-        raise _too_large(size, file)
+    if len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
+        raise _too_large(file)
     text = text.removeprefix(_BYTE_ORDER_MARK)
     bad = _FORBIDDEN.search(text)
     if bad:
@@ -141,9 +154,9 @@ def checked_text(text: str, *, file: str = "") -> str:
     return text
 
 
-def refusal(problem: str, *, file: str = "", line: int | None = None) -> InvalidDocument:
+def refusal(problem: str, *, file: str = "", line: int | None = None, nearest: str = "") -> InvalidDocument:
     """The one problem that ends the reading of a document."""
-    return InvalidDocument(file=file, problems=(Problem(problem=problem, line=line),))
+    return InvalidDocument(file=file, problems=(Problem(problem=problem, line=line, nearest=nearest),))
 
 
 def closest(word: str, choices: Iterable[str]) -> str:
@@ -176,5 +189,5 @@ def _code_point(character: str) -> str:
     return f"U+{ord(character):04X}"
 
 
-def _too_large(size_bytes: int, file: str) -> InvalidDocument:
-    return refusal(f"{size_bytes} bytes are too many; at most {MAX_BYTES} are read", file=file)
+def _too_large(file: str) -> InvalidDocument:
+    return refusal(f"longer than {MAX_BYTES} bytes", file=file)

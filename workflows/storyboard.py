@@ -98,20 +98,27 @@ def _words(text: str) -> str:
     return text
 
 
+def _mapping(value: Any, wanted: str) -> Any:
+    """What may stand for itself: a mapping, the value itself in code, or nothing."""
+    if value is None or isinstance(value, Mapping | Frozen):
+        return value
+    raise refused(f"must be {wanted}, not {say(value)}")
+
+
 def _size(value: Any) -> Any:
     if not isinstance(value, str):
-        return value
+        return _mapping(value, "WIDTHxHEIGHT in pixels, e.g. 96x64")
     match = re.fullmatch(r"([0-9]{1,5})[xX]([0-9]{1,5})", value)
     if match is None:
         numbers = re.findall(r"[0-9]{1,5}", value)
         nearest = f"{numbers[0]}x{numbers[1]}" if len(numbers) == 2 else ""
-        raise refused(f"{shortened(value)!r} is not WIDTHxHEIGHT in pixels", nearest)
+        raise refused(f"{shortened(value)!r} is not WIDTHxHEIGHT in pixels, e.g. 96x64", nearest)
     return {"width_px": int(match[1]), "height_px": int(match[2])}
 
 
 def _transition(value: Any) -> Any:
     if not isinstance(value, str):
-        return value
+        return _mapping(value, "cut, crossfade or {type: crossfade, duration_s: 0.5}")
     if value not in set(TransitionType):
         problem, nearest = not_one_of(value, list(TransitionType))
         raise refused(problem, nearest)
@@ -313,8 +320,12 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+# Rare line breaks, which PyYAML writes between single quotes and reads back as others.
+_RARE_BREAK = re.compile("[\r\x85\u2028\u2029]")
+
+
 def _write_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
-    style = None if isinstance(plain_scalar(text), str) else '"'
+    style = None if isinstance(plain_scalar(text), str) and not _RARE_BREAK.search(text) else '"'
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 

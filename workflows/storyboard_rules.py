@@ -141,8 +141,9 @@ def _broken_continuity(shots: Sequence[Fields], ids: Sequence[str]) -> Iterator[
         else:
             before.setdefault(ids[place], other)
     for circle in _circles(before, ids):
+        shown = circle if len(circle) <= 8 else [*circle[:6], "..."]
         yield Finding(path=("shots", ids.index(circle[0]), "continues"),
-                      problem=f"the shots continue each other in a circle: {' -> '.join([*circle, circle[0]])}")
+                      problem=f"the shots continue each other in a circle: {' -> '.join([*shown, circle[0]])}")
 
 
 def _circles(before: Mapping[str, str], ids: Sequence[str]) -> Iterator[list[str]]:
