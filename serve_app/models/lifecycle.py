@@ -103,9 +103,9 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def free_memory() -> None:
-    """Give cached GPU memory back. Call it where no traceback holds tensors any more."""
-    gc.collect()
+    """Give cached GPU memory back, where a GPU is in use. Call it where no traceback holds tensors any more."""
     if torch.cuda.is_initialized():
+        gc.collect()
         torch.cuda.empty_cache()
 
 

@@ -1,0 +1,62 @@
+"""One run's progress records: numbered, each with its share of the bar, one to every job that waits for the run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+from workflows.ports import ProgressSink, RenderCall
+from workflows.progress import clip_fraction
+from workflows.types import Phase, ProgressRecord
+
+DECODED_SHARE = 0.5
+ENCODED_SHARE = 0.9
+"""Of the saving phase: frames out of the VAE, file written; the rest is the store."""
+
+
+class RunRecords:
+    """Called by one thread at a time: the event loop, then the GPU thread, then the saving thread."""
+
+    def __init__(self, sink: ProgressSink, waiting: Callable[[], Iterable[RenderCall]], *, steps: int) -> None:
+        """`waiting` names the calls that want to hear; `steps` is what the call asks for, until the first step."""
+        self._sink = sink
+        self._waiting = waiting
+        self._n = 0
+        self._step = 0
+        self._total = steps
+        self._timestep = 0.0
+        self._fraction = 0.0
+
+    def initialise(self) -> None:
+        """The call was taken in."""
+        self._send(Phase.INITIALISE, urgent=True)
+
+    def step(self, step: int, total_steps_count: int, current_timestep: float) -> None:
+        """The tap's progress callback."""
+        self._step, self._total, self._timestep = step + 1, total_steps_count, current_timestep
+        self._send(Phase.DIFFUSION)
+        if self._step == total_steps_count:
+            self.saving(0.0, urgent=True)
+
+    def saving(self, saved: float, *, urgent: bool = False) -> None:
+        """Share 0..1 of decode, encode and store."""
+        self._send(Phase.SAVING, saved=saved, urgent=urgent)
+
+    def encoded(self, done: int, total: int) -> None:
+        """The encoder's progress callback, in frames."""
+        self.saving(DECODED_SHARE + (ENCODED_SHARE - DECODED_SHARE) * done / total)
+
+    def done(self) -> None:
+        """The artifact is in the store."""
+        self._send(Phase.DONE, urgent=True)
+
+    def _send(self, phase: Phase, *, saved: float = 0.0, urgent: bool = False) -> None:
+        self._n += 1
+        # 0.02 + 0.88 is not exactly 0.9, and a bar must not move back, not even by a bit.
+        fraction = clip_fraction(phase, step=self._step, total_steps=self._total, saved=saved)
+        self._fraction = max(self._fraction, fraction)
+        for call in self._waiting():
+            self._sink.update(ProgressRecord(
+                job_id=call.job_id, node_id=call.node_id, shot_id=call.shot_id, attempt=call.attempt, n=self._n,
+                phase=phase, step=self._step, total_steps=self._total, timestep=self._timestep, fraction=self._fraction,
+                at_s=time.time()), urgent=urgent)

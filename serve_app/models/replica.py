@@ -1,0 +1,284 @@
+"""One replica of one model card, behind the Model port: one run at a time on the GPU, the next already waiting.
+
+    call -> refuse? -> stored already? -> join a running twin, or run:
+        prepare (first frame)  |  GPU thread: text, denoise, decode  |  saving thread: encode, store
+
+While one run is encoded the next denoises. Knows no Ray: `serve_app.deployments` makes it a Serve deployment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from configs.model_card import ModelCard, Task
+from configs.settings import MediaSettings, ModelsSettings
+from serve_app.models import pipelines
+from serve_app.models.lifecycle import (
+    CancelToken,
+    GpuThread,
+    Heartbeat,
+    SerialThread,
+    describe,
+    finish,
+    free_memory,
+    pick_device,
+    set_torch_threads,
+)
+from serve_app.models.records import DECODED_SHARE, RunRecords
+from serve_app.models.saving import Saver, picture_of
+from serve_app.models.studio import open_studio, warm_up
+from serve_app.models.takes import Take
+from serve_app.models.tap import Watch
+from workflows.errors import GpuOutOfMemory, ModelFailed, ReelrayError, RenderCancelled, RenderRefused, StageFailed
+from workflows.media.encode import EncodeOptions
+from workflows.media.frames import UInt8Array
+from workflows.ports import ArtifactStore, ProgressSink, RenderCall
+from workflows.types import NodeResult
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class _Waiter:
+    """One caller of a run."""
+
+    call: RenderCall
+    left: asyncio.Future[None]
+    """Resolved when the caller is told to go without the result."""
+
+
+@dataclass(slots=True, eq=False)
+class _Run:
+    """One key in the making, whoever waits for it."""
+
+    task: asyncio.Task[NodeResult] = field(init=False)
+    token: CancelToken = field(default_factory=CancelToken)
+    waiters: list[_Waiter] = field(default_factory=list)
+
+    def calls(self) -> tuple[RenderCall, ...]:
+        """Who wants to hear of its progress."""
+        return tuple(waiter.call for waiter in self.waiters)
+
+    def let_go(self, waiters: list[_Waiter]) -> None:
+        """Send callers away; when nobody is left, the GPU hears of it now rather than when they have gone."""
+        for waiter in waiters:
+            if not waiter.left.done():
+                waiter.left.set_result(None)
+        if all(waiter.left.done() for waiter in self.waiters):
+            self.token.set()
+
+
+class ModelReplica:
+    """Implements `workflows.ports.Model`.
+
+    Several calls may be in flight; the GPU runs one at a time. Calls with the same key share one run. A caller that is
+    cancelled leaves; when the last one has left, the run is stopped within one denoising step and `image` or `clip`
+    only then lets go, so that a slot counted outside is never free while the GPU is not.
+    """
+
+    def __init__(  # noqa: PLR0913 - where a replica is put together; each is one port or one branch of the settings
+        self, card: ModelCard, settings: ModelsSettings, media: MediaSettings, store: ArtifactStore,
+        sink: ProgressSink, assigned_gpus: float, load: pipelines.LoadPipeline = pipelines.load,
+    ) -> None:
+        """Load every task of the card and make one tiny call with each; a replica that exists can render.
+
+        Raises ImpossibleResources for the device, InvalidDocument for the card, and whatever the warm-up raises.
+        """
+        self._card = card
+        self._card_digest = card.digest()
+        self._store = store
+        self._sink = sink
+        self._runs: dict[str, _Run] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._heartbeat = Heartbeat(stall_s=settings.stall_s)
+        self._gpu = GpuThread(self._heartbeat)
+        self._saving = SerialThread("saving")
+        device = "cpu" if card.loader == "placeholder" else pick_device(settings.device, assigned_gpus)
+        self._saver = Saver(card, describe(device), store,
+                            EncodeOptions(crf=media.crf, preset=media.preset, gop_s=media.gop_s))
+        set_torch_threads(settings)
+        started = time.perf_counter()
+        self._studio = open_studio(card, device, load)
+        loaded = time.perf_counter()
+        self._gpu.run_now(functools.partial(warm_up, self._studio, card))
+        log.info("%s: loaded in %.1f s on %s, warm after %.1f s more", card.name, loaded - started, device,
+                 time.perf_counter() - loaded)
+
+    # -- the Model port ---------------------------------------------------------------------------------------------
+
+    async def image(self, call: RenderCall) -> NodeResult:
+        """Text to one picture (PNG)."""
+        return await self._answer(call, Task.TEXT_TO_IMAGE)
+
+    async def clip(self, call: RenderCall) -> NodeResult:
+        """Text, or text and first frame, to one clip (MP4)."""
+        return await self._answer(call, Task.TEXT_TO_VIDEO if call.first_frame is None else Task.IMAGE_TO_VIDEO)
+
+    async def cancel(self, key: str) -> bool:
+        """Stop the run of a key, for all who wait for it; they get RenderCancelled. Returns whether it was running."""
+        run = self._runs.get(key)
+        if run is None:
+            return False
+        run.let_go(run.waiters)
+        return True
+
+    def cancel_job(self, job_id: str) -> None:
+        """Let go of every call of a job; a run that nobody else waits for is stopped. Callable from any thread."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._leave_job, job_id)
+
+    async def check_health(self) -> None:
+        """Raise when this process cannot render any more: a broken GPU context, or no step for too long."""
+        if problem := self._heartbeat.problem():
+            raise RuntimeError(f"{self._card.name}: {problem}")
+
+    def close(self) -> None:
+        """Stop what runs, end the threads, give the memory back."""
+        for run in self._runs.values():
+            run.token.set()
+        self._gpu.close()
+        self._saving.close()
+        self._studio = {}
+        free_memory()
+
+    # -- runs and those who wait for them -----------------------------------------------------------------------------
+
+    async def _answer(self, call: RenderCall, task: Task) -> NodeResult:
+        self._loop = asyncio.get_running_loop()
+        self._refuse_other_card(call, task)
+        while (run := self._runs.get(call.key)) is not None and run.token.is_set:
+            await asyncio.wait([run.task])  # being stopped: its key is free after that
+        if run is None:
+            run = self._runs[call.key] = _Run()
+            run.task = asyncio.create_task(self._produce(run, call, task), name=f"render {call.node_id}")
+            # Not in a `finally` of the coroutine: a task that is cancelled before it begins never enters it.
+            run.task.add_done_callback(lambda _: self._runs.pop(call.key))
+        return await self._wait(run, call)
+
+    async def _wait(self, run: _Run, call: RenderCall) -> NodeResult:
+        waiter = _Waiter(call, asyncio.get_running_loop().create_future())
+        run.waiters.append(waiter)
+        try:
+            either: set[asyncio.Future[Any]] = {run.task, waiter.left}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            run.waiters.remove(waiter)
+            try:
+                if not run.waiters and not run.task.done():
+                    run.token.set()
+                    run.task.cancel()
+                    await finish(run.task)
+            finally:
+                self._sink.end(call.job_id, call.node_id)
+        if waiter.left.done() or run.task.cancelled():
+            raise RenderCancelled(node_id=call.node_id, reason="cancelled")
+        return run.task.result()
+
+    def _leave_job(self, job_id: str) -> None:
+        for run in self._runs.values():
+            run.let_go([waiter for waiter in run.waiters if waiter.call.job_id == job_id])
+
+    def _refuse_other_card(self, call: RenderCall, task: Task) -> None:
+        mine = f"{self._card.name} ({self._card_digest})"
+        if (call.card, call.card_digest) != (self._card.name, self._card_digest):
+            raise RenderRefused(node_id=call.node_id, reason=f"the film was planned with model card {call.card} "
+                                f"({call.card_digest}), this replica runs {mine}; submit the film again")
+        if task not in self._studio:
+            hint = ("; it needs a first frame" if task is Task.TEXT_TO_VIDEO and Task.IMAGE_TO_VIDEO in self._studio
+                    else "")
+            raise RenderRefused(node_id=call.node_id, reason=f"model card {mine} cannot do {task.value}, only "
+                                f"{', '.join(self._studio)}{hint}")
+
+    # -- one run ------------------------------------------------------------------------------------------------------
+
+    async def _produce(self, run: _Run, call: RenderCall, task: Task) -> NodeResult:
+        try:
+            # 1. done before, here or by another replica   2. say that it begins   3. read the first frame
+            found = await asyncio.to_thread(self._store.find, call.key)
+            if found is not None:
+                return NodeResult(artifact=found)
+            records = RunRecords(self._sink, run.calls, steps=call.steps)
+            records.initialise()
+            take, warnings = await asyncio.to_thread(self._take, call, task)
+            # 4. render   5. encode and store, beside the next render
+            queued = time.perf_counter()
+            frames, seconds = await self._gpu.run(
+                functools.partial(self._render, run, call, task, take, records), cancel=run.token)
+            seconds["wait"] = time.perf_counter() - queued - sum(seconds.values())
+            save = functools.partial(self._saver.save, frames, call, records, warnings=warnings, seconds=seconds)
+            return await self._saving.run(save, cancel=run.token)
+        except ReelrayError:
+            raise
+        except Exception as error:
+            # The GPU part has its own; this is a full disk, a store that is away, a bug.
+            log.exception("%s: failed outside the model", call.node_id)
+            raise StageFailed(node_id=call.node_id, reason=_short(error)) from None
+
+    def _take(self, call: RenderCall, task: Task) -> tuple[Take, tuple[str, ...]]:
+        """What to ask of the model, and what to tell the user about it. Raises RenderRefused."""
+        picture_HWC: UInt8Array | None = None
+        warnings: tuple[str, ...] = ()
+        if call.first_frame is not None:
+            picture_HWC, warnings = picture_of(call, self._store)
+        take = Take(prompt=call.prompt, negative_prompt=call.negative_prompt, width_px=call.width_px,
+                    height_px=call.height_px, frames=call.frames, fps=call.fps, steps=call.steps,
+                    guidance=call.guidance, seed=call.seed, picture_HWC=picture_HWC)
+        painter = self._studio[task]
+        if problems := painter.problems(take):
+            raise RenderRefused(node_id=call.node_id, reason="; ".join(problem.render() for problem in problems))
+        return take, (*warnings, *painter.warnings(take))
+
+    def _render(self, run: _Run, call: RenderCall, task: Task, take: Take, records: RunRecords,
+                ) -> tuple[UInt8Array, dict[str, float]]:
+        """On the GPU thread: frames, and how long the steps and the rest took."""
+        watch = Watch(label=call.node_id, cancel=run.token, deadline_s=call.deadline_s, beat=self._heartbeat.beat)
+        failure: StageFailed
+        try:
+            watch.check()  # it may have waited here for minutes
+            clock = _StepClock(records)
+            frames = self._studio[task].generate(take, progress_callback=clock, watch=watch)
+            records.saving(DECODED_SHARE)
+            return frames, clock.seconds()
+        except ReelrayError:
+            raise
+        except torch.OutOfMemoryError as error:
+            failure = GpuOutOfMemory(node_id=call.node_id, reason=f"{take.width_px}x{take.height_px}, {take.frames} "
+                                     f"frames do not fit the GPU: {_short(error)}")
+        except Exception as error:
+            log.exception("%s: the model failed", call.node_id)
+            self._heartbeat.note(error)
+            failure = ModelFailed(node_id=call.node_id, reason=_short(error))
+        # Raised out here because the handled exception's traceback holds the tensors that are to be freed.
+        free_memory()
+        raise failure
+
+
+class _StepClock:
+    """The progress callback of one render: passes steps on and keeps the time.
+
+    On a GPU the split between steps and decoding is where the CPU was; it runs at most a few steps ahead.
+    """
+
+    def __init__(self, records: RunRecords) -> None:
+        self._records = records
+        self._started = self._stepped = time.perf_counter()
+
+    def __call__(self, step: int, total_steps_count: int, current_timestep: float) -> None:
+        self._stepped = time.perf_counter()
+        self._records.step(step, total_steps_count, current_timestep)
+
+    def seconds(self) -> dict[str, float]:
+        """Since the call began: until the last step, and after it."""
+        return {"diffusion": self._stepped - self._started, "decode": time.perf_counter() - self._stepped}
+
+
+def _short(error: BaseException) -> str:
+    text = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {text}"[:300]

@@ -1,0 +1,154 @@
+"""What does step progress cost? A denoising step with and without it, interleaved on one thread.
+
+Steps of 20 ms, as a small picture model has on a GPU. `bare` is the loop alone; `reelray` adds the tap, the progress
+records and a running Reporter; `file` is a status file written and synced in diffusers' own callback.
+
+Two measures. The ratio of median step times sees everything, and the noise of the machine. The other one times inside
+the loop what comes on top of the scheduler's own step, with caches as cold as 20 ms of other work leave them.
+
+    python -m tests.bench.bench_tap [--rounds 30]
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline, UniPCMultistepScheduler
+
+from actors.progress import Receipt
+from actors.reporter import Reporter
+from serve_app.models.records import RunRecords
+from serve_app.models.tap import SchedulerTap, Watch
+from tests.bench.report import write_report
+from workflows.ports import RenderCall
+from workflows.types import ProgressRecord
+
+STEPS = 20
+STEP_S = 0.020
+GOAL = 1.001
+CALL = RenderCall(
+    job_id="job", node_id="s1.clip", shot_id="s1", attempt=1, key="0" * 32, deadline_s=2e9, card="wan-t2v",
+    card_digest="", prompt="", negative_prompt="", width_px=32, height_px=32, frames=5, fps=8, steps=STEPS, guidance=1,
+    seed=0)
+Arguments = dict[str, object]
+OnStepEnd = Callable[[object, int, torch.Tensor, Arguments], Arguments]
+
+
+class Nowhere:
+    """A transport whose far end takes everything."""
+
+    def send(self, records: list[ProgressRecord]) -> Receipt:
+        return Receipt(epoch="bench", cancelled=())
+
+
+class TimedScheduler(UniPCMultistepScheduler):
+    """Knows how long its own step took."""
+
+    own_s = 0.0
+
+    @functools.wraps(UniPCMultistepScheduler.step)
+    def step(self, *args: object, **kwargs: object) -> tuple[torch.Tensor]:
+        started = time.perf_counter()
+        output = super().step(*args, **kwargs)
+        self.own_s = time.perf_counter() - started
+        return output
+
+
+class Loop(DiffusionPipeline):
+    """A denoising loop with a real multistep scheduler, whose denoiser is 20 ms of busy waiting."""
+
+    def __init__(self, scheduler: TimedScheduler) -> None:
+        super().__init__()
+        self.register_modules(scheduler=scheduler)
+        self.steps_s: list[float] = []
+        self.extra_s: list[float] = []
+
+    @torch.no_grad()
+    def __call__(self, *, generator: torch.Generator, callback_on_step_end: OnStepEnd | None = None) -> None:
+        sample = torch.randn(1, 16, 2, 4, 4, generator=generator)
+        self.scheduler.set_timesteps(STEPS)
+        for index, timestep in enumerate(self.scheduler.timesteps):
+            started = time.perf_counter()
+            while (computed := time.perf_counter()) < started + STEP_S:
+                pass
+            sample = self.scheduler.step(sample, timestep, sample, return_dict=False)[0]
+            if callback_on_step_end is not None:
+                callback_on_step_end(self, index, timestep, {})
+            ended = time.perf_counter()
+            self.steps_s.append(ended - started)
+            self.extra_s.append(ended - computed - self.scheduler.own_s)
+
+
+def variants(pipe: Loop, reporter: Reporter, status: Path) -> dict[str, Callable[[], None]]:
+    def bare() -> None:
+        pipe(generator=torch.Generator().manual_seed(0))
+
+    def reelray() -> None:
+        generator = torch.Generator().manual_seed(0)
+        records = RunRecords(reporter, lambda: (CALL,), steps=STEPS)
+        with SchedulerTap(pipe, callback=records.step, watch=Watch(deadline_s=2e9), generator=generator):
+            pipe(generator=generator)
+
+    def write(_: object, step: int, timestep: torch.Tensor, tensors: Arguments) -> Arguments:
+        with status.open("w") as file:
+            json.dump({"step": step, "timestep": float(timestep)}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        return {}
+
+    def file() -> None:
+        pipe(generator=torch.Generator().manual_seed(0), callback_on_step_end=write)
+
+    return {"bare": bare, "reelray": reelray, "file": file}
+
+
+def measure(rounds: int, status: Path) -> list[tuple[object, ...]]:
+    """Medians of each variant, runs in random order; the first round warms up and is not counted."""
+    pipe = Loop(TimedScheduler(use_flow_sigmas=True, prediction_type="flow_prediction"))
+    reporter = Reporter(Nowhere(), flush_s=0.25, on_cancelled=lambda _: None)
+    runs = variants(pipe, reporter, status)
+    steps_s: dict[str, list[float]] = {name: [] for name in runs}
+    extra_s: dict[str, list[float]] = {name: [] for name in runs}
+    order = random.Random(0)
+    for turn in range(rounds + 1):
+        for name in order.sample(sorted(runs), len(runs)):
+            pipe.steps_s, pipe.extra_s = [], []
+            runs[name]()
+            if turn:
+                steps_s[name] += pipe.steps_s
+                extra_s[name] += pipe.extra_s
+    reporter.close()
+    middle = statistics.median
+    bare_s, own_s = middle(steps_s["bare"]), middle(extra_s["bare"])
+    return [(name, len(steps_s[name]), middle(steps_s[name]) * 1e3, f"{middle(steps_s[name]) / bare_s:.4f}",
+             (middle(extra_s[name]) - own_s) * 1e6, f"{1 + (middle(extra_s[name]) - own_s) / STEP_S:.5f}")
+            for name in runs]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=30)
+    rounds = parser.parse_args().rounds
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as directory:
+        rows = measure(rounds, Path(directory) / "status.json")
+    ratio = next(float(str(row[-1])) for row in rows if row[0] == "reelray")
+    write_report(
+        "tap_cpu_202611", "What does step progress cost?",
+        ("progress", "steps", "step, median ms", "ratio of medians", "on top, median us", "ratio from that"), rows,
+        f"A 20 ms step with progress takes {ratio:.5f} of one without, timed inside the loop; the goal is {GOAL} or "
+        f"less: {'met' if ratio <= GOAL else 'NOT met'}. The ratio of medians carries the noise of a shared machine.")
+
+
+if __name__ == "__main__":
+    main()
