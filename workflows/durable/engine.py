@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from configs.settings import EngineSettings
 from workflows.dispatch import Dispatcher
 from workflows.durable.database import is_down
 from workflows.durable.journal import Journal
-from workflows.durable.leases import Claim, Ending, Leases
+from workflows.durable.leases import Claim, Ending, Lease, Leases
 from workflows.durable.ledger import Ledger
 from workflows.durable.patience import Patience
 from workflows.durable.rows import Level
@@ -41,7 +42,7 @@ class Halt(StrEnum):
 class Held:
     """A job in hand."""
 
-    claim: Claim
+    lease: Lease
     walk: asyncio.Task[Ending]
     attendant: asyncio.Task[None] | None = None
     halt: Halt | None = None
@@ -65,7 +66,7 @@ class Engine:
         self._leases = Leases(ledger.database, lease_s=settings.lease_s, interruption_limit=settings.interruption_limit)
         self._patience = Patience()
         self._shop = Workshop(steps=steps, store=store, dispatcher=dispatcher, settings=settings,
-                              journal=Journal(ledger.database), patience=self._patience)
+                              leases=self._leases, journal=Journal(ledger.database), patience=self._patience)
         self._held: dict[str, Held] = {}
         self._wake = asyncio.Event()
         self._stopping = False
@@ -109,15 +110,19 @@ class Engine:
 
     async def _pause(self) -> None:
         try:
-            async with asyncio.timeout(self._settings.poll_s):
+            async with asyncio.timeout(min(self._settings.poll_s, self._settings.heartbeat_s)):
                 await self._wake.wait()
         except TimeoutError:
             return
 
     async def _renew(self) -> None:
-        tokens = self._tokens()
-        if tokens:
-            await self._patience.once(self._leases.renew, tokens)
+        if not self._held:
+            return
+        asked_s = time.monotonic()
+        renewed = await self._patience.once(self._leases.renew, self._tokens())
+        for held in self._held.values():
+            if held.lease.claim.job.id in renewed:
+                held.lease.certain_until_s = asked_s + self._settings.lease_s
 
     async def _look(self) -> None:
         """Stop what was lost or shall end; take new jobs while there is room."""
@@ -130,16 +135,18 @@ class Engine:
                 self._halt(held, Halt.CANCEL)
         room = self._settings.max_jobs - len(self._held)
         if survey.waiting and room > 0 and not self._stopping:
+            asked_s = time.monotonic()
             for claim in await self._patience.once(self._leases.claim, room, only=self._only):
-                self._take(claim)
+                self._take(Lease(claim=claim, certain_until_s=asked_s + self._settings.lease_s))
 
     def _tokens(self) -> frozenset[str]:
-        return frozenset(held.claim.token for held in self._held.values())
+        return frozenset(held.lease.claim.token for held in self._held.values())
 
-    def _take(self, claim: Claim) -> None:
-        held = Held(claim=claim, walk=asyncio.create_task(self.run_job(claim), name=f"walk {claim.job.id}"))
-        self._held[claim.job.id] = held
-        held.attendant = asyncio.create_task(self._attend(held), name=f"attend {claim.job.id}")
+    def _take(self, lease: Lease) -> None:
+        job_id = lease.claim.job.id
+        held = Held(lease=lease, walk=asyncio.create_task(self.run_job(lease), name=f"walk {job_id}"))
+        self._held[job_id] = held
+        held.attendant = asyncio.create_task(self._attend(held), name=f"attend {job_id}")
 
     def _halt(self, held: Held, why: Halt) -> None:
         """Cancel a walk, once; the first reason stands."""
@@ -147,17 +154,17 @@ class Engine:
             held.halt = why
             held.walk.cancel()
 
-    async def run_job(self, claim: Claim) -> Ending:
+    async def run_job(self, lease: Lease) -> Ending:
         """Walk one claimed job from where its rows stand to its end."""
-        if claim.job.cancel_requested:
+        if lease.claim.job.cancel_requested:
             # Asked for while no Director was there to hear it.
             return Ending(status=JobStatus.CANCELLED, line="job: cancelled")
-        nodes = await self._patience.insist(self._ledger.nodes, claim.job.id)
-        return await Walk(claim, nodes, self._shop).run()
+        nodes = await self._patience.insist(self._ledger.nodes, lease.claim.job.id)
+        return await Walk(lease, nodes, self._shop).run()
 
     async def _attend(self, held: Held) -> None:
         """Wait for a walk's end, whatever it is, and close the job accordingly. Never raises."""
-        claim = held.claim
+        claim = held.lease.claim
         try:
             await asyncio.wait({held.walk})
             await self._close(held)
@@ -172,7 +179,7 @@ class Engine:
             self._wake.set()
 
     async def _close(self, held: Held) -> None:
-        claim, walk = held.claim, held.walk
+        claim, walk = held.lease.claim, held.walk
         if walk.cancelled():
             match held.halt:
                 case Halt.CANCEL:

@@ -32,6 +32,16 @@ class Claim:
     token: str
 
 
+@dataclass(slots=True, kw_only=True)
+class Lease:
+    """A claim in hand, and how long it is certain that nobody else has it."""
+
+    claim: Claim
+    certain_until_s: float
+    """By `time.monotonic`: `lease_s` after the last renewal was asked for. A process that was frozen for longer must
+    ask again before it starts anything."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
     """One look at the database."""
@@ -90,10 +100,12 @@ class Leases:
             waiting = connection.scalar(sa.select(job.c.id).where(self._free(only)).limit(1)) is not None
         return Survey(held=held, waiting=waiting)
 
-    def renew(self, tokens: Collection[str]) -> None:
-        """Start the lease of every job still owned by these tokens anew."""
+    def renew(self, tokens: Collection[str]) -> frozenset[str]:
+        """Start the lease of every job still owned by these tokens anew; return the ids of those jobs."""
         with self._database.write() as connection:
-            connection.execute(sa.update(job).where(job.c.owner.in_(tokens)).values(lease_until=self._lease_end()))
+            return frozenset(connection.execute(
+                sa.update(job).where(job.c.owner.in_(tokens)).values(lease_until=self._lease_end())
+                .returning(job.c.id)).scalars())
 
     def release(self, claim: Claim) -> None:
         """Hand the job back, unfinished: its running nodes are put back and not counted. Raises LeaseLost."""

@@ -19,7 +19,7 @@ from configs.settings import EngineSettings
 from workflows.dispatch import Dispatcher, path_ranks
 from workflows.durable import graph
 from workflows.durable.journal import Journal, Settled
-from workflows.durable.leases import Claim, Ending
+from workflows.durable.leases import Ending, Lease, Leases
 from workflows.durable.patience import Patience
 from workflows.durable.rows import Level, NodeRow
 from workflows.durable.verdict import Setback, judge
@@ -28,6 +28,7 @@ from workflows.errors import (
     ErrorRecord,
     InvalidDocument,
     InvalidSettings,
+    LeaseLost,
     ReelrayError,
     ReplicaLost,
     Retry,
@@ -56,6 +57,7 @@ class Workshop:
     store: ArtifactStore
     dispatcher: Dispatcher
     settings: EngineSettings
+    leases: Leases
     journal: Journal
     patience: Patience
 
@@ -63,9 +65,10 @@ class Workshop:
 class Walk:
     """The nodes of one claimed job, each waiting for what it needs."""
 
-    def __init__(self, claim: Claim, nodes: Sequence[NodeRow], shop: Workshop) -> None:
+    def __init__(self, lease: Lease, nodes: Sequence[NodeRow], shop: Workshop) -> None:
         """`nodes`: all of the job's, as they stand."""
-        self._claim = claim
+        self._lease = lease
+        self._claim = lease.claim
         self._shop = shop
         self._nodes = {node.id: node for node in nodes}
         self._settled = {node.id: asyncio.Event() for node in nodes}
@@ -133,6 +136,7 @@ class Walk:
             async with self._shop.dispatcher.slot(lane=node.lane, job_id=job.id, priority=job.priority,
                                                   weight=job.weight, cost=node.cost, rank=self._ranks[node.id]):
                 node = await self._shop.patience.insist(self._shop.journal.start, self._claim, node, key=key)
+                await self._be_certain()
                 outcome = await self._attempt(node)
             if isinstance(outcome, NodeResult):
                 return await self._succeed(node, Done(result=outcome), key)
@@ -143,6 +147,14 @@ class Walk:
                 return await self._fail(node, setback)
             node = await self._shop.patience.insist(self._shop.journal.retry, self._claim, node, setback)
             await asyncio.sleep(setback.wait_s)
+
+    async def _be_certain(self) -> None:
+        """Ask for the lease again when this process stood still for so long that another may have it; or LeaseLost."""
+        while (asked_s := time.monotonic()) >= self._lease.certain_until_s:
+            renewed = await self._shop.patience.insist(self._shop.leases.renew, [self._claim.token])
+            if self._claim.job.id not in renewed:
+                raise LeaseLost(job_id=self._claim.job.id)
+            self._lease.certain_until_s = asked_s + self._shop.settings.lease_s
 
     async def _attempt(self, node: NodeRow) -> NodeResult | Exception:
         """Run the step once, under the time limit of its kind; whatever it raises is handed back as a value."""

@@ -1,0 +1,265 @@
+"""Who gets the next free slot: properties of the queue, and of the slots behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from workflows.dispatch import Dispatcher, FairQueue, Ticket, path_ranks
+from workflows.errors import InvalidSettings
+from workflows.types import NodeKind, NodeSpec, Priority
+
+INTERACTIVE, BATCH = Priority.INTERACTIVE, Priority.BATCH
+# No clock decides: the machine that runs this may be busy.
+relaxed = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+COSTS = st.floats(0.1, 50.0)
+
+tickets = st.builds(Ticket, job_id=st.sampled_from("abcde"), priority=st.sampled_from(Priority),
+                    weight=st.just(1.0), cost=COSTS, rank=st.floats(0, 100))
+one_class = st.builds(Ticket, job_id=st.sampled_from("abcde"), cost=COSTS, rank=st.floats(0, 100))
+
+
+def drain(queue: FairQueue) -> list[Ticket]:
+    return [queue.pop() for _ in range(len(queue))]
+
+
+def shots(job_id: str, count: int, **details: float) -> list[Ticket]:
+    return [Ticket(job_id=job_id, **details) for _ in range(count)]
+
+
+class TestFairQueue:
+    @relaxed
+    @given(st.lists(tickets))
+    def test_every_ticket_comes_out_once_and_interactive_ones_first(self, pushed: list[Ticket]) -> None:
+        queue = FairQueue()
+        for ticket in pushed:
+            queue.push(ticket)
+        popped = drain(queue)
+        assert Counter(map(id, popped)) == Counter(map(id, pushed))
+        classes = [ticket.priority for ticket in popped]
+        assert classes == sorted(classes, key=[INTERACTIVE, BATCH].index)
+
+    @relaxed
+    @given(st.lists(one_class))
+    def test_inside_a_job_the_longest_path_goes_first(self, pushed: list[Ticket]) -> None:
+        queue = FairQueue()
+        for ticket in pushed:
+            queue.push(ticket)
+        for job_id in "abcde":
+            ranks = [ticket.rank for ticket in drain_job(queue, pushed, job_id)]
+            assert ranks == sorted(ranks, reverse=True)
+
+    @relaxed
+    @given(st.lists(COSTS, min_size=40, max_size=40), st.lists(COSTS, min_size=40, max_size=40),
+           st.floats(0.2, 5.0), st.floats(0.2, 5.0), st.integers(0, 30), st.integers(1, 30))
+    def test_jobs_that_wait_all_the_time_share_by_weight(
+            self, a_costs: list[float], b_costs: list[float], a_weight: float, b_weight: float, start: int,
+            length: int) -> None:
+        """Over any stretch: |W_a/w_a - W_b/w_b| <= max_a/w_a + max_b/w_b (Goyal et al., theorem 1)."""
+        queue = FairQueue()
+        for job_id, weight, costs in (("a", a_weight, a_costs), ("b", b_weight, b_costs)):
+            for cost in costs:
+                queue.push(Ticket(job_id=job_id, weight=weight, cost=cost))
+        served = []
+        for _ in range(start + length):
+            if queue.position("a") is None or queue.position("b") is None:
+                break
+            served.append(queue.pop())
+        work = {"a": 0.0, "b": 0.0}
+        for ticket in served[start:]:
+            work[ticket.job_id] += ticket.cost / ticket.weight
+        bound = max(a_costs) / a_weight + max(b_costs) / b_weight
+        assert abs(work["a"] - work["b"]) <= bound * (1 + 1e-9)
+
+    @relaxed
+    @given(st.lists(one_class, min_size=1), st.integers(0, 200), st.floats(0.1, 10.0))
+    def test_a_job_that_arrives_waits_for_at_most_one_ticket_of_each_other_job(
+            self, pushed: list[Ticket], served: int, weight: float) -> None:
+        queue = FairQueue()
+        for ticket in pushed:
+            queue.push(ticket)
+        for _ in range(min(served, len(queue) - 1)):
+            queue.pop()
+        others = {ticket.job_id for ticket in pushed}
+        queue.push(Ticket(job_id="new", weight=weight))
+        assert [ticket.job_id for ticket in drain(queue)].index("new") <= len(others)
+
+    @relaxed
+    @given(st.lists(tickets), st.sampled_from("abcde"), st.integers(0, 20))
+    def test_a_position_is_the_number_of_tickets_served_before(
+            self, pushed: list[Ticket], job_id: str, served: int) -> None:
+        queue = FairQueue()
+        for ticket in pushed:
+            queue.push(ticket)
+        for _ in range(min(served, len(queue))):
+            queue.pop()
+        position = queue.position(job_id)
+        order = [ticket.job_id for ticket in drain(queue)]
+        assert position == (order.index(job_id) if job_id in order else None)
+
+    @relaxed
+    @given(st.lists(tickets, min_size=1), st.randoms())
+    def test_a_ticket_taken_out_leaves_no_trace(self, pushed: list[Ticket], chance: random.Random) -> None:
+        gone = chance.sample(pushed, chance.randrange(len(pushed)))
+        with_them, without = FairQueue(), FairQueue()
+        for ticket in pushed:
+            with_them.push(ticket)
+            if not any(ticket is other for other in gone):
+                without.push(ticket)
+        for ticket in gone:
+            assert with_them.discard(ticket)
+            assert not with_them.discard(ticket)
+        assert len(with_them) == len(without)
+        # Who came first decides between equals; a job whose first ticket was taken out keeps its place.
+        assert Counter(map(id, drain(with_them))) == Counter(map(id, drain(without)))
+
+    def test_one_shot_behind_a_film_of_forty_goes_next(self) -> None:
+        queue = FairQueue()
+        for ticket in shots("film", 40):
+            queue.push(ticket)
+        assert [queue.pop().job_id for _ in range(2)] == ["film", "film"]
+        queue.push(Ticket(job_id="single"))
+        assert queue.pop().job_id == "single"
+
+    def test_a_job_gains_nothing_by_leaving_the_queue_for_a_moment(self) -> None:
+        queue = FairQueue()
+        for ticket in [*shots("patient", 10), *shots("hopper", 1)]:
+            queue.push(ticket)
+        served = Counter()
+        for _ in range(8):
+            ticket = queue.pop()
+            served[ticket.job_id] += 1
+            if ticket.job_id == "hopper":
+                queue.push(Ticket(job_id="hopper"))
+        assert served == {"patient": 4, "hopper": 4}
+
+    def test_three_times_the_weight_is_three_times_the_slots(self) -> None:
+        queue = FairQueue()
+        for ticket in [*shots("heavy", 40, weight=3.0), *shots("light", 40, weight=1.0)]:
+            queue.push(ticket)
+        assert Counter(queue.pop().job_id for _ in range(40)) == {"heavy": 30, "light": 10}
+
+    @pytest.mark.parametrize("wrong", [{"weight": 0.0}, {"cost": 0.0}, {"cost": float("nan")}, {"weight": -1.0}])
+    def test_a_ticket_that_would_break_the_shares_is_refused(self, wrong: dict[str, float]) -> None:
+        with pytest.raises(ValueError, match="must be above 0"):
+            FairQueue().push(Ticket(job_id="a", **wrong))
+
+    def test_an_empty_queue_says_so(self) -> None:
+        with pytest.raises(IndexError):
+            FairQueue().pop()
+
+
+def drain_job(queue: FairQueue, pushed: list[Ticket], job_id: str) -> list[Ticket]:
+    """A fresh queue's tickets of one job, in the order in which they come out."""
+    fresh = FairQueue()
+    for ticket in pushed:
+        fresh.push(ticket)
+    return [ticket for ticket in drain(fresh) if ticket.job_id == job_id]
+
+
+class TestDispatcher:
+    @relaxed
+    @given(st.integers(1, 4), st.randoms(),
+           st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 3), st.booleans()), max_size=25))
+    def test_slots_are_never_overdrawn_and_never_idle_while_somebody_waits(
+            self, capacity: int, chance: random.Random, calls: list[tuple[str, int, bool]]) -> None:
+        """Each call holds its slot for some turns of the loop; some are cancelled at a random turn."""
+        asyncio.run(check_slots(capacity, calls, chance))
+
+    async def test_a_waiter_that_is_cancelled_leaves_no_trace(self) -> None:
+        dispatcher = Dispatcher({"gpu": 1})
+        async with dispatcher.slot(lane="gpu", job_id="first"):
+            waiter = asyncio.create_task(hold(dispatcher, "second"))
+            await asyncio.sleep(0)
+            assert dispatcher.waiting("gpu") == 1
+            waiter.cancel()
+            await asyncio.wait([waiter])
+            assert dispatcher.waiting("gpu") == 0
+        assert dispatcher.running("gpu") == 0
+
+    async def test_a_slot_given_in_the_moment_of_the_cancel_goes_to_the_next(self) -> None:
+        dispatcher = Dispatcher({"gpu": 1})
+        async with dispatcher.slot(lane="gpu", job_id="first"):
+            late = asyncio.create_task(hold(dispatcher, "late"))
+            patient = asyncio.create_task(hold(dispatcher, "patient"))
+            await asyncio.sleep(0)
+        # The slot is granted to `late` by now, which has not run since.
+        late.cancel()
+        await asyncio.wait_for(patient, 1)
+        assert late.cancelled()
+        assert (dispatcher.running("gpu"), dispatcher.waiting("gpu")) == (0, 0)
+
+    async def test_a_lane_that_grows_starts_more_and_one_that_shrinks_waits_for_its_calls(self) -> None:
+        dispatcher = Dispatcher({"gpu": 0})
+        holders = [asyncio.create_task(hold(dispatcher, "film", turns=50)) for _ in range(4)]
+        await asyncio.sleep(0)
+        assert (dispatcher.running("gpu"), dispatcher.waiting("gpu")) == (0, 4)
+        dispatcher.resize("gpu", 3)
+        assert dispatcher.running("gpu") == 3
+        dispatcher.resize("gpu", 1)
+        assert (dispatcher.running("gpu"), dispatcher.capacity("gpu")) == (3, 1)
+        await asyncio.gather(*holders)
+        assert dispatcher.running("gpu") == 0
+
+    async def test_lanes_do_not_wait_for_each_other(self) -> None:
+        dispatcher = Dispatcher({"gpu": 1, "cpu": 1})
+        async with (asyncio.timeout(1), dispatcher.slot(lane="gpu", job_id="a"),
+                    dispatcher.slot(lane="cpu", job_id="a")):
+            assert (dispatcher.running("gpu"), dispatcher.running("cpu")) == (1, 1)
+
+    async def test_a_jobs_position_counts_who_goes_before_it(self) -> None:
+        dispatcher = Dispatcher({"gpu": 1})
+        async with dispatcher.slot(lane="gpu", job_id="film"):
+            waiters = [asyncio.create_task(hold(dispatcher, job_id)) for job_id in ("film", "film", "other")]
+            await asyncio.sleep(0)
+            assert [dispatcher.position("gpu", job_id) for job_id in ("other", "film", "ghost")] == [0, 1, None]
+        await asyncio.gather(*waiters)
+
+    @pytest.mark.parametrize("ask", [
+        lambda dispatcher: dispatcher.resize("tpu", 1), lambda dispatcher: dispatcher.waiting("tpu"),
+        lambda dispatcher: dispatcher.position("tpu", "film")])
+    def test_an_unknown_lane_names_the_known_ones(self, ask: object) -> None:
+        with pytest.raises(InvalidSettings, match="no lane 'tpu'; lanes: gpu, cpu"):
+            ask(Dispatcher({"gpu": 1, "cpu": 1}))  # type: ignore[operator]
+
+    async def test_a_call_for_an_unknown_lane_is_refused_not_parked(self) -> None:
+        with pytest.raises(InvalidSettings, match="no lane 'gpu'; lanes: cpu"):
+            await hold(Dispatcher({"cpu": 1}), "film")
+
+    def test_a_negative_capacity_is_refused(self) -> None:
+        with pytest.raises(InvalidSettings, match="cannot have -1 slots"):
+            Dispatcher({"gpu": -1})
+
+
+async def hold(dispatcher: Dispatcher, job_id: str, *, turns: int = 1) -> None:
+    """Wait for a slot and hold it for some turns of the loop."""
+    async with dispatcher.slot(lane="gpu", job_id=job_id):
+        for _ in range(turns):
+            await asyncio.sleep(0)
+
+
+async def check_slots(capacity: int, calls: list[tuple[str, int, bool]], chance: random.Random) -> None:
+    dispatcher = Dispatcher({"gpu": capacity})
+    tasks = []
+    for job_id, turns, doomed in calls:
+        task = asyncio.create_task(hold(dispatcher, job_id, turns=turns))
+        tasks.append(task)
+        if doomed:
+            asyncio.get_running_loop().call_later(chance.random() * 0.001, task.cancel)
+    while not all(task.done() for task in tasks):
+        await asyncio.sleep(0)
+        assert dispatcher.running("gpu") <= capacity
+        assert not dispatcher.waiting("gpu") or dispatcher.running("gpu") == capacity
+    assert (dispatcher.running("gpu"), dispatcher.waiting("gpu")) == (0, 0)
+
+
+def test_a_rank_is_the_longest_path_to_the_end() -> None:
+    nodes = [NodeSpec(id=name, kind=NodeKind.CLIP, deps=tuple(deps), cost=cost) for name, deps, cost in (
+        ("key", "", 1.0), ("a", ("key",), 5.0), ("b", ("key", "a"), 4.0), ("free", "", 2.0),
+        ("compose", ("a", "b", "free"), 3.0))]
+    assert path_ranks(nodes) == {"key": 13.0, "a": 12.0, "b": 7.0, "free": 5.0, "compose": 3.0}
