@@ -121,7 +121,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _assign(tree: MutableMapping[str, Any], keys: list[str], text: str, *, source: str) -> None:
     try:
-        value = yaml.safe_load(text)
+        value = yaml.safe_load(text) if text.strip() else ""
     except yaml.YAMLError as error:
         raise SettingsError(f"{source}: {text!r} is not a value: {error}") from error
     node: Any = Settings

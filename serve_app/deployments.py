@@ -1,11 +1,13 @@
 """The constructors that Serve calls inside a replica: settings in, ports built, the plain class started.
 
-Each is its plain class plus a constructor; all behaviour is in the plain classes, which tests build with fakes.
+All behaviour is in the plain classes, which tests build with fakes. This module loads no torch: the Director, the media
+worker and the command line import it too, and each would pay seconds for it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import ray
 from ray.serve.handle import DeploymentHandle
@@ -18,20 +20,41 @@ from serve_app.cluster import scratch_dir
 from serve_app.director import Director, Ports
 from serve_app.handles import MediaHandle, model_handles
 from serve_app.media_worker import MediaWorker
-from serve_app.models.replica import ModelReplica
 from workflows.durable.ledger import Ledger
+from workflows.ports import RenderCall
 from workflows.store import Store
+from workflows.types import NodeResult
+
+if TYPE_CHECKING:
+    from serve_app.models.replica import ModelReplica
 
 
-class ModelDeployment(ModelReplica):
+class ModelDeployment:
     """One replica of one model card."""
 
     def __init__(self, card: ModelCard, settings: Settings) -> None:
         """Load, warm up, and only then be ready."""
-        self._reporter = _reporter(settings, self.cancel_job)
+        from serve_app.models.replica import ModelReplica  # torch and diffusers, in this process only
+
         assigned = ray.get_runtime_context().get_assigned_resources()
-        super().__init__(card, settings.models, settings.media, _store(settings), self._reporter,
-                         assigned_gpus=float(assigned.get("GPU", 0)))
+        reporter = _reporter(settings, self._cancel_job)
+        self._replica: ModelReplica = ModelReplica(
+            card, settings.models, settings.media, open_store(settings), reporter, float(assigned.get("GPU", 0)))
+
+    async def image(self, call: RenderCall) -> NodeResult:
+        """Text to one picture."""
+        return await self._replica.image(call)
+
+    async def clip(self, call: RenderCall) -> NodeResult:
+        """Text, or text and first frame, to one clip."""
+        return await self._replica.clip(call)
+
+    def _cancel_job(self, job_id: str) -> None:
+        self._replica.cancel_job(job_id)
+
+    async def check_health(self) -> None:
+        """Async, and cheap: a sync one would wait for the same threads as the work."""
+        await self._replica.check_health()
 
 
 class MediaDeployment(MediaWorker):
@@ -39,8 +62,8 @@ class MediaDeployment(MediaWorker):
 
     def __init__(self, settings: Settings) -> None:
         """Ready at once."""
-        self._reporter = _reporter(settings, self.cancel_job)
-        super().__init__(settings.media, _store(settings), self._reporter, slots=settings.cpu_slots)
+        reporter = _reporter(settings, self.cancel_job)
+        super().__init__(settings.media, open_store(settings), reporter, slots=settings.cpu_slots)
 
 
 class DirectorDeployment(Director):
@@ -52,12 +75,13 @@ class DirectorDeployment(Director):
     ) -> None:
         """Start the engine at once."""
         super().__init__(settings, Ports(
-            ledger=Ledger(settings.database), store=_store(settings), models=model_handles(models),
+            ledger=Ledger(settings.database), store=open_store(settings), models=model_handles(models),
             media=MediaHandle(media), board=ActorTransport(settings.progress, settings.ray.namespace),
         ), only=frozenset(only) or None)
 
 
-def _store(settings: Settings) -> Store:
+def open_store(settings: Settings) -> Store:
+    """The store that these settings name."""
     return Store(settings.store, cache_dir=scratch_dir(settings))
 
 

@@ -11,7 +11,9 @@ import asyncio
 import os
 import re
 import tempfile
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,6 @@ from actors.reporter import Reporter
 from configs.model_card import ModelCard
 from configs.settings import Settings
 from serve_app.cluster import scratch_dir
-from serve_app.models.lifecycle import CancelToken, GpuThread, Heartbeat
 from workflows.errors import ModelFailed, RenderCancelled
 from workflows.media.encode import EncodeOptions, encode
 from workflows.ports import RenderCall
@@ -36,8 +37,8 @@ class KernelModel:
     def __init__(self, card: ModelCard, settings: Settings) -> None:
         self._store = Store(settings.store, cache_dir=scratch_dir(settings))
         self._starts = settings.data_dir.expanduser() / "starts.txt"
-        self._gpu = GpuThread(Heartbeat(stall_s=60))
-        self._tokens: dict[str, list[CancelToken]] = {}
+        self._gpu = ThreadPoolExecutor(1)
+        self._tokens: dict[str, list[threading.Event]] = {}
         self._reporter = Reporter(ActorTransport(settings.progress, settings.ray.namespace),
                                   flush_s=settings.progress.flush_s, on_cancelled=self.cancel_job)
 
@@ -48,11 +49,16 @@ class KernelModel:
         return await self.clip(call)
 
     async def clip(self, call: RenderCall) -> NodeResult:
-        token = CancelToken()
+        token = threading.Event()
         tokens = self._tokens.setdefault(call.job_id, [])
         tokens.append(token)
+        work = asyncio.get_running_loop().run_in_executor(self._gpu, self._run, call, token)
         try:
-            return await self._gpu.run(lambda: self._run(call, token), cancel=token)
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            token.set()
+            await asyncio.wait([work])
+            raise
         finally:
             tokens.remove(token)
             self._reporter.end(call.job_id, call.node_id)
@@ -65,7 +71,7 @@ class KernelModel:
         for token in self._tokens.get(job_id, []):
             token.set()
 
-    def _run(self, call: RenderCall, token: CancelToken) -> NodeResult:
+    def _run(self, call: RenderCall, token: threading.Event) -> NodeResult:
         found = self._store.find(call.key)
         if found:
             return NodeResult(artifact=found)
@@ -75,7 +81,7 @@ class KernelModel:
         pause_s = _number(call.prompt, "sleep", 0.0) / call.steps
         for step in range(call.steps):
             time.sleep(pause_s)
-            if token.is_set:
+            if token.is_set():
                 self._note("cancel", call)
                 raise RenderCancelled(node_id=call.node_id, reason="cancelled")
             self._reporter.update(ProgressRecord(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -29,6 +28,7 @@ from workflows.plan import plan_film
 from workflows.status import JobView, job_view
 from workflows.store import Store
 from workflows.storyboard import parse_storyboard
+from workflows.types import Priority
 
 APP = "reelray-test"
 
@@ -58,21 +58,20 @@ class Running:
     store: Store
     directory: str
     observer: BoardObserver
-    views: list[JobView] = field(default_factory=list)
 
-    def submit(self, storyboard: str, job_id: str = "film", priority: str = "interactive") -> None:
+    def submit(self, storyboard: str, job_id: str, priority: str = "interactive") -> None:
         """Parse, plan, submit, wake."""
         board = parse_storyboard(storyboard)
-        plan = plan_film(board, cards=casting(self.settings, load_cards(self.settings)))
+        plan = plan_film(board, cards=casting(self.settings, load_cards(self.settings)), assets={})
         self.ledger.submit(NewJob(id=job_id, title=board.title, document={"title": board.title}, nodes=plan.nodes,
-                                  priority=priority))  # type: ignore[arg-type]
+                                  priority=Priority(priority)))
         self.director.wake.remote().result(timeout_s=20)
 
-    def view(self, job_id: str = "film") -> JobView:
+    def view(self, job_id: str) -> JobView:
         """The job's rows."""
         return job_view(self.ledger.job(job_id), self.ledger.nodes(job_id))
 
-    def wait(self, job_id: str = "film", timeout_s: float = 60.0) -> JobView:
+    def wait(self, job_id: str, timeout_s: float = 60.0) -> JobView:
         """Until the job is over."""
         return self.until(lambda: self.view(job_id).status.is_terminal, timeout_s) and self.view(job_id)
 
@@ -80,19 +79,25 @@ class Running:
         """Poll until the condition holds."""
         end = time.monotonic() + timeout_s
         while not condition():
-            assert time.monotonic() < end, "\n".join(self.ledger.log_lines("film", 0, 200).lines[-40:])
+            assert time.monotonic() < end, f"{timeout_s} s passed"
             time.sleep(0.02)
         return True
 
-    def events(self, job_id: str = "film", *types: EventType) -> list[EventRow]:
+    def events(self, job_id: str, *types: EventType) -> list[EventRow]:
         """The job's events of these types, oldest first."""
         return [event for event in self.ledger.events(job_id, 0, 5000) if not types or event.type in types]
 
-    def starts(self) -> list[str]:
-        """Keys of the kernel's starts, in order."""
+    def kernel_lines(self, job_id: str) -> list[list[str]]:
+        """What the kernel wrote of this job's nodes: `[what, key, attempt, pid, time]`, in order."""
         path = self.settings.data_dir / "starts.txt"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return [line.split()[1] for line in lines if line.startswith("start ")]
+        lines = [line.split() for line in path.read_text().splitlines()] if path.exists() else []
+        keys = {str(event.data.get("key")) for event in self.events(job_id, EventType.NODE_STARTED)}
+        keys |= {node.key for node in self.ledger.nodes(job_id)}
+        return [line for line in lines if line[1] in keys]
+
+    def starts(self, job_id: str) -> int:
+        """How often a model began to compute for this job."""
+        return sum(line[0] == "start" for line in self.kernel_lines(job_id))
 
     def processes(self, name: str) -> list[psutil.Process]:
         """Processes of this cluster whose title contains `name`, e.g. `director`."""
@@ -103,34 +108,45 @@ class Running:
                     found.append(process)
         return found
 
-    def run(self, work: Awaitable[object]) -> object:
-        """Run a coroutine."""
-        return asyncio.run(work)  # type: ignore[arg-type]
-
 
 Deploy = Callable[..., Running]
 
 
-@pytest.fixture
-def deploy(cluster: str, tmp_path: Path) -> Iterator[Deploy]:
-    """Deploy the application: `deploy(["engine.attempts=1"], model=KernelModel, database_url=...)`."""
-    running: list[Running] = []
+@pytest.fixture(scope="module")
+def deploy(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deploy]:
+    """Deploy the application: `deploy(["engine.attempts=1"], database_url=...)`.
 
-    def start(overrides: list[str] | None = None, *, model: type = KernelModel, database_url: str = "") -> Running:
-        settings = load_settings("ci", [f"data_dir={tmp_path}", f"database_url={database_url}",
-                                        "models.text_to_image=placeholder", "models.text_to_video=placeholder",
-                                        "models.image_to_video=placeholder", *(overrides or [])], {})
-        app = build(settings, cluster=ray.cluster_resources(), model=model)
-        director = serve.run(app, name=APP, route_prefix=None)
-        one = Running(settings=settings, director=director, ledger=Ledger(settings.database),
-                      store=Store(settings.store), directory=cluster, observer=BoardObserver(settings))
-        running.append(one)
-        return one
+    Deploying takes seconds, so a module's tests share an application as long as they ask for the same one; each test
+    submits jobs of its own name.
+    """
+    running: dict[tuple[str, ...], Running] = {}
+
+    def start(overrides: list[str] | None = None, *, database_url: str = "") -> Running:
+        asked = (f"database_url={database_url}", *(overrides or []))
+        if asked not in running:
+            _end(running)
+            running[asked] = _deploy(cluster, tmp_path_factory.mktemp("app"), asked)
+        return running[asked]
 
     yield start
-    for one in running:
+    _end(running)
+
+
+def _deploy(cluster: str, data_dir: Path, overrides: Iterable[str]) -> Running:
+    settings = load_settings("ci", [f"data_dir={data_dir}", "models.text_to_image=placeholder",
+                                    "models.text_to_video=placeholder", "models.image_to_video=placeholder",
+                                    *overrides], {})
+    app = build(settings, cluster=ray.cluster_resources(), model=KernelModel)
+    director = serve.run(app, name=APP, route_prefix=None)
+    return Running(settings=settings, director=director, ledger=Ledger(settings.database), store=Store(settings.store),
+                   directory=cluster, observer=BoardObserver(settings))
+
+
+def _end(running: dict[tuple[str, ...], Running]) -> None:
+    for one in running.values():
         with contextlib.suppress(Exception):
             one.director.stop.remote().result(timeout_s=10)
         one.ledger.close()
     if running:
         serve.delete(APP)
+    running.clear()

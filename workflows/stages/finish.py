@@ -103,10 +103,10 @@ class Finisher:
     def _make(self, call: NodeCall, target: Path, on_progress: OnProgress) -> _Made:
         match call.kind:
             case NodeKind.INTERPOLATE:
-                interpolate_clip(self._input(call), target, integer(call.payload["factor"]), self._options,
-                                 on_progress=on_progress)
+                interpolate_clip(self._input(call), target, factor=integer(call.payload["factor"]),
+                                 options=self._options, on_progress=on_progress)
             case NodeKind.CAPTION:
-                caption_clip(self._input(call), str(call.payload["text"]), target, self._options,
+                caption_clip(self._input(call), str(call.payload["text"]), target, options=self._options,
                              on_progress=on_progress)
             case NodeKind.COMPOSE:
                 return self._compose(call, target, on_progress)
