@@ -22,6 +22,7 @@ from configs.settings import Settings
 from serve_app.app import build
 from serve_app.session import BoardObserver
 from tests.kernels import KernelModel
+from tests.postgres import PostgresServer
 from workflows.durable.ledger import Ledger
 from workflows.durable.rows import EventRow, EventType, NewJob
 from workflows.plan import plan_film
@@ -150,3 +151,9 @@ def _end(running: dict[tuple[str, ...], Running]) -> None:
     if running:
         serve.delete(APP)
     running.clear()
+
+
+@pytest.fixture(scope="module")
+def postgres_url(postgres_server: PostgresServer) -> str:
+    """A fresh database on the session's private server."""
+    return postgres_server.create()
