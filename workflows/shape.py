@@ -111,7 +111,7 @@ def fade_frames(cuts: Sequence[Cut], fps: float) -> tuple[list[int], list[Proble
 
 
 def _fade_problem(cut: Cut, room: int, fps: float) -> Problem:
-    if cut.fade_s * fps < 1:
+    if room and _rounded(cut.fade_s * fps) < 1:
         problem, nearest = f"a crossfade of {cut.fade_s:g} s is shorter than one frame", _seconds(1, fps)
     else:
         problem = f"a crossfade of {cut.fade_s:g} s is longer than the clips that it joins leave room for"
