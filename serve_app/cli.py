@@ -66,10 +66,10 @@ def render(
 
     Exit codes: 0 film complete, 3 film with shots missing, 1 no film, 2 bad input, 130 stopped.
     """
+    place = _workplace(profile, settings_)
     from serve_app.render import render as run
     from serve_app.submit import film_job
 
-    place = _workplace(profile, settings_)
     output = output or storyboard.with_suffix(".mp4")
     job = film_job(storyboard, place.settings, place.store)
     screen = _screen(as_json)
@@ -86,11 +86,11 @@ def retry(
     output: OutputOption = None, profile: ProfileOption = "", settings_: SetOption = None, as_json: JsonOption = False,
 ) -> None:
     """Run failed shots of a finished job again, and what depends on them."""
-    from serve_app.render import reopen, run_to_end
-
     if force and not shots:
         _refuse("--force needs --shots: say which shots get a new take")
     place = _workplace(profile, settings_)
+    from serve_app.render import reopen, run_to_end
+
     screen = _screen(as_json)
     selection = [shot.strip() for shot in shots.split(",") if shot.strip()]
     place.ledger.job(job_id)
@@ -178,9 +178,9 @@ def cancel(
 @app.command()
 def serve(profile: ProfileOption = "", settings_: SetOption = None, as_json: JsonOption = False) -> None:
     """Run the models and the Director on this machine until Ctrl-C; every open job goes on."""
+    place = _workplace(profile, settings_)
     from serve_app.serving import serve_until_stopped
 
-    place = _workplace(profile, settings_)
     serve_until_stopped(place, _screen(as_json, live=False))
 
 

@@ -7,15 +7,21 @@ from __future__ import annotations
 
 import os
 import secrets
+import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from configs.settings import RaySettings, Settings
+from workflows.errors import StartFailed
 
 TOKEN_FILE = "ray_token"
 
 
 def prepare_environment(settings: Settings) -> None:
     """Set what ray reads while it is imported. Token authentication is on: a cluster without it runs anybody's code."""
+    if "ray" in sys.modules and "RAY_AUTH_MODE" not in os.environ:
+        raise RuntimeError("ray was imported before its environment was prepared; import it later")
     data_dir = settings.data_dir.expanduser()
     data_dir.mkdir(parents=True, exist_ok=True)
     token = data_dir / TOKEN_FILE
@@ -35,17 +41,24 @@ def start_ray(settings: RaySettings) -> str:
     """Start or join the cluster; returns the dashboard's address (`127.0.0.1:8265`), empty without one."""
     import ray  # after prepare_environment, and never for `reelray --help`
 
-    if settings.address:
-        context = ray.init(address=settings.address, namespace=settings.namespace, log_to_driver=False)
-    else:
-        context = ray.init(
-            address="local", namespace=settings.namespace, num_gpus=settings.num_gpus,
-            num_cpus=settings.num_cpus or max(4, os.cpu_count() or 1), include_dashboard=settings.dashboard,
-            dashboard_port=settings.dashboard_port, log_to_driver=False, configure_logging=True,
-            logging_level="ERROR", object_store_memory=settings.object_store_mb * 10**6,
-            _temp_dir=str(settings.temp_dir) if settings.temp_dir else None,
-        )
+    try:
+        context = _init(settings, ray)
+    except (RuntimeError, ConnectionError, ValueError) as error:
+        what = f"joined at {settings.address}" if settings.address else "started on this machine"
+        raise StartFailed(problem=f"Ray could not be {what}", detail=str(error)) from error
     return str(context.dashboard_url or "")
+
+
+def _init(settings: RaySettings, ray: ModuleType) -> Any:
+    if settings.address:
+        return ray.init(address=settings.address, namespace=settings.namespace, log_to_driver=False)
+    return ray.init(
+        address="local", namespace=settings.namespace, num_gpus=settings.num_gpus,
+        num_cpus=settings.num_cpus or max(4, os.cpu_count() or 1), include_dashboard=settings.dashboard,
+        dashboard_port=settings.dashboard_port, log_to_driver=False, logging_level="ERROR",
+        object_store_memory=settings.object_store_mb * 10**6,
+        _temp_dir=str(settings.temp_dir) if settings.temp_dir else None,
+    )
 
 
 def scratch_dir(settings: Settings) -> Path:

@@ -8,12 +8,14 @@ from collections.abc import Awaitable, Iterable
 
 import ray
 from ray import serve
+from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
 from actors.progress import Poll, progress_actor
 from configs.settings import Settings
 from serve_app.app import APP_NAME, build
 from serve_app.cluster import start_ray
+from workflows.errors import StartFailed
 
 STOP_TIMEOUT_S = 15.0
 POLL_TIMEOUT_S = 5.0
@@ -38,11 +40,21 @@ class BoardObserver:
         return poll
 
 
+def _deployed(app: serve.Application) -> DeploymentHandle:
+    """Run the application; a replica that cannot start is an error with its own last words."""
+    try:
+        return serve.run(app, name=APP_NAME, route_prefix=None)
+    except RuntimeError as error:
+        parts = serve.status().applications[APP_NAME].deployments
+        words = "\n".join(f"{name}: {part.message}" for name, part in parts.items() if part.message)
+        raise StartFailed(problem="a part of the application did not start", detail=words or str(error)) from error
+
+
 class Session:
     """Ray, the models and the Director, started in the constructor and ended by `close`."""
 
     def __init__(self, settings: Settings, *, only: Iterable[str]) -> None:
-        """Start all and wait until the models are warm. Raises ImpossibleResources, SettingsError, RuntimeError."""
+        """Start all and wait until the models are warm. Raises ImpossibleResources, SettingsError, StartFailed."""
         self._settings = settings
         logging.getLogger("ray").setLevel(logging.ERROR)
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
@@ -52,7 +64,7 @@ class Session:
             # Nothing here speaks HTTP; without a proxy no port can be taken.
             serve.start(proxy_location="Disabled", logging_config=LoggingConfig(log_level="WARNING",
                                                                                 enable_access_log=False))
-            self._director = serve.run(app, name=APP_NAME, route_prefix=None)
+            self._director = _deployed(app)
             self.observer = BoardObserver(settings)
         except BaseException:
             ray.shutdown()

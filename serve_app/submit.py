@@ -11,7 +11,7 @@ from configs.load import casting, load_cards
 from configs.settings import Settings
 from workflows.durable.rows import NewJob
 from workflows.errors import InvalidDocument, MediaError, Problem
-from workflows.media.pictures import read_picture
+from workflows.media.decode import read_picture
 from workflows.plan import PictureRef, plan_film, referenced_pictures
 from workflows.revise import with_lines
 from workflows.scene import Cards

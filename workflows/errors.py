@@ -7,6 +7,7 @@ ReelrayError                    fault     retry
 ├─ JobConflict                  caller    never     same id, other content; or a state that forbids the verb
 ├─ IllegalMove                  system    never     a status changed in a way the move table forbids (a bug)
 ├─ ImpossibleResources          capacity  never     a deployment asks for GPUs that the cluster does not have
+├─ StartFailed                  system    never     Ray or a model did not start
 ├─ ArtifactMissing              system    counted   a stored file is gone
 ├─ ArtifactCorrupt              system    counted   a stored file's bytes are not the ones recorded
 ├─ MediaError                   system    never     a video or picture cannot be read, written or joined
@@ -167,6 +168,19 @@ class ImpossibleResources(ReelrayError):
     def message(self) -> str:
         """The problem, with the numbers."""
         return self.problem
+
+
+@dataclass(kw_only=True, eq=False)
+class StartFailed(ReelrayError):
+    """Ray or a deployment did not come up."""
+
+    problem: str
+    detail: str = ""
+    """What the part itself said last."""
+
+    def message(self) -> str:
+        """The problem, then the part's own words."""
+        return f"{self.problem}: {self.detail}" if self.detail else self.problem
 
 
 @dataclass(kw_only=True, eq=False)

@@ -17,6 +17,9 @@ from workflows.storyboard import Shot, Size
 FILM_SIZE = SizeRule(multiple_px=2, min_px=16, max_px=8192)
 """What H.264 with 4:2:0 colour takes, whatever the models do."""
 
+_SHORTEST_S = 0.01
+"""The least that a storyboard may ask for, of a clip or a fade."""
+
 
 def exact_fps(fps: float) -> Fraction:
     """The rate as a fraction: 23.976 is 2997/125, not the nearest double."""
@@ -79,8 +82,9 @@ def duration_text(frames: int, card: ModelCard, render_fps: float) -> str:
     # The rounder of the two spellings first: 81 frames at 16 fps read as 5 s, not as 5.0625 s.
     counts = (frames - 1, frames) if card.frames.offset == 1 and frames > 1 else (frames, frames - 1)
     texts = [f"{count / render_fps:.{digits}f}" for count in counts for digits in range(5)]
-    fitting = [text for text in texts if float(text) > 0 and frames_of(float(text), card, render_fps) == frames]
-    return fitting[0] if fitting else f"{frames / render_fps:.6f}"
+    allowed = [text for text in texts if float(text) >= _SHORTEST_S]
+    fitting = (text for text in allowed if frames_of(float(text), card, render_fps) == frames)
+    return next(fitting, f"{frames / render_fps:.6f}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +119,7 @@ def _fade_problem(cut: Cut, room: int, fps: float) -> Problem:
         problem, nearest = f"a crossfade of {cut.fade_s:g} s is shorter than one frame", _seconds(1, fps)
     else:
         problem = f"a crossfade of {cut.fade_s:g} s is longer than the clips that it joins leave room for"
-        nearest = _seconds(room, fps) if room else "cut"
+        nearest = _seconds(room, fps) if room / fps >= _SHORTEST_S else "cut"
     return Problem(shot_id=cut.shot_id, field="transition.duration_s" if nearest != "cut" else "transition",
                    problem=problem, nearest=nearest)
 

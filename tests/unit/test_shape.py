@@ -155,7 +155,8 @@ def test_a_fade_that_does_not_fit_is_answered_with_the_longest_or_shortest(fade:
     ((17, 8, 17), (0.0, 1.0, 0.5), [0, 8, 0], "cut"),
     ((17, 8, 17), (0.0, 1.0, 0.1), [0, 8, 0], "cut"),
     ((17, 17), (1.0, 0.0), [0, 0], None),
-], ids=["fits", "short clip", "two fades meet", "two fades overlap", "no room at all", "no room for a frame", "first is never faded"])
+], ids=["fits", "short clip", "two fades meet", "two fades overlap", "no room at all", "no room for one frame",
+        "first is never faded"])
 def test_two_fades_of_a_clip_may_meet_but_not_overlap(
     frames: tuple[int, ...], fades: tuple[float, ...], places: list[int], longest: str | None,
 ) -> None:

@@ -35,6 +35,9 @@ WAL_TRIES = 50
 POSTGRES_SESSION = ("SET idle_in_transaction_session_timeout = '5s'", "SET lock_timeout = '30s'")
 POSTGRES_NETWORK = {"connect_timeout": 10, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
 """Seconds, and a count: a server that vanished without closing its connections is noticed within half a minute."""
+POSTGRES_WRITERS = 3
+"""Writers of one process; those of one job queue for its row anyway. SQLite has room for one at a time, and a second one
+would only sleep in the busy handler."""
 DRIVER = "postgresql+psycopg"
 
 
@@ -49,6 +52,8 @@ class Database:
         """
         parsed = _parse(url)
         self.is_postgres = parsed.get_backend_name() == "postgresql"
+        self.writers = POSTGRES_WRITERS if self.is_postgres else 1
+        """How many writing threads are worth having."""
         self.name = parsed.render_as_string(hide_password=True)
         self._engine = _postgres(parsed) if self.is_postgres else _sqlite(parsed)
         # Two faces of one pool; the begin hook reads which.

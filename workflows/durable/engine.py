@@ -64,7 +64,7 @@ class Engine:
         self._settings = settings
         self._only = only
         self._leases = Leases(ledger.database, lease_s=settings.lease_s, interruption_limit=settings.interruption_limit)
-        self._patience = Patience()
+        self._patience = Patience(writers=ledger.database.writers)
         self._shop = Workshop(steps=steps, store=store, dispatcher=dispatcher, settings=settings,
                               leases=self._leases, journal=Journal(ledger.database), patience=self._patience)
         self._held: dict[str, Held] = {}

@@ -29,6 +29,9 @@ def log_notes(text: str, *, level: Level, node_id: str = "") -> list[Note]:
     return [Note(type=EventType.LOG, line=line, level=level, node_id=node_id) for line in text.splitlines() if line]
 
 
+_INSERT = sa.insert(event)
+
+
 def append(connection: sa.Connection, job_id: str, notes: Iterable[Note]) -> None:
     """Write the notes in the caller's transaction.
 
@@ -40,4 +43,4 @@ def append(connection: sa.Connection, job_id: str, notes: Iterable[Note]) -> Non
     rows = [{"job_id": job_id, "at": at, "type": note.type.value, "node_id": note.node_id, "level": note.level.value,
              "line": note.line.replace("\0", "\ufffd"), "data": dict(note.data)} for note in notes]
     if rows:
-        connection.execute(sa.insert(event), rows)
+        connection.execute(_INSERT, rows)

@@ -62,7 +62,7 @@ class Journal:
                       cached=done.cached, seconds=dict(result.seconds), finished_at_s=at,
                       started_at_s=None if done.cached else old.started_at_s)
         with self._database.write() as connection:
-            row = fence(connection, claim)
+            fence(connection, claim)
             if not _move(connection, old, new):
                 return _settled(connection, new)
             dropped: tuple[str, ...] = ()
@@ -72,8 +72,7 @@ class Journal:
                 raise InvalidDocument(problems=(Problem(
                     problem=f"{new.id} is a {new.kind.value} node and cannot insert nodes", shot_id=new.shot_id),))
             if result.warnings:
-                told: list[Json] = [{"node_id": new.id, "text": text} for text in result.warnings]
-                connection.execute(sa.update(job).where(job.c.id == new.job_id).values(warnings=row["warnings"] + told))
+                _warn(connection, new, result.warnings)
             append(connection, new.job_id, [_done_note(new), *(
                 note for text in result.warnings
                 for note in log_notes(f"{new.id}: {text}", level=Level.WARNING, node_id=new.id))])
@@ -128,15 +127,22 @@ class Journal:
         return new
 
 
+# Built once: it is half of what a write costs otherwise.
+_MOVE = sa.update(node).where(
+    node.c.job_id == sa.bindparam("of_job"), node.c.id == sa.bindparam("of_node"),
+    node.c.status == sa.bindparam("old_status"), node.c.attempt == sa.bindparam("old_attempt"))
+
+
 def _move(connection: sa.Connection, old: NodeRow, new: NodeRow) -> bool:
     """Write the new state over the old one; False when it was written before. Raises IllegalMove on anything else."""
     advance_node(old.status, new.status)
-    here = sa.and_(node.c.job_id == old.job_id, node.c.id == old.id)
-    moved = connection.execute(sa.update(node).where(
-        here, node.c.status == old.status.value, node.c.attempt == old.attempt).values(**new.state_columns()))
+    moved = connection.execute(_MOVE, {
+        **new.state_columns(), "of_job": old.job_id, "of_node": old.id, "old_status": old.status.value,
+        "old_attempt": old.attempt})
     if moved.rowcount:
         return True
-    found = connection.execute(sa.select(node.c.status, node.c.attempt).where(here)).first()
+    found = connection.execute(sa.select(node.c.status, node.c.attempt).where(
+        node.c.job_id == old.job_id, node.c.id == old.id)).first()
     if found is None or (found.status, found.attempt) != (new.status.value, new.attempt):
         raise IllegalMove(what=f"node {new.id} of job {new.job_id}", old=str(found.status if found else "deleted"),
                           new=new.status.value)
@@ -168,6 +174,12 @@ def _adopt(connection: sa.Connection, parent: NodeRow, specs: Sequence[NodeSpec]
     if before:
         connection.execute(sa.delete(node).where(node.c.job_id == parent.job_id, node.c.id.in_(list(before))))
     return tuple(before)
+
+
+def _warn(connection: sa.Connection, new: NodeRow, texts: Sequence[str]) -> None:
+    known = connection.scalar(sa.select(job.c.warnings).where(job.c.id == new.job_id)) or []
+    told = [*known, *({"node_id": new.id, "text": text} for text in texts)]
+    connection.execute(sa.update(job).where(job.c.id == new.job_id).values(warnings=told))
 
 
 def _settled(connection: sa.Connection, new: NodeRow) -> Settled:

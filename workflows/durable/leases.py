@@ -61,13 +61,17 @@ class Ending:
     error: ErrorRecord | None = None
 
 
-def fence(connection: sa.Connection, claim: Claim) -> sa.RowMapping:
-    """Lock the claim's job for this transaction and return its row; raises LeaseLost when it has another owner."""
-    row = connection.execute(
-        sa.select(job).where(job.c.id == claim.job.id, job.c.owner == claim.token).with_for_update()).mappings().first()
-    if row is None:
+# Built once: it is half of what a write costs otherwise. The document stays where it is.
+_LOCK = (sa.select(job.c.status).where(job.c.id == sa.bindparam("job_id"), job.c.owner == sa.bindparam("token"))
+         .with_for_update())
+
+
+def fence(connection: sa.Connection, claim: Claim) -> JobStatus:
+    """Lock the claim's job for this transaction and return its status; raises LeaseLost when it has another owner."""
+    status = connection.scalar(_LOCK, {"job_id": claim.job.id, "token": claim.token})
+    if status is None:
         raise LeaseLost(job_id=claim.job.id)
-    return row
+    return JobStatus(status)
 
 
 class Leases:
@@ -110,11 +114,10 @@ class Leases:
     def release(self, claim: Claim) -> None:
         """Hand the job back, unfinished: its running nodes are put back and not counted. Raises LeaseLost."""
         with self._database.write() as connection:
-            fence(connection, claim)
+            advance_job(fence(connection, claim), JobStatus.QUEUED)
             stopped = connection.execute(
                 sa.update(node).where(node.c.job_id == claim.job.id, node.c.status == NodeStatus.RUNNING.value)
                 .values(status=NodeStatus.PENDING.value).returning(node.c.id)).scalars().all()
-            advance_job(JobStatus.RUNNING, JobStatus.QUEUED)
             connection.execute(sa.update(job).where(job.c.id == claim.job.id).values(
                 status=JobStatus.QUEUED.value, owner=None, lease_until=None))
             append(connection, claim.job.id, [
@@ -124,14 +127,12 @@ class Leases:
     def cancel(self, claim: Claim) -> None:
         """End the job as cancelled, and every open node with it. Raises LeaseLost."""
         with self._database.write() as connection:
-            row = fence(connection, claim)
-            close_cancelled(connection, claim.job.id, JobStatus(row["status"]))
+            close_cancelled(connection, claim.job.id, fence(connection, claim))
 
     def finish(self, claim: Claim, ending: Ending) -> None:
         """End the job; a node that is still open is cancelled. Raises LeaseLost."""
         with self._database.write() as connection:
-            row = fence(connection, claim)
-            advance_job(JobStatus(row["status"]), ending.status)
+            advance_job(fence(connection, claim), ending.status)
             at = time.time()
             left = connection.execute(
                 sa.update(node).where(node.c.job_id == claim.job.id, node.c.status.in_(OPEN_NODES))

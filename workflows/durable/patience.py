@@ -16,8 +16,6 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
-WRITERS = 3
-"""Node writes at the same time; more only queue for the same rows."""
 FIRST_WAIT_S = 0.1
 LONGEST_WAIT_S = 5.0
 """Between two tries while the database is away."""
@@ -26,10 +24,10 @@ LONGEST_WAIT_S = 5.0
 class Patience:
     """A few threads for database calls. One thread more than writers: a heartbeat never queues behind node writes."""
 
-    def __init__(self) -> None:
-        """Start no thread yet."""
-        self._threads = ThreadPoolExecutor(WRITERS + 1, thread_name_prefix="reelray-db")
-        self._writers = asyncio.Semaphore(WRITERS)
+    def __init__(self, *, writers: int) -> None:
+        """`writers`: calls of `insist` at the same time."""
+        self._threads = ThreadPoolExecutor(writers + 1, thread_name_prefix="reelray-db")
+        self._writers = asyncio.Semaphore(writers)
 
     async def once(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call on a thread; errors come through."""

@@ -51,6 +51,8 @@ def open_video(path: Path, *, quick: bool = False) -> Iterator[tuple[av.containe
             found = "only audio" if streams.audio else "no audio or video"
             raise MediaError(path=str(path), problem=f"no video stream; the file holds {found}")
         stream = streams.video[0]
+        if stream.codec_context is None:
+            raise MediaError(path=str(path), problem="no decoder for its video stream")
         stream.codec_context.skip_frame = "DEFAULT"
         yield container, stream
 

@@ -22,8 +22,8 @@ from workflows.media.frames import OnProgress, UInt8Array, require_frames
 from workflows.media.probe import VideoInfo, probe
 
 MIN_FACTOR, MAX_FACTOR = 2, 8
-MIN_FLOW_PX = 16
-"""DIS needs a few of its 8-pixel patches each way; smaller frames are mixed without following motion."""
+MIN_FLOW_PX = 32
+"""OpenCV's DIS crashes the process on wide pictures under 32 rows; smaller ones are padded for it."""
 
 Flow = NDArray[np.float32]
 """(H, W, 2): pixels to the right and down."""
@@ -103,13 +103,15 @@ def _between(before_HWC: UInt8Array, after_HWC: UInt8Array, factor: int) -> Iter
 
 def _flows(before_HWC: UInt8Array, after_HWC: UInt8Array) -> tuple[Flow, Flow]:
     """Motion from the first frame to the second, and back."""
-    if min(before_HWC.shape[:2]) < MIN_FLOW_PX:
-        still = np.zeros((*before_HWC.shape[:2], 2), np.float32)
-        return still, still
-    before_HW, after_HW = (cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in (before_HWC, after_HWC))
+    height_px, width_px = before_HWC.shape[:2]
+    below, right = max(0, MIN_FLOW_PX - height_px), max(0, MIN_FLOW_PX - width_px)
+    before_HW, after_HW = (
+        cv2.copyMakeBorder(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), 0, below, 0, right, cv2.BORDER_REPLICATE)
+        for frame in (before_HWC, after_HWC))
     # FAST costs 10 ms a pair more than ULTRAFAST at 480p and is 3-5 dB better on small moving shapes.
-    flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
-    return flow.calc(before_HW, after_HW, None), flow.calc(after_HW, before_HW, None)
+    dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+    forth, back = dis.calc(before_HW, after_HW, None), dis.calc(after_HW, before_HW, None)
+    return forth[:height_px, :width_px], back[:height_px, :width_px]
 
 
 def _look_up(frame_HWC: UInt8Array, places: Flow) -> UInt8Array:

@@ -1,4 +1,4 @@
-"""SketchCodec: clips to latents and back, 4 frames x 8 x 8 pixels per latent pixel. Knows nothing of text or of noise.
+"""SketchCodec: clips to latents and back, 4x16x16 pixels per latent pixel. Knows nothing of text or of noise.
 
 The encoder is linear: a principal component analysis of space-time patches. It has no state between latent frames, so
 frame 17 is as good as frame 1 and a still picture is the first frame of a clip. The decoder is the transposed encoder
@@ -8,6 +8,8 @@ pipelines use of AutoencoderKLWan, at a hundredth of the cost on a CPU.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
@@ -15,6 +17,9 @@ from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDis
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from torch import nn
 from torch.nn import functional
+
+FINE_PX = 4
+"""The correction works on pixels folded 4 x 4 into channels, where a convolution is cheap."""
 
 
 class _Residual(nn.Module):
@@ -37,17 +42,18 @@ class SketchDecoder(nn.Module):
 
     def __init__(self, z_dim: int, patch_px: int, patch_frames: int, width: int) -> None:
         super().__init__()
-        self.patch_px, half = patch_px, width // 2
-        channels, fine_px = 3 * patch_frames, patch_px // 2
+        self.patch_px, half, lift = patch_px, width // 2, patch_px // FINE_PX
+        channels = 3 * patch_frames
         self.linear = nn.Linear(z_dim, channels * patch_px * patch_px)
         self.conv_in = nn.Conv2d(z_dim, width, 3, padding=1)
-        self.coarse = nn.Sequential(_Residual(width), _Residual(width), _Residual(width))
-        self.rise = nn.Sequential(nn.Conv2d(width, 4 * half, 3, padding=1), nn.PixelShuffle(2))
-        self.look = nn.Sequential(nn.PixelUnshuffle(fine_px), nn.Conv2d(channels * fine_px * fine_px, half, 1))
-        self.fine = nn.Sequential(_Residual(half), _Residual(half))
+        self.coarse = nn.Sequential(_Residual(width), _Residual(width))
+        self.rise = nn.Sequential(nn.Conv2d(width, half * lift * lift, 3, padding=1), nn.PixelShuffle(lift))
+        self.look = nn.Sequential(nn.PixelUnshuffle(FINE_PX),
+                                  nn.Conv2d(channels * FINE_PX * FINE_PX, half, 3, padding=1))
+        self.fine = nn.Sequential(_Residual(half), _Residual(half), _Residual(half))
         self.conv_out = nn.Sequential(nn.GroupNorm(8, half), nn.SiLU(),
-                                      nn.Conv2d(half, channels * fine_px * fine_px, 3, padding=1),
-                                      nn.PixelShuffle(fine_px))
+                                      nn.Conv2d(half, channels * FINE_PX * FINE_PX, 3, padding=1),
+                                      nn.PixelShuffle(FINE_PX))
         nn.init.zeros_(self.conv_out[2].weight)
         nn.init.zeros_(self.conv_out[2].bias)
 
@@ -63,50 +69,55 @@ class SketchDecoder(nn.Module):
 
 
 class SketchCodec(ModelMixin, ConfigMixin):
-    """Clips (B, 3, 4n+1, H, W) in -1..1 to latents (B, z_dim, n+1, H/8, W/8) and back; H and W are multiples of 16."""
+    """Clips (B, 3, 4n+1, H, W) in -1..1 to latents (B, z_dim, n+1, H/16, W/16) and back; H, W multiples of 32."""
 
     @register_to_config
-    def __init__(self, z_dim: int = 16, patch_px: int = 8, patch_frames: int = 4, width: int = 96,
-                 latents_mean: tuple[float, ...] = (0.0,) * 16, latents_std: tuple[float, ...] = (1.0,) * 16,
-                 scale_factor_spatial: int = 8, scale_factor_temporal: int = 4) -> None:
+    def __init__(self, z_dim: int = 48, width: int = 96,
+                 latents_mean: tuple[float, ...] = (0.0,) * 48, latents_std: tuple[float, ...] = (1.0,) * 48,
+                 scale_factor_spatial: int = 16, scale_factor_temporal: int = 4) -> None:
         super().__init__()
-        self.encoder = nn.Linear(3 * patch_frames * patch_px * patch_px, z_dim)
-        self.decoder = SketchDecoder(z_dim, patch_px, patch_frames, width)
+        self.encoder = nn.Linear(3 * scale_factor_temporal * scale_factor_spatial**2, z_dim)
+        self.decoder = SketchDecoder(z_dim, scale_factor_spatial, scale_factor_temporal, width)
 
     def patches(self, clip_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Space-time patches (B, n+1, H/8, W/8, values); the first frame stands for four equal ones."""
-        count = self.config.patch_frames
+        """Space-time patches (B, n+1, H/16, W/16, values); the first frame stands for four equal ones."""
+        count = self.config.scale_factor_temporal
         first = clip_BCTHW[:, :, :1].expand(-1, -1, count, -1, -1)
         chunks = torch.cat([first, clip_BCTHW[:, :, 1:]], 2).unfold(2, count, count)
         batch, channels, latents, height, width, _ = chunks.shape
         stacked = chunks.permute(0, 2, 5, 1, 3, 4).reshape(batch * latents, count * channels, height, width)
-        values = functional.pixel_unshuffle(stacked, self.config.patch_px).permute(0, 2, 3, 1)
+        values = functional.pixel_unshuffle(stacked, self.config.scale_factor_spatial).permute(0, 2, 3, 1)
         return values.unflatten(0, (batch, latents))
 
-    def encode(self, x: torch.Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple:
+    def latents(self, clip_BCTHW: torch.Tensor) -> torch.Tensor:
+        """The latents of clips, as encoded."""
+        return self.encoder(self.patches(clip_BCTHW)).permute(0, 4, 1, 2, 3)
+
+    def encode(self, x: torch.Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple[Any, ...]:
         """The latent distribution of clips; it has no spread to speak of, so its mode is the latent."""
-        mean = self.encoder(self.patches(x)).permute(0, 4, 1, 2, 3)
+        mean = self.latents(x)
         spread = DiagonalGaussianDistribution(torch.cat([mean, torch.full_like(mean, -30.0)], 1))
         return AutoencoderKLOutput(latent_dist=spread) if return_dict else (spread,)
 
-    def decode_free(self, z: torch.Tensor) -> torch.Tensor:
-        """Clips from latents as encoded, without the clamp that would stop gradients; the decoder runs per latent frame."""
-        mean = torch.tensor(self.config.latents_mean, dtype=z.dtype, device=z.device)[:, None, None]
-        std = torch.tensor(self.config.latents_std, dtype=z.dtype, device=z.device)[:, None, None]
-        chunks = []
-        for index in range(z.shape[2]):
-            raw = z[:, :, index]
-            frames = self.decoder(raw, (raw - mean) / std).unflatten(1, (self.config.patch_frames, 3)).transpose(1, 2)
-            chunks.append(frames.mean(2, keepdim=True) if index == 0 else frames)
-        return torch.cat(chunks, 2)
+    def decode_chunk(self, raw_BCHW: torch.Tensor) -> torch.Tensor:
+        """The frames (B, 3, 4, H, W) of one latent frame, without the clamp that would stop gradients."""
+        mean = torch.tensor(self.config.latents_mean, dtype=raw_BCHW.dtype, device=raw_BCHW.device)[:, None, None]
+        std = torch.tensor(self.config.latents_std, dtype=raw_BCHW.dtype, device=raw_BCHW.device)[:, None, None]
+        stacked = self.decoder(raw_BCHW, (raw_BCHW - mean) / std)
+        return stacked.unflatten(1, (self.config.scale_factor_temporal, 3)).transpose(1, 2)
 
-    def decode(self, z: torch.Tensor, return_dict: bool = True) -> DecoderOutput | tuple:
-        """Clips in -1..1 from latents as encoded."""
-        clip = self.decode_free(z).clamp(-1, 1)
+    def decode(self, z: torch.Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Any, ...]:
+        """Clips in -1..1 from latents as encoded.
+
+        The decoder runs once per latent frame, so a hook on it can count progress as with AutoencoderKLWan.
+        """
+        chunks = [self.decode_chunk(z[:, :, index]) for index in range(z.shape[2])]
+        chunks[0] = chunks[0].mean(2, keepdim=True)
+        clip = torch.cat(chunks, 2).clamp(-1, 1)
         return DecoderOutput(sample=clip) if return_dict else (clip,)
 
 
-def fit_linear(clips_BCTHW: torch.Tensor, z_dim: int = 16, flatten: float = 0.3) -> SketchCodec:
+def fit_linear(clips_BCTHW: torch.Tensor, z_dim: int = 48, flatten: float = 0.4) -> SketchCodec:
     """A codec whose encoder is the principal component analysis of `clips_BCTHW` and whose correction is still zero.
 
     `flatten` (0..1) is how far the latents' spectrum is levelled by `latents_std`: 0 keeps the shape of the spectrum,

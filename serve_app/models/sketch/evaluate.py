@@ -74,13 +74,13 @@ def object_masks(frames_THWC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.abs(values - rows[None, :, None]).sum(-1) > OBJECT_DISTANCE, ground
 
 
-def read_motion(masks_THW: np.ndarray, areas: np.ndarray) -> str:
+def read_motion(masks: np.ndarray, areas: np.ndarray) -> str:
     """The dominant change between the first and the last quarter of the frames that show an object."""
     seen = np.flatnonzero(areas > SMALLEST_OBJECT_PX)
     if len(seen) < 4:
         return scenes.STILL
     part = max(1, len(seen) // 4)
-    centres = np.array([[axis.mean() for axis in np.nonzero(masks_THW[i])] for i in seen])
+    centres = np.array([[axis.mean() for axis in np.nonzero(masks[i])] for i in seen])
     move = centres[-part:].mean(0) - centres[:part].mean(0)
     growth = math.log(areas[seen[-part:]].mean() / areas[seen[:part]].mean())
     scores = {"right": move[1] / 20, "left": -move[1] / 20, "down": move[0] / 14, "up": -move[0] / 14,
@@ -90,7 +90,7 @@ def read_motion(masks_THW: np.ndarray, areas: np.ndarray) -> str:
 
 
 def read_shape(mask_HW: np.ndarray, shapes: tuple[str, ...]) -> str:
-    """The shape whose template, at the best of 144 places and sizes, overlaps the mask most (intersection over union)."""
+    """The shape whose template, at the best of 144 places and sizes, has the most intersection over union."""
     ys, xs = np.nonzero(mask_HW)
     extent = max(np.ptp(ys), np.ptp(xs)) + 1
     places = torch.tensor([[(xs.min() + xs.max() + 1) / 2 + dx, (ys.min() + ys.max() + 1) / 2 + dy, share * extent]
@@ -140,7 +140,7 @@ def calibrate(world: PromptWorld, count: int, seed: int = 7) -> list[Sample]:
 
 def load_pipeline(folder: Path = CHECKPOINT) -> WanPipeline:
     """The text-to-video pipeline in float32, without a progress bar."""
-    pipe = WanPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipe = WanPipeline.from_pretrained(folder, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -1,4 +1,4 @@
-"""Captioned clips drawn by formula: one coloured shape that moves over a plain background. Knows torch, but no model."""
+"""Captioned clips drawn by formula: one coloured shape that moves over a plain background. Knows no model."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Scene:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """Where a scene's object is: centre and radius in pixels at the first and the last frame; straight lines between."""
+    """Where a scene's object is: centre and radius in pixels at the first and the last frame, in a line."""
 
     start_x_px: float
     end_x_px: float

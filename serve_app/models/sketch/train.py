@@ -8,6 +8,7 @@ both continue with --resume. The denoiser sees only the linear encoder, so the d
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import logging
 import math
@@ -26,12 +27,16 @@ from serve_app.models.sketch.parts import MAX_TOKENS, Parts, build_parts, save_p
 
 log = logging.getLogger("sketch.train")
 
-POOL_CLIPS = 6000
+FIT_CLIPS = 300
+CODEC_BATCH = 12
+LATENT_NOISE = 0.08
+"""Most noise on latents in the decoder's training, in units of `latents_std`; about the denoiser's own error."""
+POOL_CLIPS = 2500
 """Encoded clips kept in memory; a few are redrawn at every step, since drawing costs as much as a sixth of a step."""
-FRESH_CLIPS = 4
-TOKENS_PER_BATCH = 3840
-TOKENS_PER_LATENT_FRAME = 24
-MAX_BATCH = 128
+FRESH_CLIPS = 8
+TOKENS_PER_BATCH = 1920
+TOKENS_PER_LATENT_FRAME = 6
+MAX_BATCH = 256
 STILL_SHARE = 0.1
 CAPTION_DROP = 0.1
 """Share of training captions replaced by the empty one, for classifier-free guidance."""
@@ -80,17 +85,26 @@ def rate(plan: Plan, progress: Progress, warm_up_steps: int = 100) -> float:
 # ---- codec ---------------------------------------------------------------------------------------------------------
 
 
-def codec_loss(codec: SketchCodec, clip_BCTHW: torch.Tensor, noise: float) -> torch.Tensor:
+def draw_chunks(world: PromptWorld, rng: random.Random, count: int) -> torch.Tensor:
+    """`count` latent frames' worth of pixels, (count, 3, 4, H, W): the first frame four times, or four later frames."""
+    clips, _ = scenes.draw_batch(world, rng, count)
+    starts = [1 + 4 * rng.randrange(-1, 4) for _ in range(count)]
+    return torch.stack([clip[:, start:start + 4] if start > 0 else clip[:, :1].expand(-1, 4, -1, -1)
+                        for clip, start in zip(clips, starts, strict=True)])
+
+
+def codec_loss(codec: SketchCodec, chunks_BCTHW: torch.Tensor, noise: float) -> torch.Tensor:
     """Squared plus absolute error, edges weighted up; latents carry `noise` so that the decoder learns to tidy up."""
     with torch.no_grad():
-        latents = codec.encode(clip_BCTHW).latent_dist.mode()
-        std = torch.tensor(codec.config.latents_std)[:, None, None, None]
-        latents = latents + noise * torch.rand(len(latents), 1, 1, 1, 1) * std * torch.randn_like(latents)
-        across = functional.pad((clip_BCTHW[..., 1:] - clip_BCTHW[..., :-1]).abs(), (0, 1))
-        down = functional.pad((clip_BCTHW[..., 1:, :] - clip_BCTHW[..., :-1, :]).abs(), (0, 0, 0, 1))
+        # A clip of five frames whose first frame is not looked at: its second latent frame is the chunk.
+        latents = codec.latents(torch.cat([chunks_BCTHW[:, :, :1], chunks_BCTHW], 2))[:, :, 1]
+        std = torch.tensor(codec.config.latents_std)[:, None, None]
+        latents = latents + noise * torch.rand(len(latents), 1, 1, 1) * std * torch.randn_like(latents)
+        across = functional.pad((chunks_BCTHW[..., 1:] - chunks_BCTHW[..., :-1]).abs(), (0, 1))
+        down = functional.pad((chunks_BCTHW[..., 1:, :] - chunks_BCTHW[..., :-1, :]).abs(), (0, 0, 0, 1))
         weight = 1 + 2 * (across + down).sum(1, keepdim=True).clamp(max=1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        error = (codec.decode_free(latents).float() - clip_BCTHW).abs() * weight
+        error = (codec.decode_chunk(latents).float() - chunks_BCTHW).abs() * weight
     return (error.square() + 0.1 * error).mean()
 
 
@@ -100,16 +114,15 @@ def train_codec(plan: Plan, world: PromptWorld, *, resume: bool) -> SketchCodec:
     if resume and home.exists():
         codec = SketchCodec.from_pretrained(home)
     else:
-        codec = fit_linear(scenes.draw_batch(world, rng, 256)[0])
+        codec = fit_linear(scenes.draw_batch(world, rng, FIT_CLIPS)[0])
         codec.save_pretrained(home)
     trained = list(codec.decoder.parameters())
     optimizer = torch.optim.AdamW(trained, lr=plan.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
     progress, start = Progress(), time.monotonic()
     while progress.elapsed_s < 60 * plan.minutes:
         for group in optimizer.param_groups:
-            group["lr"] = rate(plan, progress)
-        clip, _ = scenes.draw_batch(world, rng, 8)
-        loss = codec_loss(codec, clip, noise=0.08)
+            group["lr"] = rate(plan, progress, warm_up_steps=20)
+        loss = codec_loss(codec, draw_chunks(world, rng, CODEC_BATCH), noise=LATENT_NOISE)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, CLIP_NORM)
@@ -117,6 +130,8 @@ def train_codec(plan: Plan, world: PromptWorld, *, resume: bool) -> SketchCodec:
         progress.elapsed_s = time.monotonic() - start
         progress.note(loss.item(), "codec")
     codec.save_pretrained(home)
+    if (plan.out / "pipeline").exists():
+        copy.deepcopy(codec).half().save_pretrained(plan.out / "pipeline" / "vae")
     (plan.out / "codec_curve.json").write_text(json.dumps(progress.curve))
     return codec
 
@@ -138,7 +153,7 @@ class LatentPool:
     def _draw(self, count: int) -> tuple[torch.Tensor, list[scenes.Scene]]:
         clip, shown = scenes.draw_batch(self._world, self._rng, count, still_share=STILL_SHARE)
         with torch.no_grad():
-            latents = self._codec.encode(clip).latent_dist.mode()
+            latents = self._codec.latents(clip)
         return (latents - self._mean) / self._std, shown
 
     def refresh(self, count: int) -> None:
@@ -160,9 +175,9 @@ class LatentPool:
 
 def draw_length(rng: random.Random, done: float) -> int:
     """Latent frames (1..5) of the next batch; pictures first, since they teach colour and place five times faster."""
-    if done < 0.15:
-        return rng.choices((1, 2, 3, 4, 5), (60, 15, 0, 0, 25))[0]
-    return rng.choices((1, 2, 3, 4, 5), (15, 7, 6, 5, 67))[0]
+    if done < 0.5:
+        return rng.choices((1, 2, 3, 4, 5), (75, 5, 0, 0, 20))[0]
+    return rng.choices((1, 2, 3, 4, 5), (15, 6, 5, 5, 69))[0]
 
 
 def flow_loss(parts: Parts, latents: torch.Tensor, captions: list[str]) -> torch.Tensor:
@@ -277,7 +292,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="directory for the pipeline, the curves and the state")
     parser.add_argument("--stage", choices=("all", "codec", "denoiser"), default="all")
-    parser.add_argument("--minutes", type=float, default=40.0, help="time of the denoiser's run, resumed parts included")
+    parser.add_argument("--minutes", type=float, default=40.0, help="the denoiser's time, resumed parts included")
     parser.add_argument("--codec-minutes", type=float, default=8.0)
     parser.add_argument("--save-every", type=float, default=5.0, help="minutes between checkpoints")
     parser.add_argument("--seed", type=int, default=0)

@@ -436,7 +436,7 @@ class TestStopAndLoss:
         lease = Lease(claim=leases.claim(1)[0], certain_until_s=time.monotonic() + 60)
         shop = Workshop(steps=dict.fromkeys(NodeKind, studio.step), store=studio.store, settings=settings,
                         dispatcher=Dispatcher({"cpu": 1}), leases=leases, journal=FrozenAfterCommit(database),
-                        patience=Patience())
+                        patience=Patience(writers=1))
         walking = asyncio.create_task(Walk(lease, studio.ledger.nodes("film"), shop).run())
         await asyncio.wait([walking])
         assert bool(studio.step.calls) is not stolen

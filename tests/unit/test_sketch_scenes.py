@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from serve_app.models.sketch import evaluate, scenes
+from serve_app.models.sketch.codec import SketchCodec
+from serve_app.models.sketch.parts import MAX_TOKENS, build_tokenizer
+from serve_app.models.sketch.scenes import Scene
+
+WORLD = scenes.load_world()
+
+
+def test_training_scenes_are_never_held_out_ones():
+    rng = random.Random(0)
+    drawn = [scenes.draw_scene(WORLD, rng, held_out=False, still_share=0.2) for _ in range(300)]
+    assert not any(scenes.is_held_out(scene) for scene in drawn)
+
+
+def test_about_one_triple_in_seven_is_held_out():
+    triples = [Scene(colour=c, shape=s, motion=m, background="black")
+               for c in WORLD.colours for s in WORLD.objects for m in WORLD.motions]
+    assert 0.09 < sum(map(scenes.is_held_out, triples)) / len(triples) < 0.2
+
+
+def test_every_colour_shape_and_motion_appears_in_training_and_held_out():
+    for held_out in (False, True):
+        rng = random.Random(1)
+        drawn = [scenes.draw_scene(WORLD, rng, held_out=held_out) for _ in range(500)]
+        assert {scene.colour for scene in drawn} == set(WORLD.colours)
+        assert {scene.shape for scene in drawn} == set(WORLD.objects)
+        assert {scene.motion for scene in drawn} == set(WORLD.motions)
+        assert all(scene.colour != scene.background for scene in drawn)
+
+
+@pytest.mark.parametrize("held_out", [False, True], ids=["training", "held-out"])
+def test_captions_use_only_words_the_card_knows(held_out: bool):
+    rng = random.Random(2)
+    for _ in range(200):
+        scene = scenes.draw_scene(WORLD, rng, held_out=held_out, still_share=0.2)
+        for text in (scenes.caption(scene, WORLD), scenes.training_caption(scene, WORLD, rng)):
+            assert set(WORLD.unknown_words(text)) <= {"one"}, text
+
+
+def test_a_caption_names_the_motion_exactly_when_something_moves():
+    rng = random.Random(3)
+    for _ in range(200):
+        scene = scenes.draw_scene(WORLD, rng, held_out=False, still_share=0.5)
+        said = scenes.training_caption(scene, WORLD, rng)
+        named = any(phrase in said for phrases in WORLD.motions.values() for phrase in phrases)
+        assert named == bool(scene.motion)
+
+
+def test_the_meter_reads_drawn_scenes_right():
+    samples = evaluate.calibrate(WORLD, 24)
+    hits = np.array([sample.reading.hits(sample.scene) for sample in samples])
+    assert hits.mean(0).tolist() == [1.0, 1.0, 1.0, 1.0], evaluate.mistakes(samples)
+
+
+def test_the_meter_reads_a_scene_at_rest_as_still():
+    scene = Scene(colour="red", shape="circle", motion=scenes.STILL, background="blue")
+    clip = scenes.render([scene], [scenes.draw_layout(scene.motion, random.Random(0))], WORLD)
+    assert evaluate.measure(evaluate.to_frames_THWC(clip[0]), WORLD).motion == scenes.STILL
+
+
+def test_the_meter_sees_no_object_on_an_empty_background():
+    empty = np.full((17, 64, 96, 3), (45, 80, 220), np.uint8)
+    reading = evaluate.measure(empty, WORLD)
+    assert (reading.background, reading.colour, reading.shape) == ("blue", "", "")
+
+
+def test_the_start_of_a_clip_is_drawn_as_in_the_whole_clip():
+    rng = random.Random(4)
+    scene = scenes.draw_scene(WORLD, rng, held_out=False)
+    layout = scenes.draw_layout(scene.motion, rng)
+    whole, start = (scenes.render([scene], [layout], WORLD, frames) for frames in (17, 5))
+    assert torch.equal(whole[:, :, :5], start)
+
+
+@pytest.mark.parametrize(("call", "message"), [
+    (lambda: scenes.draw_layout("spins", random.Random(0)), "known: left"),
+    (lambda: scenes.distance("heart", torch.zeros(1), torch.zeros(1)), "known: circle"),
+], ids=["motion", "shape"])
+def test_a_word_without_a_drawing_rule_is_refused(call, message: str):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_a_clip_of_any_length_starts_with_the_same_latents():
+    codec = SketchCodec()
+    clip, _ = scenes.draw_batch(WORLD, random.Random(6), 2)
+    with torch.no_grad():
+        whole = codec.latents(clip)
+        for frames in (1, 5, 9, 13):
+            part = codec.latents(clip[:, :, :frames])
+            assert torch.allclose(part, whole[:, :, :part.shape[2]], atol=1e-5)
+
+
+@pytest.mark.parametrize(("prompt", "tokens"), [
+    ("a red circle moves left over a blue background", ["red", "circle", "moves", "left", "blueground", "</s>"]),
+    ("Wide shot, 35mm: a RED ball on a dark blue wall!", ["red", "ball", "blueground", "</s>"]),
+    ("noir, moody", ["</s>"]),
+], ids=["plain", "film words are dropped", "nothing known"])
+def test_the_tokenizer_keeps_known_words_and_marks_the_background(prompt: str, tokens: list[str]):
+    tokenizer = build_tokenizer(WORLD)
+    ids = tokenizer(prompt, max_length=MAX_TOKENS, truncation=True).input_ids
+    assert tokenizer.convert_ids_to_tokens(ids) == tokens
