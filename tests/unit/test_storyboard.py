@@ -177,7 +177,7 @@ def test_a_dump_begins_with_what_a_reader_looks_for_first() -> None:
         'title: x\nseed: 3\nshots:\n- id: s1\n  prompt: "1e5"\n  caption: b\n')
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(storyboard_values())
 def test_a_dumped_storyboard_reads_back_as_an_equal_one(value: dict[str, object]) -> None:
     storyboard = parse_storyboard(json.dumps(value))
@@ -223,7 +223,7 @@ def test_random_marks_are_a_storyboard_or_refused(text: str) -> None:
     require_a_storyboard_or_reasons('{"shots": [{"prompt": "a", "caption": ' + text, file="film.json")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(TREES, st.dictionaries(KEYS, TREES, max_size=6))
 def test_random_trees_are_a_storyboard_or_refused(tree: object, shot: dict[str, object]) -> None:
     require_a_storyboard_or_reasons(json.dumps(tree))
