@@ -21,7 +21,7 @@ from workflows.durable.ledger import Ledger
 from workflows.ports import ArtifactStore, MediaWorker, Model, Step
 from workflows.stages.render import clip, keyframe
 from workflows.stages.story import story
-from workflows.types import NodeCall, NodeKind, NodeResult
+from workflows.types import NodeKind
 
 log = logging.getLogger(__name__)
 
@@ -92,21 +92,13 @@ class Director:
         if self._running.done() and not self._running.cancelled() and (error := self._running.exception()):
             raise RuntimeError(f"the engine stopped: {type(error).__name__}: {error}")
 
-    # -- steps: the stages with their ports in place -------------------------------------------------------------
-
     def _steps(self) -> dict[NodeKind, Step]:
+        """The stages with their ports in place."""
         media = self._ports.media.run
-        return {NodeKind.STORY: self._story, NodeKind.KEYFRAME: self._keyframe, NodeKind.CLIP: self._clip,
+        return {NodeKind.STORY: partial(story, cards=self._cast, store=self._ports.store),
+                NodeKind.KEYFRAME: partial(keyframe, models=self._ports.models),
+                NodeKind.CLIP: partial(clip, models=self._ports.models),
                 NodeKind.INTERPOLATE: media, NodeKind.CAPTION: media, NodeKind.COMPOSE: media}
-
-    async def _story(self, call: NodeCall) -> NodeResult:
-        return await story(call, self._cast, self._ports.store)
-
-    async def _keyframe(self, call: NodeCall) -> NodeResult:
-        return await keyframe(call, self._ports.models[str(call.payload["card"])])
-
-    async def _clip(self, call: NodeCall) -> NodeResult:
-        return await clip(call, self._ports.models[str(call.payload["card"])])
 
 
 def lane_capacity(settings: Settings, cast: Mapping[Task, ModelCard]) -> dict[str, int]:

@@ -11,7 +11,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 
 from ray.exceptions import RayActorError, RayError, RayTaskError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, RequestCancelledError
@@ -31,11 +32,15 @@ class ModelHandle:
 
     async def image(self, call: RenderCall) -> NodeResult:
         """Text to one picture."""
-        return await _result(self._handle.image.remote(call), call.node_id)
+        async with _one_call(self._handle.image.remote(call), call.node_id) as response:
+            result: NodeResult = await response
+        return result
 
     async def clip(self, call: RenderCall) -> NodeResult:
         """Text, or text and first frame, to one clip."""
-        return await _result(self._handle.clip.remote(call), call.node_id)
+        async with _one_call(self._handle.clip.remote(call), call.node_id) as response:
+            result: NodeResult = await response
+        return result
 
 
 class MediaHandle:
@@ -47,7 +52,9 @@ class MediaHandle:
 
     async def run(self, call: NodeCall) -> NodeResult:
         """One CPU node."""
-        return await _result(self._handle.run.remote(call), call.node_id)
+        async with _one_call(self._handle.run.remote(call), call.node_id) as response:
+            result: NodeResult = await response
+        return result
 
 
 def model_handles(handles: Mapping[str, DeploymentHandle]) -> dict[str, Model]:
@@ -55,9 +62,11 @@ def model_handles(handles: Mapping[str, DeploymentHandle]) -> dict[str, Model]:
     return {card: ModelHandle(handle) for card, handle in handles.items()}
 
 
-async def _result(response: DeploymentResponse, node_id: str) -> NodeResult:
+@asynccontextmanager
+async def _one_call(response: DeploymentResponse, node_id: str) -> AsyncIterator[DeploymentResponse]:
+    """Around the one await of a response: cancels the remote call with ours, translates what it raises."""
     try:
-        result: NodeResult = await response
+        yield response
     except asyncio.CancelledError:
         response.cancel()  # reaches the replica's coroutine, which stops the GPU between two steps
         raise
@@ -74,7 +83,6 @@ async def _result(response: DeploymentResponse, node_id: str) -> NodeResult:
         raise ReplicaLost(node_id=node_id, reason=_first_line(error)) from None
     except RayError as error:
         raise ReplicaLost(node_id=node_id, reason=f"{type(error).__name__}: {_first_line(error)}") from None
-    return result
 
 
 def _first_line(error: Exception) -> str:

@@ -36,7 +36,7 @@ POSTGRES_SESSION = ("SET idle_in_transaction_session_timeout = '5s'", "SET lock_
 POSTGRES_NETWORK = {"connect_timeout": 10, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
 """Seconds, and a count: a server that vanished without closing its connections is noticed within half a minute."""
 POSTGRES_WRITERS = 3
-"""Writers of one process; those of one job queue for its row anyway. SQLite has room for one at a time, and a second one
+"""Writers of one process; those of one job queue for its row anyway. SQLite has room for one at a time, and a second
 would only sleep in the busy handler."""
 DRIVER = "postgresql+psycopg"
 

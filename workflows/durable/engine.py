@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from configs.settings import EngineSettings
-from workflows.dispatch import Dispatcher
+from workflows.dispatch import CLASSES, Dispatcher
 from workflows.durable.database import is_down
 from workflows.durable.journal import Journal
 from workflows.durable.leases import Claim, Ending, Lease, Leases
@@ -25,9 +25,13 @@ from workflows.durable.rows import Level
 from workflows.durable.walk import Walk, Workshop
 from workflows.errors import ErrorRecord, InvalidSettings, LeaseLost
 from workflows.ports import ArtifactStore, Step
-from workflows.types import JobStatus, NodeKind
+from workflows.types import JobStatus, NodeKind, Priority
 
 log = logging.getLogger(__name__)
+
+
+KEPT_FREE = 4
+"""One place in so many is not given to batch jobs: a Director full of them still takes an interactive one at once."""
 
 
 class Halt(StrEnum):
@@ -133,11 +137,20 @@ class Engine:
                 self._halt(held, Halt.LOST)
             elif survey.held[job_id]:
                 self._halt(held, Halt.CANCEL)
+        for priority in CLASSES:
+            room = self._room(priority)
+            if priority in survey.waiting and room > 0 and not self._stopping:
+                asked_s = time.monotonic()
+                for claim in await self._patience.once(self._leases.claim, room, priority, only=self._only):
+                    self._take(Lease(claim=claim, certain_until_s=asked_s + self._settings.lease_s))
+
+    def _room(self, priority: Priority) -> int:
+        """How many more jobs of a class fit; batch jobs leave some places free for interactive ones to come."""
         room = self._settings.max_jobs - len(self._held)
-        if survey.waiting and room > 0 and not self._stopping:
-            asked_s = time.monotonic()
-            for claim in await self._patience.once(self._leases.claim, room, only=self._only):
-                self._take(Lease(claim=claim, certain_until_s=asked_s + self._settings.lease_s))
+        if priority is Priority.INTERACTIVE:
+            return room
+        batch = sum(held.lease.claim.job.priority is priority for held in self._held.values())
+        return min(room, self._settings.max_jobs - self._settings.max_jobs // KEPT_FREE - batch)
 
     def _tokens(self) -> frozenset[str]:
         return frozenset(held.lease.claim.token for held in self._held.values())

@@ -39,8 +39,12 @@ def append(connection: sa.Connection, job_id: str, notes: Iterable[Note]) -> Non
     and a reader that asks for what came after the last number it saw misses nothing.
     """
     at = time.time()
-    # Postgres refuses NUL in text, and an error's message may hold anything.
     rows = [{"job_id": job_id, "at": at, "type": note.type.value, "node_id": note.node_id, "level": note.level.value,
-             "line": note.line.replace("\0", "\ufffd"), "data": dict(note.data)} for note in notes]
+             "line": _storable(note.line), "data": dict(note.data)} for note in notes]
     if rows:
         connection.execute(_INSERT, rows)
+
+
+def _storable(text: str) -> str:
+    """The text without what a database refuses, NUL and halves of surrogate pairs: a message may hold anything."""
+    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from graphlib import CycleError, TopologicalSorter
 
 from workflows.durable.rows import NodeRow
+from workflows.durable.tables import ID_CHARS
 from workflows.errors import InvalidDocument, Problem
 from workflows.types import NodeKind, NodeSpec, canonical_json
 
@@ -19,7 +20,7 @@ TAKES = frozenset({NodeKind.STORY, NodeKind.KEYFRAME, NodeKind.CLIP})
 def check_graph(specs: Sequence[NodeSpec], *, known: Collection[str] = ()) -> None:
     """Refuse nodes that cannot be walked; `known` are ids that exist already.
 
-    Raises InvalidDocument with every id given twice, every dependency that does not exist, every cost that is
+    Raises InvalidDocument with every id given twice or too long, every dependency that does not exist, every cost that is
     not above 0, every payload that is not JSON (NaN is not), and one cycle if there is any.
     """
     problems: list[Problem] = []
@@ -27,6 +28,9 @@ def check_graph(specs: Sequence[NodeSpec], *, known: Collection[str] = ()) -> No
     for spec in specs:
         if spec.id in ids:
             problems.append(Problem(problem=f"node {spec.id!r} exists twice", shot_id=spec.shot_id))
+        if not 0 < len(spec.id) <= ID_CHARS:
+            problems.append(Problem(problem=f"node id of {len(spec.id)} characters: {spec.id[:40]!r}...",
+                                    shot_id=spec.shot_id, nearest=f"1 to {ID_CHARS} characters"))
         if not spec.cost > 0:
             problems.append(Problem(problem=f"node {spec.id!r} costs {spec.cost:g}", shot_id=spec.shot_id,
                                     nearest="a number above 0"))

@@ -48,8 +48,8 @@ class Survey:
 
     held: Mapping[str, bool]
     """Jobs still owned by the tokens asked for: whether their cancel was requested."""
-    waiting: bool
-    """Whether there is a job to claim."""
+    waiting: frozenset[Priority]
+    """Classes in which there is a job to claim."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,15 +83,15 @@ class Leases:
         self._lease_s = lease_s
         self._interruption_limit = interruption_limit
 
-    def claim(self, limit: int, *, only: Collection[str] | None = None) -> tuple[Claim, ...]:
-        """Take up to `limit` jobs that nobody holds, interactive ones first, then the oldest.
+    def claim(self, limit: int, priority: Priority, *, only: Collection[str] | None = None) -> tuple[Claim, ...]:
+        """Take up to `limit` jobs of one class that nobody holds, the oldest first.
 
         Nodes that a vanished owner left running are put back in the same transaction, counted as interrupted.
         """
         token = uuid.uuid4().hex
         with self._database.write() as connection:
             # Built inside the transaction: on SQLite the clock is read here, after any wait for the write lock.
-            rows = connection.execute(self._taking(token, limit, only)).mappings().all()
+            rows = connection.execute(self._taking(token, limit, self._free(priority, only))).mappings().all()
             for row in rows:
                 self._recover(connection, row["id"])
         return tuple(Claim(job=JobRow.of(row), token=token) for row in rows)
@@ -101,7 +101,8 @@ class Leases:
         with self._database.read() as connection:
             held = {row.id: bool(row.cancel_requested) for row in connection.execute(
                 sa.select(job.c.id, job.c.cancel_requested).where(job.c.owner.in_(tokens)))} if tokens else {}
-            waiting = connection.scalar(sa.select(job.c.id).where(self._free(only)).limit(1)) is not None
+            waiting = frozenset(priority for priority in Priority if connection.scalar(
+                sa.select(job.c.id).where(self._free(priority, only)).limit(1)) is not None)
         return Survey(held=held, waiting=waiting)
 
     def renew(self, tokens: Collection[str]) -> frozenset[str]:
@@ -147,19 +148,18 @@ class Leases:
                     "status": ending.status.value, "error": error_json(ending.error)}),
             ])
 
-    def _taking(self, token: str, limit: int, only: Collection[str] | None) -> ReturningUpdate[Any]:
-        interactive_first = sa.case((job.c.priority == Priority.INTERACTIVE.value, 0), else_=1)
-        picked = (sa.select(job.c.id).where(self._free(only)).order_by(interactive_first, job.c.created_at, job.c.id)
-                  .limit(limit).with_for_update(skip_locked=True).cte("picked"))
+    def _taking(self, token: str, limit: int, free: sa.ColumnElement[bool]) -> ReturningUpdate[Any]:
+        picked = (sa.select(job.c.id).where(free).order_by(job.c.created_at, job.c.id).limit(limit)
+                  .with_for_update(skip_locked=True).cte("picked"))
         # A CTE with a row lock is evaluated once. The condition is asked again because SQLite knows no row locks.
-        return (sa.update(job).where(job.c.id.in_(sa.select(picked.c.id)), self._free(only))
+        return (sa.update(job).where(job.c.id.in_(sa.select(picked.c.id)), free)
                 .values(owner=token, lease_until=self._lease_end(), status=JobStatus.RUNNING.value,
                         started_at=sa.func.coalesce(job.c.started_at, time.time()))
                 .returning(job))
 
-    def _free(self, only: Collection[str] | None) -> sa.ColumnElement[bool]:
+    def _free(self, priority: Priority, only: Collection[str] | None) -> sa.ColumnElement[bool]:
         """Open, and nobody holds it: no owner, or one whose lease is over by the lease clock."""
-        free = sa.and_(job.c.status.in_(OPEN_JOBS),
+        free = sa.and_(job.c.status.in_(OPEN_JOBS), job.c.priority == priority.value,
                        sa.or_(job.c.owner.is_(None), job.c.lease_until < self._database.now_s()))
         return free if only is None else sa.and_(free, job.c.id.in_(only))
 

@@ -19,7 +19,7 @@ from workflows.durable import graph
 from workflows.durable.database import Database
 from workflows.durable.events import Note, append, log_notes
 from workflows.durable.rows import EventRow, EventType, JobRow, Level, LogPage, NewJob, NodeRow, Page
-from workflows.durable.tables import event, job, node
+from workflows.durable.tables import ID_CHARS, event, job, node
 from workflows.errors import InvalidDocument, JobConflict, Problem, UnknownJob
 from workflows.types import JobStatus, Json, NodeStatus, advance_job, advance_node
 
@@ -45,9 +45,9 @@ class Ledger:
 
         Raises JobConflict when the id belongs to another document, InvalidDocument when the nodes are no DAG.
         """
-        if not new.nodes or not new.weight > 0 or not new.id:
-            raise InvalidDocument(problems=(Problem(
-                problem="a job needs an id, at least one node, and a weight above 0", field="id nodes weight"),))
+        if not new.nodes or not new.weight > 0 or not 0 < len(new.id) <= ID_CHARS:
+            raise InvalidDocument(problems=(Problem(problem=f"a job needs an id of 1 to {ID_CHARS} characters, at least "
+                                                            "one node, and a weight above 0"),))
         graph.check_graph(new.nodes)
         try:
             with self.database.write() as connection:

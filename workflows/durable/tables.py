@@ -22,11 +22,14 @@ from sqlalchemy import (
     Text,
 )
 
+ID_CHARS = 200
+"""Longest id of a job, a shot or a node."""
+
 metadata = MetaData()
 
 job = Table(
     "job", metadata,
-    Column("id", String(200), primary_key=True),
+    Column("id", String(ID_CHARS), primary_key=True),
     Column("kind", String(40), nullable=False),
     Column("title", Text, nullable=False),
     Column("status", String(20), nullable=False),
@@ -44,22 +47,22 @@ job = Table(
     Column("error", JSON(none_as_null=True)),
     # [{"node_id", "text"}]: a rerun of the node takes its warnings back.
     Column("warnings", JSON, nullable=False),
-    Index("job_by_status", "status", "created_at"),
+    Index("job_by_status", "status", "priority", "created_at"),
     Index("job_by_age", "created_at", "id"),
 )
 
 node = Table(
     "node", metadata,
-    Column("job_id", String(200), ForeignKey("job.id", ondelete="CASCADE"), primary_key=True),
-    Column("id", String(200), primary_key=True),
+    Column("job_id", String(ID_CHARS), ForeignKey("job.id", ondelete="CASCADE"), primary_key=True),
+    Column("id", String(ID_CHARS), primary_key=True),
     Column("ord", Integer, nullable=False),
     # The node whose result inserted this one; empty when it was planned at submission.
-    Column("parent_id", String(200), nullable=False),
+    Column("parent_id", String(ID_CHARS), nullable=False),
     Column("kind", String(40), nullable=False),
-    Column("shot_id", String(200), nullable=False),
+    Column("shot_id", String(ID_CHARS), nullable=False),
     Column("deps", JSON, nullable=False),
     Column("payload", JSON, nullable=False),
-    Column("lane", String(200), nullable=False),
+    Column("lane", String(ID_CHARS), nullable=False),
     Column("cost", Double, nullable=False),
     Column("accepts_missing", Boolean, nullable=False),
     Column("status", String(20), nullable=False),
@@ -81,10 +84,10 @@ event = Table(
     "event", metadata,
     # SQLite counts rows up by itself only in an INTEGER column.
     Column("seq", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
-    Column("job_id", String(200), nullable=False),
+    Column("job_id", String(ID_CHARS), nullable=False),
     Column("at", Double, nullable=False),
     Column("type", String(40), nullable=False),
-    Column("node_id", String(200), nullable=False),
+    Column("node_id", String(ID_CHARS), nullable=False),
     Column("level", String(10), nullable=False),
     # What a person reads of it; empty when there is nothing to read.
     Column("line", Text, nullable=False),

@@ -9,9 +9,8 @@ import av
 
 from workflows.media.colour import ColourConverter
 from workflows.media.encode import VideoFormat
-from workflows.media.files import media_errors, open_video
+from workflows.media.files import media_errors, open_video, require_count
 from workflows.media.gops import Track
-from workflows.media.joins import require_count
 
 HALF = Fraction(1, 2)
 

@@ -12,9 +12,9 @@ import numpy as np
 
 from workflows.errors import MediaError
 from workflows.media.colour import ColourConverter
-from workflows.media.files import media_errors, open_video, replacing, require_file
+from workflows.media.files import media_errors, open_video, replacing, require_count, require_file
 from workflows.media.frames import OnProgress, UInt8Array, require_frame
-from workflows.media.probe import probe
+from workflows.media.probe import VideoInfo, probe
 
 PNG = b"\x89PNG\r\n\x1a\n"
 PNG_END = b"IEND\xaeB`\x82"
@@ -24,56 +24,41 @@ JPEG_END = b"\xff\xd9"
 RIFF_HEADER_BYTES = 8
 
 
-def iter_yuv(path: Path) -> Iterator[av.VideoFrame]:
-    """Decode a file's first video stream, one frame at a time, in the order shown."""
-    with open_video(path) as (container, stream):
-        yield from _decoded(container, stream, path)
-
-
 def iter_frames(path: Path) -> Iterator[UInt8Array]:
     """Decode a file to RGB `frame_HWC` arrays, one at a time: memory for one frame, whatever the length.
 
     Raises:
-        MediaError: not a video, or its data is damaged.
+        MediaError: not a video, damaged, or fewer frames than the file promises.
     """
-    colour = ColourConverter()
-    for frame in iter_yuv(path):
-        yield colour.to_rgb(frame)
+    yield from _checked_frames(path, probe(path))
 
 
 def read_frames(path: Path, *, on_progress: OnProgress | None = None) -> UInt8Array:
     """Decode a whole file to RGB `frames_THWC`.
 
     Raises:
-        MediaError: not a video, damaged, or fewer frames than the file promises.
+        MediaError: as `iter_frames`.
     """
     info = probe(path)
     frames_THWC = np.empty((info.frames, info.height_px, info.width_px, 3), np.uint8)
-    done = 0
-    for frame_HWC in iter_frames(path):
-        if frame_HWC.shape != frames_THWC.shape[1:]:
-            raise MediaError(path=str(path), problem=f"frame {done} is {frame_HWC.shape[1]}x{frame_HWC.shape[0]} px "
-                                                     f"in a video of {info.width_px}x{info.height_px}")
-        if done < info.frames:
-            frames_THWC[done] = frame_HWC
-        done += 1
+    for number, frame_HWC in enumerate(_checked_frames(path, info)):
+        frames_THWC[number] = frame_HWC
         if on_progress is not None:
-            on_progress(min(done, info.frames), info.frames)
-    if done != info.frames:
-        raise MediaError(path=str(path), problem=f"damaged: {info.frames} frames are stored, {done} can be decoded")
+            on_progress(number + 1, info.frames)
     return frames_THWC
 
 
 def first_frame(path: Path) -> UInt8Array:
     """The first frame shown, RGB; raise MediaError when there is none."""
-    for frame_HWC in iter_frames(path):
-        return frame_HWC
+    with open_video(path, quick=True) as (container, stream):
+        for frame in _decoded(container, stream, path):
+            return ColourConverter().to_rgb(frame)
     raise MediaError(path=str(path), problem="no frame can be decoded")
 
 
 def last_frame(path: Path) -> UInt8Array:
     """The last frame shown, RGB, decoding only the last group of pictures; raise MediaError when there is none."""
-    with open_video(path) as (container, stream):
+    with open_video(path, quick=True) as (container, stream):
         with media_errors(path, "cannot be read at its end"):
             if stream.duration is not None:
                 container.seek((stream.start_time or 0) + stream.duration, stream=stream, backward=True)
@@ -81,6 +66,19 @@ def last_frame(path: Path) -> UInt8Array:
         if not last:
             raise MediaError(path=str(path), problem="no frame can be decoded")
         return ColourConverter().to_rgb(last[0])
+
+
+def _checked_frames(path: Path, info: VideoInfo) -> Iterator[UInt8Array]:
+    colour, found = ColourConverter(), 0
+    with open_video(path, quick=True) as (container, stream):
+        for frame in _decoded(container, stream, path):
+            if (frame.width, frame.height) != (info.width_px, info.height_px):
+                raise MediaError(path=str(path), problem=f"frame {found} is {frame.width}x{frame.height} px in a video "
+                                                         f"of {info.width_px}x{info.height_px}")
+            found += 1
+            if found <= info.frames:
+                yield colour.to_rgb(frame)
+    require_count(found, info.frames, path)
 
 
 def _decoded(

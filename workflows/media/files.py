@@ -34,6 +34,12 @@ def require_file(path: Path) -> None:
         raise MediaError(path=str(path), problem="the file is empty")
 
 
+def require_count(found: int, needed: int, path: Path) -> None:
+    """Refuse a file from which other than `needed` frames can be read."""
+    if found != needed:
+        raise MediaError(path=str(path), problem=f"damaged: {needed} frames are stored, {found} can be read")
+
+
 @contextmanager
 def open_video(path: Path, *, quick: bool = False) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     """Open a file's first video stream; raise MediaError for anything that is not a video.

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import av
 
-from workflows.errors import MediaError
 from workflows.media.encode import EncodeOptions, H264Encoder, VideoFormat, create_mp4, open_join_encoder
-from workflows.media.files import media_errors, open_video, replacing
+from workflows.media.files import media_errors, open_video, replacing, require_count
 from workflows.media.h264 import to_length_prefixed
 from workflows.media.timeline import Copy, Encode, Section, Span, shown
 
@@ -105,12 +104,6 @@ def decode_span(span: Span) -> Generator[av.VideoFrame, None, None]:
                 found += 1
                 yield frame
     require_count(found, span.stop - span.start, path)
-
-
-def require_count(found: int, needed: int, path: Path) -> None:
-    """Refuse a file from which other than `needed` frames can be read."""
-    if found != needed:
-        raise MediaError(path=str(path), problem=f"damaged: {needed} frames are stored, {found} can be read")
 
 
 def _packets(

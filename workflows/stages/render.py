@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from workflows.ports import Model, RenderCall
 from workflows.types import Artifact, Json, NodeCall, NodeResult
 
+Models = Mapping[str, Model]
+"""By card name."""
 
-async def keyframe(call: NodeCall, model: Model) -> NodeResult:
+
+async def keyframe(call: NodeCall, models: Models) -> NodeResult:
     """Text to one picture, the first frame of a clip."""
-    return await model.image(render_call(call))
+    render = render_call(call)
+    return await models[render.card].image(render)
 
 
-async def clip(call: NodeCall, model: Model) -> NodeResult:
+async def clip(call: NodeCall, models: Models) -> NodeResult:
     """Text, or text and a first frame, to a clip.
 
     The first frame is what the node depends on (a keyframe, or the clip whose last frame this one continues), or else
     the picture in its payload.
     """
-    return await model.clip(render_call(call))
+    render = render_call(call)
+    return await models[render.card].clip(render)
 
 
 def render_call(call: NodeCall) -> RenderCall:

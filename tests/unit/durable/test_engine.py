@@ -24,7 +24,7 @@ from workflows.durable.rows import EventType, NewJob, NodeRow
 from workflows.durable.tables import job, node
 from workflows.durable.walk import Walk, Workshop
 from workflows.errors import InvalidSettings, ModelFailed, Overloaded, RenderCancelled, ReplicaLost
-from workflows.types import JobStatus, NodeCall, NodeKind, NodeResult, NodeSpec, NodeStatus
+from workflows.types import JobStatus, NodeCall, NodeKind, NodeResult, NodeSpec, NodeStatus, Priority
 
 BROKEN = ModelFailed(node_id="s1.clip", reason="grey frames")
 LOST = ReplicaLost(node_id="s1.clip", reason="actor died")
@@ -136,6 +136,19 @@ class TestAFilm:
             assert studio.ledger.job("second").status is JobStatus.QUEUED
             hold.go_on.set()
             assert (await studio.finish("second")).status is JobStatus.SUCCEEDED
+
+    async def test_a_director_full_of_batch_work_takes_an_interactive_job_at_once(self, studio: Studio) -> None:
+        studio.settings = QUICK.model_copy(update={"max_jobs": 4})
+        studio.slots = 0
+        for number in range(6):
+            studio.ledger.submit(replace(film(f"batch-{number}", shots=1), priority=Priority.BATCH))
+        async with studio.running() as engine:
+            running = lambda: [found.id for found in studio.ledger.jobs(JobStatus.RUNNING).jobs]  # noqa: E731
+            await studio.until(running, lambda ids: len(ids) == 3)
+            studio.ledger.submit(film("mine"))
+            engine.wake()
+            await studio.until(running, lambda ids: "mine" in ids)
+            assert sorted(running()) == ["batch-0", "batch-1", "batch-2", "mine"]
 
     async def test_a_director_for_some_jobs_leaves_the_others_alone(self, studio: Studio) -> None:
         studio.ledger.submit(film("other"))
@@ -433,7 +446,7 @@ class TestStopAndLoss:
                 return node
 
         leases = Leases(database, lease_s=60.0, interruption_limit=3)
-        lease = Lease(claim=leases.claim(1)[0], certain_until_s=time.monotonic() + 60)
+        lease = Lease(claim=leases.claim(1, Priority.INTERACTIVE)[0], certain_until_s=time.monotonic() + 60)
         shop = Workshop(steps=dict.fromkeys(NodeKind, studio.step), store=studio.store, settings=settings,
                         dispatcher=Dispatcher({"cpu": 1}), leases=leases, journal=FrozenAfterCommit(database),
                         patience=Patience(writers=1))

@@ -9,7 +9,7 @@ from workflows.durable.journal import Journal
 from workflows.durable.leases import Leases
 from workflows.durable.rows import NewJob
 from workflows.durable.tables import job
-from workflows.types import Done, JobStatus, NodeCall, NodeKind, NodeResult, NodeSpec, NodeStatus
+from workflows.types import Done, JobStatus, NodeCall, NodeKind, NodeResult, NodeSpec, NodeStatus, Priority
 
 SCRIPT = NewJob(id="film", document={}, nodes=(NodeSpec(id="story", kind=NodeKind.STORY, payload={"script": "..."}),))
 
@@ -45,7 +45,7 @@ async def test_a_story_in_the_store_does_not_stand_in_for_its_shots(studio: Stud
     teller = Teller(studio, shots("s1"), shots("s1"))
     studio.step.script["story"] = [teller, teller]
     studio.ledger.submit(SCRIPT)
-    (claim,) = Leases(studio.ledger.database, lease_s=60.0, interruption_limit=3).claim(1)
+    (claim,) = Leases(studio.ledger.database, lease_s=60.0, interruption_limit=3).claim(1, Priority.INTERACTIVE)
     journal = Journal(studio.ledger.database)
     async with studio.running(only=frozenset()):
         pass
@@ -60,7 +60,7 @@ async def test_a_story_in_the_store_does_not_stand_in_for_its_shots(studio: Stud
 
 async def test_a_director_that_dies_after_the_commit_leaves_shots_that_run_once(studio: Studio) -> None:
     studio.ledger.submit(SCRIPT)
-    (claim,) = Leases(studio.ledger.database, lease_s=60.0, interruption_limit=3).claim(1)
+    (claim,) = Leases(studio.ledger.database, lease_s=60.0, interruption_limit=3).claim(1, Priority.INTERACTIVE)
     journal = Journal(studio.ledger.database)
     running = journal.start(claim, studio.node("story"), key="k")
     result = NodeResult(artifact=studio.store.keep("k"), new_nodes=shots("s1", "s2"))

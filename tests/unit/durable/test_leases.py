@@ -19,6 +19,7 @@ from workflows.durable.verdict import Setback
 from workflows.errors import ErrorRecord, IllegalMove, LeaseLost
 from workflows.types import Artifact, Done, JobStatus, MediaType, NodeResult, NodeStatus, Priority, Skipped
 
+INTERACTIVE = Priority.INTERACTIVE
 ARTIFACT = Artifact(key="k", uri="memory://k", sha256="0" * 64, size_bytes=1, media_type=MediaType.MP4)
 DONE = Done(result=NodeResult(artifact=ARTIFACT))
 SETBACK = Setback(error=ErrorRecord(type="ModelFailed", message="no"), failures=1, crashes=0, final=False)
@@ -47,22 +48,24 @@ def first_node(ledger: Ledger) -> NodeRow:
 class TestClaim:
     def test_a_claimed_job_is_nobody_elses(self, ledger: Ledger, leases: Leases) -> None:
         ledger.submit(film())
-        (claim,) = leases.claim(10)
+        (claim,) = leases.claim(10, INTERACTIVE)
         assert claim.job.status is JobStatus.RUNNING
         assert claim.job.started_at_s is not None
-        assert leases.claim(10) == ()
+        assert leases.claim(10, INTERACTIVE) == ()
 
-    def test_interactive_jobs_go_first_then_the_oldest(self, ledger: Ledger, leases: Leases) -> None:
+    def test_a_class_is_claimed_by_itself_the_oldest_first(self, ledger: Ledger, leases: Leases) -> None:
         ledger.submit(replace(film("old batch"), priority=Priority.BATCH))
         ledger.submit(film("first"))
         ledger.submit(film("second"))
-        assert [leases.claim(1)[0].job.id for _ in range(3)] == ["first", "second", "old batch"]
+        assert [leases.claim(1, INTERACTIVE)[0].job.id for _ in range(2)] == ["first", "second"]
+        assert leases.claim(1, INTERACTIVE) == ()
+        assert leases.claim(1, Priority.BATCH)[0].job.id == "old batch"
 
     def test_only_the_named_jobs_are_claimed(self, ledger: Ledger, leases: Leases) -> None:
         ledger.submit(film("mine"))
         ledger.submit(film("other"))
-        assert [claim.job.id for claim in leases.claim(10, only=frozenset({"mine", "ghost"}))] == ["mine"]
-        assert leases.claim(10, only=frozenset()) == ()
+        assert [claim.job.id for claim in leases.claim(10, INTERACTIVE, only=frozenset({"mine", "ghost"}))] == ["mine"]
+        assert leases.claim(10, INTERACTIVE, only=frozenset()) == ()
 
     def test_four_threads_share_eighty_jobs_without_taking_one_twice(self, ledger: Ledger, leases: Leases) -> None:
         for number in range(80):
@@ -72,7 +75,7 @@ class TestClaim:
 
         def take() -> None:
             start.wait()
-            while claims := leases.claim(3):
+            while claims := leases.claim(3, INTERACTIVE):
                 taken.extend(claims)
 
         threads = [threading.Thread(target=take) for _ in range(4)]
@@ -81,16 +84,16 @@ class TestClaim:
         for thread in threads:
             thread.join()
         # On Postgres a row that another claim has locked is passed over, so a thread may stop a little early.
-        taken.extend(leases.claim(80))
+        taken.extend(leases.claim(80, INTERACTIVE))
         assert sorted(claim.job.id for claim in taken) == sorted(f"film-{number}" for number in range(80))
 
     def test_a_silent_owner_loses_the_job_and_its_running_nodes_are_put_back_and_counted(
             self, ledger: Ledger, leases: Leases, journal: Journal) -> None:
         ledger.submit(film())
-        (old,) = leases.claim(1)
+        (old,) = leases.claim(1, INTERACTIVE)
         journal.start(old, first_node(ledger), key="k")
         expire(ledger)
-        (new,) = leases.claim(1)
+        (new,) = leases.claim(1, INTERACTIVE)
         assert new.token != old.token
         node = first_node(ledger)
         assert (node.status, node.attempt, node.interruptions) == (NodeStatus.PENDING, 1, 1)
@@ -101,10 +104,10 @@ class TestClaim:
             self, ledger: Ledger, leases: Leases, journal: Journal) -> None:
         ledger.submit(film())
         for _ in range(2):
-            (claim,) = leases.claim(1)
+            (claim,) = leases.claim(1, INTERACTIVE)
             journal.start(claim, first_node(ledger), key="k")
             expire(ledger)
-        leases.claim(1)
+        leases.claim(1, INTERACTIVE)
         node = first_node(ledger)
         assert node.status is NodeStatus.FAILED
         assert node.error is not None
@@ -115,15 +118,15 @@ class TestClaim:
 class TestLease:
     def test_a_renewed_lease_outlives_the_old_one(self, ledger: Ledger, leases: Leases) -> None:
         ledger.submit(film())
-        (claim,) = leases.claim(1)
+        (claim,) = leases.claim(1, INTERACTIVE)
         expire(ledger)
         leases.renew([claim.token])
-        assert leases.claim(1) == ()
+        assert leases.claim(1, INTERACTIVE) == ()
 
     def test_a_lease_that_nobody_took_over_is_still_its_owners(
             self, ledger: Ledger, leases: Leases, journal: Journal) -> None:
         ledger.submit(film())
-        (claim,) = leases.claim(1)
+        (claim,) = leases.claim(1, INTERACTIVE)
         expire(ledger)
         journal.start(claim, first_node(ledger), key="k")
         assert leases.survey([claim.token]).held == {"film": False}
@@ -131,34 +134,34 @@ class TestLease:
     def test_a_released_job_is_free_at_once_and_its_nodes_are_not_counted(
             self, ledger: Ledger, leases: Leases, journal: Journal) -> None:
         ledger.submit(film())
-        (claim,) = leases.claim(1)
+        (claim,) = leases.claim(1, INTERACTIVE)
         journal.start(claim, first_node(ledger), key="k")
         leases.release(claim)
         assert ledger.job("film").status is JobStatus.QUEUED
         node = first_node(ledger)
         assert (node.status, node.attempt, node.interruptions) == (NodeStatus.PENDING, 1, 0)
-        assert len(leases.claim(1)) == 1
+        assert len(leases.claim(1, INTERACTIVE)) == 1
         assert first_node(ledger).interruptions == 0
 
     def test_a_survey_tells_of_cancels_of_lost_jobs_and_of_waiting_ones(self, ledger: Ledger, leases: Leases) -> None:
         for job_id in ("kept", "cancelled", "lost"):
             ledger.submit(film(job_id))
-        claims = leases.claim(3)
+        claims = leases.claim(3, INTERACTIVE)
         tokens = [claim.token for claim in claims]
         ledger.cancel("cancelled")
         with ledger.database.write() as connection:
             connection.execute(sa.update(job).where(job.c.id == "lost").values(owner="another"))
         survey = leases.survey(tokens)
         assert survey.held == {"kept": False, "cancelled": True}
-        assert not survey.waiting
+        assert survey.waiting == frozenset()
         ledger.submit(film("new"))
-        assert leases.survey([]).waiting
+        assert leases.survey([]).waiting == {INTERACTIVE}
         assert not leases.survey([], only=frozenset({"kept"})).waiting
 
     def test_a_cancel_of_a_job_whose_owner_vanished_needs_no_director(
             self, ledger: Ledger, leases: Leases, journal: Journal) -> None:
         ledger.submit(film())
-        (claim,) = leases.claim(1)
+        (claim,) = leases.claim(1, INTERACTIVE)
         running = journal.start(claim, first_node(ledger), key="k")
         expire(ledger)
         assert ledger.cancel("film").status is JobStatus.CANCELLED
@@ -167,7 +170,7 @@ class TestLease:
 
     def test_a_finished_job_leaves_no_node_open_and_no_owner(self, ledger: Ledger, leases: Leases) -> None:
         ledger.submit(film())
-        (claim,) = leases.claim(1)
+        (claim,) = leases.claim(1, INTERACTIVE)
         leases.finish(claim, Ending(status=JobStatus.FAILED, line="job: failed",
                                     error=ErrorRecord(type="X", message="why")))
         found = ledger.job("film")
@@ -198,10 +201,10 @@ class TestFence:
     def test_who_lost_the_lease_commits_nothing(
             self, ledger: Ledger, leases: Leases, journal: Journal, write: Write) -> None:
         ledger.submit(film())
-        (old,) = leases.claim(1)
+        (old,) = leases.claim(1, INTERACTIVE)
         running = journal.start(old, first_node(ledger), key="k")
         expire(ledger)
-        leases.claim(1)
+        leases.claim(1, INTERACTIVE)
         before = (ledger.job("film"), ledger.nodes("film"), ledger.events("film"))
         with pytest.raises(LeaseLost):
             write(journal, leases, old, running)
@@ -211,7 +214,7 @@ class TestFence:
             self, ledger: Ledger, leases: Leases, journal: Journal) -> None:
         """The answer to the first was lost on the way, so the engine asked again."""
         ledger.submit(film())
-        (claim,) = leases.claim(1)
+        (claim,) = leases.claim(1, INTERACTIVE)
         node = first_node(ledger)
         running = journal.start(claim, node, key="k")
         assert journal.start(claim, node, key="k").attempt == 1
@@ -223,7 +226,7 @@ class TestFence:
     def test_a_move_from_a_state_that_the_row_is_not_in_is_an_error(
             self, ledger: Ledger, leases: Leases, journal: Journal) -> None:
         ledger.submit(film())
-        (claim,) = leases.claim(1)
+        (claim,) = leases.claim(1, INTERACTIVE)
         running = journal.start(claim, first_node(ledger), key="k")
         journal.succeed(claim, running, DONE, key="k")
         with pytest.raises(IllegalMove, match="from succeeded to failed"):
@@ -233,7 +236,7 @@ class TestFence:
             self, ledger: Ledger, leases: Leases, journal: Journal) -> None:
         """A reader that asks for what came after the last number it saw must not miss a commit that came later."""
         ledger.submit(film(shots=10))
-        (claim,) = leases.claim(1)
+        (claim,) = leases.claim(1, INTERACTIVE)
         stop, seen = threading.Event(), [0]
 
         def write(part: int) -> None:

@@ -73,8 +73,9 @@ class TestSubmit:
          "wait for each other: "),
         ([NodeSpec(id="a", kind=NodeKind.CLIP, cost=0.0)], "costs 0; nearest valid: a number above 0"),
         ([NodeSpec(id="a", kind=NodeKind.CLIP, payload={"fps": float("nan")})], "payload that is not JSON"),
+        ([NodeSpec(id="a" * 201, kind=NodeKind.CLIP)], "node id of 201 characters.*nearest valid: 1 to 200"),
         ([], "at least one node"),
-    ], ids=["twice", "unknown-dep", "cycle", "free", "nan", "empty"])
+    ], ids=["twice", "unknown-dep", "cycle", "free", "nan", "long", "empty"])
     def test_nodes_that_cannot_be_walked_are_refused(self, ledger: Ledger, nodes: list[NodeSpec], problem: str) -> None:
         with pytest.raises(InvalidDocument, match=problem):
             ledger.submit(NewJob(id="film", document={}, nodes=tuple(nodes)))
@@ -221,8 +222,8 @@ class TestLook:
 
     def test_a_line_that_postgres_would_refuse_is_logged_all_the_same(self, ledger: Ledger) -> None:
         ledger.submit(film())
-        ledger.log("film", "NUL \0 in it")
-        assert "NUL \ufffd in it" in ledger.log_lines("film").lines[-1]
+        ledger.log("film", "NUL \0 and \ud800 in it")
+        assert "NUL \ufffd and ? in it" in ledger.log_lines("film").lines[-1]
 
     def test_events_continue_after_the_last_number_seen(self, ledger: Ledger) -> None:
         ledger.submit(film("one"))

@@ -31,7 +31,7 @@ def upgrade() -> None:
         sa.Column("error", sa.JSON()),
         sa.Column("warnings", sa.JSON(), nullable=False),
     )
-    op.create_index("job_by_status", "job", ["status", "created_at"])
+    op.create_index("job_by_status", "job", ["status", "priority", "created_at"])
     op.create_index("job_by_age", "job", ["created_at", "id"])
     op.create_table(
         "node",
