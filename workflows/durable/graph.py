@@ -20,8 +20,8 @@ TAKES = frozenset({NodeKind.STORY, NodeKind.KEYFRAME, NodeKind.CLIP})
 def check_graph(specs: Sequence[NodeSpec], *, known: Collection[str] = ()) -> None:
     """Refuse nodes that cannot be walked; `known` are ids that exist already.
 
-    Raises InvalidDocument with every id given twice or too long, every dependency that does not exist, every cost that is
-    not above 0, every payload that is not JSON (NaN is not), and one cycle if there is any.
+    Raises InvalidDocument with every id given twice or too long, every dependency that does not exist, every cost that
+    is not above 0, every payload that is not JSON (NaN is not), and one cycle if there is any.
     """
     problems: list[Problem] = []
     ids = set(known)

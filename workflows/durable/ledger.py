@@ -46,8 +46,8 @@ class Ledger:
         Raises JobConflict when the id belongs to another document, InvalidDocument when the nodes are no DAG.
         """
         if not new.nodes or not new.weight > 0 or not 0 < len(new.id) <= ID_CHARS:
-            raise InvalidDocument(problems=(Problem(problem=f"a job needs an id of 1 to {ID_CHARS} characters, at least "
-                                                            "one node, and a weight above 0"),))
+            raise InvalidDocument(problems=(Problem(
+                problem=f"a job needs an id of 1 to {ID_CHARS} characters, at least one node, and a weight above 0"),))
         graph.check_graph(new.nodes)
         try:
             with self.database.write() as connection:
