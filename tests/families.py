@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 
 from configs.model_card import CallDefaults, FrameRule, ModelCard, SizeRule, Task
 from serve_app.models import pipelines
-from serve_app.models.render import run
+from serve_app.models.render import tapped
 from serve_app.models.takes import Dialect, Take
 from serve_app.models.tap import UNWATCHED, ProgressCallback, Watch
 from tests import tiny
@@ -65,7 +65,8 @@ class Family:
         """The pipeline's own floats, before they are rounded to pixels."""
         take = self.take(**changes)
         call = self.dialect(pipe, checkpoints).call(take)
-        output = run(pipe, call, seed=take.seed, progress_callback=callback, watch=watch)
+        with tapped(pipe, seed=take.seed, progress_callback=callback, watch=watch) as generator:
+            output = pipe(**call.kwargs(), generator=generator, output_type="pt")
         floats: torch.Tensor = output.frames if "frames" in output else output.images
         return floats
 

@@ -1,33 +1,35 @@
-"""One pipeline call under the tap, and its tensor as uint8 frames. Shared by the task classes; knows no card, no job.
+"""What surrounds a pipeline's call: the tap before it, its tensor as uint8 frames after it. Knows no card, no job.
 
 Arrays: B or T frames, H height, W width, C = 3 colours.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from diffusers import DiffusionPipeline
 
 from serve_app.models.lifecycle import seeded
-from serve_app.models.takes import PipelineCall, Take
+from serve_app.models.takes import Take
 from serve_app.models.tap import ProgressCallback, SchedulerTap, Watch
 from workflows.errors import ModelFailed
 from workflows.media.frames import UInt8Array
 
 
-def run(pipe: DiffusionPipeline, call: PipelineCall, *, seed: int, progress_callback: ProgressCallback | None,
-        watch: Watch) -> Any:
-    """Call the pipeline and return its output object, pictures as tensors 0..1.
+@contextmanager
+def tapped(pipe: DiffusionPipeline, *, seed: int, progress_callback: ProgressCallback | None, watch: Watch,
+           ) -> Iterator[torch.Generator]:
+    """Around one call of the pipeline, made with the generator that this yields and with `output_type="pt"`.
 
-    Without a callback the pipeline shows its own tqdm bar. Raises RenderCancelled and DeadlineExceeded from the tap,
-    and whatever the pipeline raises.
+    Without a callback the pipeline shows its own tqdm bar. The call raises RenderCancelled and DeadlineExceeded from
+    the tap.
     """
     generator = seeded(seed)
     pipe.set_progress_bar_config(disable=progress_callback is not None)
     with SchedulerTap(pipe, callback=progress_callback, watch=watch, generator=generator):
-        return pipe(**call.kwargs(), generator=generator, output_type="pt")
+        yield generator
 
 
 def to_frames(pictures_BCHW: torch.Tensor, take: Take, *, label: str) -> UInt8Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from diffusers import DiffusionPipeline
 
 from configs.model_card import ModelCard, Task
-from serve_app.models.render import run, to_frames
+from serve_app.models.render import tapped, to_frames
 from serve_app.models.takes import Dialect, Take
 from serve_app.models.tap import UNWATCHED, ProgressCallback, Watch
 from workflows.errors import Problem
@@ -40,7 +40,8 @@ class TextToImage:
         # 1. say it in the pipeline's words   2. run it under the tap   3. make pixels
         self._dialect.guide(self._pipe, take)
         call = self._dialect.call(take)
-        output = run(self._pipe, call, seed=take.seed, progress_callback=progress_callback, watch=watch)
+        with tapped(self._pipe, seed=take.seed, progress_callback=progress_callback, watch=watch) as generator:
+            output = self._pipe(**call.kwargs(), generator=generator, output_type="pt")
         pictures_BCHW = output.frames[0] if "frames" in output else output.images
         frame_HWC: UInt8Array = to_frames(pictures_BCHW, take, label=watch.label)[0]
         return frame_HWC
