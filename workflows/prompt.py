@@ -36,8 +36,8 @@ def one_line(text: str) -> str:
 
 
 def closed(sentence: str) -> str:
-    """The sentence with a full stop, unless it ends in a mark of its own; empty stays empty."""
-    return sentence if sentence.endswith(_STOPS) or not sentence else f"{sentence}."
+    """The sentence with a full stop, unless it ends in a mark of its own."""
+    return sentence if sentence.endswith(_STOPS) else f"{sentence}."
 
 
 def count_words(text: str) -> int:

@@ -262,6 +262,17 @@ def test_words_of_shot_character_and_style_are_woven_in_this_order() -> None:
     assert plan(film).shots[0].prompt == "Rex runs. rex: a small brown dog. a tall woman. watercolour"
 
 
+@pytest.mark.parametrize(("prompt", "woven"), [
+    ("a ball", "a ball. ink"), ("a ball.", "a ball. ink"), ("Go!", "Go! ink"), ("球。", "球。 ink"),
+])
+def test_a_prompt_keeps_its_own_full_stop(prompt: str, woven: str) -> None:
+    assert plan_shots({"prompt": prompt}, style="ink").shots[0].prompt == woven
+
+
+def test_a_prompt_alone_is_passed_on_as_it_is() -> None:
+    assert plan_shots({"prompt": "a red ball, slowly"}).shots[0].prompt == "a red ball, slowly"
+
+
 def test_referenced_pictures_are_named_before_planning() -> None:
     (picture,) = referenced_pictures(parse_storyboard(json.dumps(FILM)))
     assert (picture.shot_id, picture.field, picture.path) == ("d", "image", "ship.png")
@@ -278,10 +289,16 @@ def test_a_clips_cost_grows_with_steps_pixels_and_frames() -> None:
     assert cost({"mode": "keyframe"}, "s1.keyframe") == pytest.approx(30 * 0.5 * 832 * 480 / 1024**2)
 
 
-def test_work_on_the_cpu_costs_little_but_never_nothing() -> None:
-    made = plan_shots({"caption": "x"}, {"frames": 5}, interpolate=2)
-    costs = [node.cost for node in made.nodes if node.lane == "cpu"]
-    assert all(0.01 <= cost < 5 for cost in costs)
+def test_work_on_the_cpu_costs_by_frames_and_pixels_but_never_nothing() -> None:
+    def costs(**film: object) -> dict[str, float]:
+        made = plan_shots({"caption": "x"}, {"frames": 41}, interpolate=2, **film)
+        return {node.id: node.cost for node in made.nodes if node.lane == "cpu"}
+
+    assert costs() == pytest.approx({
+        "s1.interpolate": 80 * 0.015, "s1.caption": 161 * 0.01, "s2.interpolate": 40 * 0.015, "compose": 242 * 0.001})
+    assert costs(size="416x480")["s1.caption"] == pytest.approx(161 * 0.01 / 2)
+    assert min(costs(size="256x256").values()) == pytest.approx(0.242 * 256 * 256 / (832 * 480))
+    assert plan_shots({"frames": 5}).nodes[-1].cost == 0.01
 
 
 def test_a_thousand_shots_of_eight_takes_are_planned() -> None:
