@@ -24,7 +24,17 @@ from workflows.durable.rows import EventType, NewJob, NodeRow
 from workflows.durable.tables import job, node
 from workflows.durable.walk import Walk, Workshop
 from workflows.errors import InvalidSettings, ModelFailed, Overloaded, RenderCancelled, ReplicaLost
-from workflows.types import JobStatus, NodeCall, NodeKind, NodeResult, NodeSpec, NodeStatus, Priority
+from workflows.types import (
+    MISSING_KEY,
+    JobStatus,
+    NodeCall,
+    NodeKind,
+    NodeResult,
+    NodeSpec,
+    NodeStatus,
+    Priority,
+    content_key,
+)
 
 BROKEN = ModelFailed(node_id="s1.clip", reason="grey frames")
 LOST = ReplicaLost(node_id="s1.clip", reason="actor died")
@@ -186,6 +196,8 @@ class TestAFailedShot:
         studio.ledger.submit(film())
         await studio.render()
         holed = studio.node("compose").key
+        assert holed == content_key(NodeKind.COMPOSE, {}, (
+            studio.node("s1.clip").key, MISSING_KEY, studio.node("s3.clip").key))
         studio.ledger.rerun("film")
         assert (await studio.render()).status is JobStatus.SUCCEEDED
         assert studio.node("compose").key != holed

@@ -9,14 +9,15 @@ from workflows.durable.journal import Journal
 from workflows.durable.leases import Leases
 from workflows.durable.rows import NewJob
 from workflows.durable.tables import job
-from workflows.types import Done, JobStatus, NodeCall, NodeKind, NodeResult, NodeSpec, NodeStatus, Priority
+from workflows.types import Done, JobStatus, NodeCall, NodeKind, NodeResult, NodeSpec, NodeStatus, Priority, content_key
 
 SCRIPT = NewJob(id="film", document={}, nodes=(NodeSpec(id="story", kind=NodeKind.STORY, payload={"script": "..."}),))
 
 
 def shots(*names: str) -> tuple[NodeSpec, ...]:
-    clips = tuple(NodeSpec(id=f"{name}.clip", kind=NodeKind.CLIP, shot_id=name, payload={"prompt": name},
-                           deps=("story",)) for name in names)
+    """They use nothing of the story's artifact, so they do not name it."""
+    clips = tuple(NodeSpec(id=f"{name}.clip", kind=NodeKind.CLIP, shot_id=name, payload={"prompt": name})
+                  for name in names)
     return (*clips, NodeSpec(id="compose", kind=NodeKind.COMPOSE, deps=tuple(clip.id for clip in clips)))
 
 
@@ -47,14 +48,14 @@ async def test_a_story_in_the_store_does_not_stand_in_for_its_shots(studio: Stud
     studio.ledger.submit(SCRIPT)
     (claim,) = Leases(studio.ledger.database, lease_s=60.0, interruption_limit=3).claim(1, Priority.INTERACTIVE)
     journal = Journal(studio.ledger.database)
-    async with studio.running(only=frozenset()):
-        pass
-    first = journal.start(claim, studio.node("story"), key="")
-    await teller(NodeCall(job_id="film", node_id="story", shot_id="", kind=NodeKind.STORY, key=first.key, attempt=1,
-                          generation=0, payload={}, inputs={}, deadline_s=0.0))
+    key = content_key(NodeKind.STORY, {"script": "..."}, ())
+    first = journal.start(claim, studio.node("story"), key=key)
+    await teller(NodeCall(job_id="film", node_id="story", shot_id="", kind=NodeKind.STORY, key=key, deadline_s=0.0,
+                          attempt=first.attempt, generation=0, payload={}, inputs={}))
     with studio.ledger.database.write() as connection:
         connection.execute(sa.update(job).values(lease_until=1.0))
     assert (await studio.render()).status is JobStatus.SUCCEEDED
+    assert studio.node("story").key == key
     assert studio.step.started() == ["story", "s1.clip", "compose"]
 
 
