@@ -83,9 +83,10 @@ def create_mp4(to: Path, video_format: VideoFormat) -> av.container.OutputContai
 
 X264_PARAMS = "keyint=infinite:scenecut=0:open-gop=0:stitchable=1"
 """Groups start where H264Encoder says, never at scene cuts; headers depend on size, rate and preset, not on crf."""
-JOIN_PARAMS = ":subme=1:me=dia"
+QUICK_SEARCH = ":subme=1:me=dia"
+QUICK_JOIN_PRESETS = frozenset({"veryfast", "faster"})
 """Crossfades hold little motion to search for: the same PSNR (-0.2 dB at worst) for 0.65 of the time, 9 % more bytes.
-The codec headers stay the same."""
+Not from `fast` on, where a codec header depends on the search."""
 AVX2_PARAMS = ":asm=avx2"
 """x264's AVX-512 macroblock tree gives other bytes on every run (core 165), its AVX2 code does not."""
 
@@ -100,7 +101,9 @@ def configure(
     context.thread_count = options.threads
     context.color_range = context.color_primaries = context.color_trc = context.colorspace = 1  # limited, BT.709
     context.flags |= Flags.global_header | Flags.closed_gop
-    params = X264_PARAMS + (JOIN_PARAMS if for_joins else "")
+    params = X264_PARAMS
+    if for_joins and options.preset in QUICK_JOIN_PRESETS:
+        params += QUICK_SEARCH
     if cv2.checkHardwareSupport(CPU_AVX_512F):
         params += AVX2_PARAMS
     context.options = {"preset": options.preset, "crf": str(options.crf), "forced-idr": "1", "x264-params": params}

@@ -43,8 +43,8 @@ def write(path: Path, frames: int, *, seed: int = 0, fps: Fraction = FPS, option
 
 def ffmpeg(*arguments: str | Path) -> str:
     """Run FFmpeg's command; return what it complained about."""
-    done = subprocess.run([FFMPEG, "-y", "-v", "warning", *map(str, arguments)], capture_output=True, text=True, check=True)
-    return done.stderr
+    command = [FFMPEG, "-y", "-v", "warning", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stderr
 
 
 def film_options(**changes: object) -> ComposeOptions:
@@ -52,11 +52,12 @@ def film_options(**changes: object) -> ComposeOptions:
 
 
 def yuv_frames(path: Path) -> list[UInt8Array]:
-    """Each frame's samples as FFmpeg's own command decodes them."""
-    size_px = stream_of(path)[2]
-    raw = subprocess.run([FFMPEG, "-v", "error", "-i", path, "-f", "rawvideo", "-pix_fmt", "yuv420p", "-"],
-                         stdout=subprocess.PIPE, check=True).stdout
-    return list(np.frombuffer(raw, np.uint8).reshape(-1, size_px[1] * 3 // 2, size_px[0]))
+    """Each frame's samples as FFmpeg's own command decodes them, which must find nothing to complain about."""
+    width_px, height_px = stream_of(path)[2]
+    command = [FFMPEG, "-v", "warning", "-i", path, "-f", "rawvideo", "-pix_fmt", "yuv420p", "-"]
+    done = subprocess.run(command, capture_output=True, check=True)
+    assert done.stderr == b""
+    return list(np.frombuffer(done.stdout, np.uint8).reshape(-1, height_px * 3 // 2, width_px))
 
 
 def digests(path: Path) -> list[str]:
