@@ -1,0 +1,55 @@
+"""What is deployed with which share of a GPU, and what is refused before Serve waits for it for ever."""
+
+from __future__ import annotations
+
+import pytest
+
+from configs.load import casting, load_cards, load_settings
+from configs.settings import Settings
+from serve_app.app import build, check_resources, gpus_of
+from serve_app.director import lane_capacity
+from workflows.errors import ImpossibleResources
+
+NO_GPU = {"CPU": 8.0}
+ONE_GPU = {"CPU": 8.0, "GPU": 1.0}
+
+
+def settings_of(*overrides: str) -> Settings:
+    return load_settings("laptop", overrides, {})
+
+
+@pytest.mark.parametrize(("overrides", "cluster", "share"), [
+    ((), ONE_GPU, 0.5), ((), NO_GPU, 0.0), (("models.device=cpu",), ONE_GPU, 0.0),
+    (("models.by_card.sketch.num_gpus=0.25",), ONE_GPU, 0.25), (("models.device=cuda",), NO_GPU, 0.5),
+], ids=["the card's own", "no GPU, auto", "cpu wanted", "setting wins", "cuda is insisted on"])
+def test_a_replica_takes_its_share(overrides: tuple[str, ...], cluster: dict[str, float], share: float) -> None:
+    settings = settings_of(*overrides)
+    assert gpus_of(load_cards(settings)["sketch"], settings, cluster) == share
+
+
+@pytest.mark.parametrize(("overrides", "cluster", "text"), [
+    (("models.default_replicas.replicas=3",), ONE_GPU,
+     "the models need 1.5 GPUs (sketch 3 x 0.5) but the cluster has 1"),
+    (("models.device=cuda",), NO_GPU, "the models need 1 GPUs (sketch 2 x 0.5) but the cluster has 0"),
+    (("models.default_replicas.num_gpus=1.5",), {"CPU": 8.0, "GPU": 8.0},
+     "card sketch asks for 1.5 GPUs per replica; above 1 only whole numbers; nearest 1 or 2"),
+], ids=["too many replicas", "no GPU at all", "one and a half"])
+def test_what_could_never_start_is_refused_with_what_the_cluster_has(
+    overrides: tuple[str, ...], cluster: dict[str, float], text: str,
+) -> None:
+    settings = settings_of(*overrides)
+    with pytest.raises(ImpossibleResources) as caught:
+        build(settings, cluster=cluster)
+    assert text in str(caught.value)
+
+
+def test_what_fits_is_not_refused() -> None:
+    settings = settings_of()
+    cards = {card.name: card for card in casting(settings, load_cards(settings)).values()}
+    check_resources(settings, cards.values(), ONE_GPU)
+    check_resources(settings, cards.values(), NO_GPU)
+
+
+def test_every_lane_holds_two_calls_per_replica() -> None:
+    settings = settings_of("models.by_card.sketch.replicas=3", "models.text_to_image=placeholder", "cpu_slots=4")
+    assert lane_capacity(settings, casting(settings, load_cards(settings))) == {"sketch": 6, "placeholder": 4, "cpu": 4}
