@@ -92,7 +92,7 @@ class Engine:
                 except Exception as error:
                     if not is_down(error):
                         raise
-                    log.warning("database is away, jobs in hand go on: %s", str(error).splitlines()[0])
+                    self._patience.tell(error)
                 await self._pause()
         finally:
             await self._let_go()

@@ -32,9 +32,7 @@ class Settled:
 
     node: NodeRow
     children: tuple[NodeRow, ...] = ()
-    """The nodes it inserted, replaced or kept."""
-    dropped: tuple[str, ...] = ()
-    """Children of an earlier result that this one no longer has."""
+    """The nodes it inserted, replaced or kept: all that it has now."""
 
 
 class Journal:
@@ -65,9 +63,8 @@ class Journal:
             fence(connection, claim)
             if not _move(connection, old, new):
                 return _settled(connection, new)
-            dropped: tuple[str, ...] = ()
             if new.kind in graph.FAN_OUT:
-                dropped = _adopt(connection, new, result.new_nodes)
+                _adopt(connection, new, result.new_nodes)
             elif result.new_nodes:
                 raise InvalidDocument(problems=(Problem(
                     problem=f"{new.id} is a {new.kind.value} node and cannot insert nodes", shot_id=new.shot_id),))
@@ -76,7 +73,7 @@ class Journal:
             append(connection, new.job_id, [_done_note(new), *(
                 note for text in result.warnings
                 for note in log_notes(f"{new.id}: {text}", level=Level.WARNING, node_id=new.id))])
-            return replace(_settled(connection, new), dropped=dropped)
+            return _settled(connection, new)
 
     def retry(self, claim: Claim, old: NodeRow, setback: Setback) -> NodeRow:
         """The attempt failed and there will be another one."""
@@ -149,7 +146,7 @@ def _move(connection: sa.Connection, old: NodeRow, new: NodeRow) -> bool:
     return False
 
 
-def _adopt(connection: sa.Connection, parent: NodeRow, specs: Sequence[NodeSpec]) -> tuple[str, ...]:
+def _adopt(connection: sa.Connection, parent: NodeRow, specs: Sequence[NodeSpec]) -> None:
     """Make `specs` the parent's children: insert new ones, keep equal ones, replace changed ones, drop the others."""
     rows = [NodeRow.of(row) for row in connection.execute(
         sa.select(node).where(node.c.job_id == parent.job_id)).mappings()]
@@ -173,7 +170,6 @@ def _adopt(connection: sa.Connection, parent: NodeRow, specs: Sequence[NodeSpec]
                                .values(**child.plan_columns()))
     if before:
         connection.execute(sa.delete(node).where(node.c.job_id == parent.job_id, node.c.id.in_(list(before))))
-    return tuple(before)
 
 
 def _warn(connection: sa.Connection, new: NodeRow, texts: Sequence[str]) -> None:

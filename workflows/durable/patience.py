@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -19,6 +20,8 @@ T = TypeVar("T")
 FIRST_WAIT_S = 0.1
 LONGEST_WAIT_S = 5.0
 """Between two tries while the database is away."""
+TELL_EVERY_S = 10.0
+"""Hundreds of nodes may wait for the same outage; one line says it for all."""
 
 
 class Patience:
@@ -28,6 +31,7 @@ class Patience:
         """`writers`: calls of `insist` at the same time."""
         self._threads = ThreadPoolExecutor(writers + 1, thread_name_prefix="reelray-db")
         self._writers = asyncio.Semaphore(writers)
+        self._told_s = -TELL_EVERY_S
 
     async def once(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call on a thread; errors come through."""
@@ -43,9 +47,15 @@ class Patience:
             except Exception as error:
                 if not is_down(error):
                     raise
-                log.warning("database is away, trying again in %.1f s: %s", wait_s, str(error).splitlines()[0])
+                self.tell(error)
             await asyncio.sleep(wait_s)
             wait_s = min(wait_s * 2, LONGEST_WAIT_S)
+
+    def tell(self, error: Exception) -> None:
+        """Log that the database is away, now and then."""
+        if time.monotonic() - self._told_s >= TELL_EVERY_S:
+            self._told_s = time.monotonic()
+            log.warning("database is away; jobs in hand wait for it: %s", str(error).splitlines()[0])
 
     def close(self) -> None:
         """End the threads; a call that is running finishes."""

@@ -237,9 +237,13 @@ class Walk:
     def _absorb(self, group: asyncio.TaskGroup, settled: Settled) -> None:
         """Take over what a commit changed and wake whoever waits for it."""
         self._nodes[settled.node.id] = settled.node
-        for node_id in settled.dropped:
-            del self._nodes[node_id]
-            self._settled[node_id].set()
+        kept = {child.id for child in settled.children}
+        if settled.node.kind in graph.FAN_OUT and self._has_result(settled.node.id):
+            for node in tuple(self._nodes.values()):
+                if node.parent_id == settled.node.id and node.id not in kept:
+                    # Its task wakes, looks for it, and ends.
+                    del self._nodes[node.id]
+                    self._settled[node.id].set()
         added = [child for child in settled.children if child.id not in self._nodes]
         for child in settled.children:
             self._nodes[child.id] = child
