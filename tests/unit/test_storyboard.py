@@ -177,6 +177,16 @@ def test_a_dump_begins_with_what_a_reader_looks_for_first() -> None:
         'title: x\nseed: 3\nshots:\n- id: s1\n  prompt: "1e5"\n  caption: b\n')
 
 
+def test_a_dump_keeps_every_script_readable() -> None:
+    assert "caption: 出发\n" in dump_storyboard(parse_storyboard(FULL))
+
+
+def test_what_a_film_does_not_say_has_a_plain_default() -> None:
+    film = parse_storyboard("shots: [{prompt: a}]")
+    assert (film.seed, film.interpolate, film.missing, film.size, film.fps) == (0, 1, Missing.CUT, None, None)
+    assert (film.shots[0].id, film.shots[0].takes, film.shots[0].take) == ("s1", None, None)
+
+
 @settings(max_examples=40, deadline=None)
 @given(storyboard_values())
 def test_a_dumped_storyboard_reads_back_as_an_equal_one(value: dict[str, object]) -> None:

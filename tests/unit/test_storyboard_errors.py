@@ -254,6 +254,11 @@ TABLE = {
         "shots:\n  - {prompt: a, characters: [rex]}\n",
         "film.yaml:2: shot s1: characters[0]: no character has the id 'rex'",
     ),
+    "a number and an unknown character": (
+        "characters:\n  - {id: hero, description: a dog}\nshots:\n  - {prompt: a, characters: [1, rex]}\n",
+        "film.yaml:4: shot s1: characters[1]: no character has the id 'rex'; nearest valid: hero",
+        "film.yaml:4: shot s1: characters[0]: must be text, not the number 1; nearest valid: \"1\"",
+    ),
     "a character twice": (
         "characters:\n  - {id: hero, description: a dog}\nshots:\n  - {prompt: a, characters: [hero, hero]}\n",
         "film.yaml:4: shot s1: characters[1]: hero is named twice",
