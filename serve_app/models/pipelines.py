@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import diffusers
 import torch
+import transformers
 from diffusers import DiffusionPipeline
 
 from configs.model_card import ModelCard, Task
@@ -40,6 +41,9 @@ def load(card: ModelCard, task: Task, device: str, components: Mapping[str, Any]
     where = resolve_repo(card)
     wanted = inspect.signature(pipeline_class.__init__).parameters
     shared = {name: part for name, part in (components or {}).items() if name in wanted and part is not None}
+    # A replica's log is no terminal; its own line says how long loading took.
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
     try:
         pipe = pipeline_class.from_pretrained(
             str(where), revision=card.revision or None, dtype=DTYPES[card.dtype], use_safetensors=True,

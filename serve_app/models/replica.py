@@ -241,7 +241,6 @@ class ModelReplica:
         watch = Watch(label=call.node_id, cancel=run.token, deadline_s=call.deadline_s, beat=self._heartbeat.beat)
         failure: StageFailed
         try:
-            watch.check()  # it may have waited here for minutes
             clock = _StepClock(records)
             frames = self._studio[task].generate(take, progress_callback=clock, watch=watch)
             records.saving(DECODED_SHARE)

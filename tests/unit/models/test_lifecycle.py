@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -42,9 +43,15 @@ class Stage:
 
 
 @pytest.fixture
-def gpu():
+def stage() -> Stage:
+    return Stage()
+
+
+@pytest.fixture
+def gpu(stage: Stage) -> Iterator[GpuThread]:
     thread = GpuThread(Heartbeat(stall_s=60))
     yield thread
+    stage.release.set()
     thread.close()
 
 
@@ -64,8 +71,9 @@ async def test_a_call_raises_what_the_work_raises(gpu: GpuThread) -> None:
         await gpu.run(fail, cancel=CancelToken())
 
 
-async def test_a_cancelled_call_sets_its_token_and_holds_on_until_the_thread_is_free(gpu: GpuThread) -> None:
-    stage, token = Stage(), CancelToken()
+async def test_a_cancelled_call_sets_its_token_and_holds_on_until_the_thread_is_free(
+        gpu: GpuThread, stage: Stage) -> None:
+    token = CancelToken()
     call = asyncio.create_task(gpu.run(lambda: stage.work(token), cancel=token))
     await begun(stage)
     call.cancel()
@@ -75,9 +83,10 @@ async def test_a_cancelled_call_sets_its_token_and_holds_on_until_the_thread_is_
     assert stage.running == 0
 
 
-async def test_a_call_cancelled_again_and_again_still_holds_on(gpu: GpuThread) -> None:
+async def test_a_call_cancelled_again_and_again_still_holds_on(
+        gpu: GpuThread, stage: Stage) -> None:
     """The work ignores its token here, as a long kernel would."""
-    stage, deaf = Stage(), CancelToken()
+    deaf = CancelToken()
     call = asyncio.create_task(gpu.run(lambda: stage.work(deaf), cancel=CancelToken()))
     await begun(stage)
     for _ in range(3):
@@ -90,8 +99,9 @@ async def test_a_call_cancelled_again_and_again_still_holds_on(gpu: GpuThread) -
     assert stage.running == 0
 
 
-async def test_two_calls_never_run_at_once_not_even_after_a_cancel(gpu: GpuThread) -> None:
-    stage, first, second = Stage(), CancelToken(), CancelToken()
+async def test_two_calls_never_run_at_once_not_even_after_a_cancel(
+        gpu: GpuThread, stage: Stage) -> None:
+    first, second = CancelToken(), CancelToken()
     one = asyncio.create_task(gpu.run(lambda: stage.work(first), cancel=first))
     await begun(stage)
     two = asyncio.create_task(gpu.run(lambda: stage.work(second), cancel=second))
@@ -103,8 +113,9 @@ async def test_two_calls_never_run_at_once_not_even_after_a_cancel(gpu: GpuThrea
     assert stage.most == 1
 
 
-async def test_a_call_cancelled_while_it_waits_lets_go_at_once_and_never_runs(gpu: GpuThread) -> None:
-    stage, token, ran = Stage(), CancelToken(), []
+async def test_a_call_cancelled_while_it_waits_lets_go_at_once_and_never_runs(
+        gpu: GpuThread, stage: Stage) -> None:
+    token, ran = CancelToken(), []
     one = asyncio.create_task(gpu.run(lambda: stage.work(token), cancel=token))
     await begun(stage)
     two = asyncio.create_task(gpu.run(lambda: ran.append(1), cancel=CancelToken()))

@@ -471,6 +471,23 @@ async def test_a_call_without_steps_makes_the_replica_unhealthy_and_an_idle_repl
     await bench.replica.check_health()
 
 
+async def test_a_long_call_that_makes_steps_keeps_the_replica_well(bench_of: Callable[..., Bench]) -> None:
+    """Five steps of 0.25 s against a limit of 1 s per step."""
+    bench = bench_of(stall_s=1.0)
+    gate = Gate(at_step=4)
+
+    def step_slowly(step: int) -> None:
+        time.sleep(0.25)
+        gate(step)
+
+    bench.pipe.denoise = step_slowly
+    call = asyncio.create_task(bench.replica.clip(render_call(bench.card)))
+    await reached(gate)
+    await bench.replica.check_health()
+    gate.opened.set()
+    await call
+
+
 async def test_a_store_that_cannot_write_fails_the_stage_not_the_replica(bench_of: Callable[..., Bench]) -> None:
     class FullStore(Store):
         def put(self, *args, **kwargs) -> Artifact:

@@ -54,6 +54,17 @@ def test_any_step_will_do(name: str, step: int, pipe_of: PipeOf, reference_of: R
     assert torch.equal(output, reference_of(name))
 
 
+@pytest.mark.parametrize("name", ["wan_t2v", "sdxl_turbo"])
+def test_a_checkpoint_keeps_its_moment_while_the_run_goes_on(name: str, pipe_of: PipeOf, reference_of: ReferenceOf,
+                                                             checkpoints: Path) -> None:
+    """Multistep schedulers change what they remember in place."""
+    family, taken = BY_NAME[name], []
+    family.render(pipe_of(name), checkpoints, callback=lambda *_: None,
+                  watch=Watch(checkpoint_every=2, on_checkpoint=taken.append))
+    output = family.render(pipe_of(name), checkpoints, callback=lambda *_: None, watch=Watch(resume=taken[0]))
+    assert torch.equal(output, reference_of(name))
+
+
 def test_the_denoiser_is_not_run_for_steps_that_were_done(pipe_of: PipeOf, checkpoints: Path) -> None:
     family, pipe, calls = BY_NAME["wan_t2v"], pipe_of("wan_t2v"), []
     checkpoint = checkpoint_after(3, family, pipe, checkpoints)
