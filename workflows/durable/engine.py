@@ -141,7 +141,9 @@ class Engine:
             room = self._room(priority)
             if priority in survey.waiting and room > 0 and not self._stopping:
                 asked_s = time.monotonic()
-                for claim in await self._patience.once(self._leases.claim, room, priority, only=self._only):
+                taken = await self._patience.once(
+                    self._leases.claim, room, priority, only=self._only, held=self._tokens())
+                for claim in taken:
                     self._take(Lease(claim=claim, certain_until_s=asked_s + self._settings.lease_s))
 
     def _room(self, priority: Priority) -> int:

@@ -83,15 +83,17 @@ class Leases:
         self._lease_s = lease_s
         self._interruption_limit = interruption_limit
 
-    def claim(self, limit: int, priority: Priority, *, only: Collection[str] | None = None) -> tuple[Claim, ...]:
+    def claim(self, limit: int, priority: Priority, *, only: Collection[str] | None = None,
+              held: Collection[str] = ()) -> tuple[Claim, ...]:
         """Take up to `limit` jobs of one class that nobody holds, the oldest first.
 
+        `held` are the caller's own tokens: after a long sleep it renews its jobs, it does not take them from itself.
         Nodes that a vanished owner left running are put back in the same transaction, counted as interrupted.
         """
         token = uuid.uuid4().hex
         with self._database.write() as connection:
             # Built inside the transaction: on SQLite the clock is read here, after any wait for the write lock.
-            rows = connection.execute(self._taking(token, limit, self._free(priority, only))).mappings().all()
+            rows = connection.execute(self._taking(token, limit, self._free(priority, only, held))).mappings().all()
             for row in rows:
                 self._recover(connection, row["id"])
         return tuple(Claim(job=JobRow.of(row), token=token) for row in rows)
@@ -102,7 +104,7 @@ class Leases:
             held = {row.id: bool(row.cancel_requested) for row in connection.execute(
                 sa.select(job.c.id, job.c.cancel_requested).where(job.c.owner.in_(tokens)))} if tokens else {}
             waiting = frozenset(priority for priority in Priority if connection.scalar(
-                sa.select(job.c.id).where(self._free(priority, only)).limit(1)) is not None)
+                sa.select(job.c.id).where(self._free(priority, only, tokens)).limit(1)) is not None)
         return Survey(held=held, waiting=waiting)
 
     def renew(self, tokens: Collection[str]) -> frozenset[str]:
@@ -157,10 +159,11 @@ class Leases:
                         started_at=sa.func.coalesce(job.c.started_at, time.time()))
                 .returning(job))
 
-    def _free(self, priority: Priority, only: Collection[str] | None) -> sa.ColumnElement[bool]:
-        """Open, and nobody holds it: no owner, or one whose lease is over by the lease clock."""
+    def _free(self, priority: Priority, only: Collection[str] | None, held: Collection[str]) -> sa.ColumnElement[bool]:
+        """Open, and nobody holds it: no owner, or another one whose lease is over by the lease clock."""
+        vacant = sa.and_(job.c.lease_until < self._database.now_s(), job.c.owner.not_in(held))
         free = sa.and_(job.c.status.in_(OPEN_JOBS), job.c.priority == priority.value,
-                       sa.or_(job.c.owner.is_(None), job.c.lease_until < self._database.now_s()))
+                       sa.or_(job.c.owner.is_(None), vacant))
         return free if only is None else sa.and_(free, job.c.id.in_(only))
 
     def _lease_end(self) -> sa.ColumnElement[float]:

@@ -479,14 +479,14 @@ class TestStopAndLoss:
         assert studio.ledger.job("film").status is JobStatus.RUNNING
 
     async def test_a_long_step_keeps_its_lease(self, studio: Studio) -> None:
-        studio.settings = QUICK.model_copy(update={"lease_s": 0.3, "heartbeat_s": 0.05})
+        studio.settings = QUICK.model_copy(update={"lease_s": 0.8, "heartbeat_s": 0.1})
         hold = Hold(studio.step)
         studio.step.script["s1.clip"] = [hold]
         studio.ledger.submit(film(shots=1))
         async with studio.running():
             await hold.started.wait()
             async with studio.running():
-                await asyncio.sleep(0.7)
+                await asyncio.sleep(1.2)
             hold.go_on.set()
             await studio.finish()
         assert studio.step.started().count("s1.clip") == 1

@@ -131,6 +131,14 @@ class TestLease:
         journal.start(claim, first_node(ledger), key="k")
         assert leases.survey([claim.token]).held == {"film": False}
 
+    def test_a_director_that_overslept_takes_no_job_from_itself(self, ledger: Ledger, leases: Leases) -> None:
+        ledger.submit(film())
+        (claim,) = leases.claim(1, INTERACTIVE)
+        expire(ledger)
+        assert leases.survey([claim.token]).waiting == frozenset()
+        assert leases.claim(1, INTERACTIVE, held=[claim.token]) == ()
+        assert leases.renew([claim.token]) == {"film"}
+
     def test_a_released_job_is_free_at_once_and_its_nodes_are_not_counted(
             self, ledger: Ledger, leases: Leases, journal: Journal) -> None:
         ledger.submit(film())
