@@ -282,7 +282,7 @@ def _finish(run: Callable[[], JobView], place: Workplace, output: Path, screen: 
 
     try:
         view = run()
-    except Interrupted:
+    except (Interrupted, KeyboardInterrupt):
         screen.close()
         err.print("stopped; finished shots are kept, the same command goes on", style="yellow")
         raise typer.Exit(EXIT_INTERRUPTED) from None

@@ -53,6 +53,9 @@ def run_to_end(job_id: str, place: Workplace, screen: Screen) -> JobView:
         view = job_view(job, place.ledger.nodes(job_id))
         screen.show(view)
         return view
+    if job.status is JobStatus.RUNNING:
+        screen.note("the job was interrupted; it goes on when its lease has run out, "
+                    f"{place.settings.engine.lease_s:.0f} s after its Director was last heard of")
     models = place.settings.models
     names = ", ".join(dict.fromkeys((models.text_to_image, models.text_to_video, models.image_to_video)))
     screen.note(f"starting Ray and loading {names} ...")

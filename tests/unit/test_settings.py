@@ -47,7 +47,7 @@ def test_exceptions_by_card_can_be_set_from_the_command_line() -> None:
     (["engine.leese_s=3"], "--set engine.leese_s: no setting 'engine.leese_s'; did you mean 'lease_s'?"),
     (["engine"], "--set 'engine': expected key=value"),
     (["engine.lease_s=-1"], "engine.lease_s: Input should be greater than 0 (found -1)"),
-    (["engine.heartbeat_s=20"], "heartbeat_s 20 must be at most a third of lease_s 30; nearest 10"),
+    (["engine.heartbeat_s=20"], "heartbeat_s 20 must be at most a third of lease_s 9; nearest 3"),
     (["cpu_slots=many"], "cpu_slots: Input should be a valid integer"),
     (["models.device=tpu"], "models.device: Input should be 'auto', 'cpu' or 'cuda' (found 'tpu')"),
     (["a.b=[1"], "is not a value"),

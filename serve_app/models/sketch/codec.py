@@ -1,7 +1,7 @@
-"""SketchCodec: clips to latents and back, 4x16x16 pixels per latent pixel. Knows nothing of text or of noise.
+"""SketchCodec: clips to latents and back, 4x8x8 pixels per latent pixel. Knows nothing of text or of noise.
 
 The encoder is linear: a principal component analysis of space-time patches. It has no state between latent frames, so
-frame 17 is as good as frame 1 and a still picture is the first frame of a clip. The decoder is the transposed encoder
+the last frame is as good as frame 1 and a still picture is the first frame of a clip. The decoder is the transposed encoder
 plus a convolutional correction that joins the patches and sharpens edges. It has the interface that diffusers' Wan
 pipelines use of AutoencoderKLWan, at a hundredth of the cost on a CPU.
 """
@@ -69,18 +69,18 @@ class SketchDecoder(nn.Module):
 
 
 class SketchCodec(ModelMixin, ConfigMixin):
-    """Clips (B, 3, 4n+1, H, W) in -1..1 to latents (B, z_dim, n+1, H/16, W/16) and back; H, W multiples of 32."""
+    """Clips (B, 3, 4n+1, H, W) in -1..1 to latents (B, z_dim, n+1, H/8, W/8) and back; H, W multiples of 16."""
 
     @register_to_config
-    def __init__(self, z_dim: int = 48, width: int = 96,
-                 latents_mean: tuple[float, ...] = (0.0,) * 48, latents_std: tuple[float, ...] = (1.0,) * 48,
-                 scale_factor_spatial: int = 16, scale_factor_temporal: int = 4) -> None:
+    def __init__(self, z_dim: int = 12, width: int = 64,
+                 latents_mean: tuple[float, ...] = (0.0,) * 12, latents_std: tuple[float, ...] = (1.0,) * 12,
+                 scale_factor_spatial: int = 8, scale_factor_temporal: int = 4) -> None:
         super().__init__()
         self.encoder = nn.Linear(3 * scale_factor_temporal * scale_factor_spatial**2, z_dim)
         self.decoder = SketchDecoder(z_dim, scale_factor_spatial, scale_factor_temporal, width)
 
     def patches(self, clip_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Space-time patches (B, n+1, H/16, W/16, values); the first frame stands for four equal ones."""
+        """Space-time patches (B, n+1, H/8, W/8, values); the first frame stands for four equal ones."""
         count = self.config.scale_factor_temporal
         first = clip_BCTHW[:, :, :1].expand(-1, -1, count, -1, -1)
         chunks = torch.cat([first, clip_BCTHW[:, :, 1:]], 2).unfold(2, count, count)
@@ -117,7 +117,7 @@ class SketchCodec(ModelMixin, ConfigMixin):
         return DecoderOutput(sample=clip) if return_dict else (clip,)
 
 
-def fit_linear(clips_BCTHW: torch.Tensor, z_dim: int = 48, flatten: float = 0.4) -> SketchCodec:
+def fit_linear(clips_BCTHW: torch.Tensor, z_dim: int = 12, flatten: float = 0.3) -> SketchCodec:
     """A codec whose encoder is the principal component analysis of `clips_BCTHW` and whose correction is still zero.
 
     `flatten` (0..1) is how far the latents' spectrum is levelled by `latents_std`: 0 keeps the shape of the spectrum,

@@ -14,7 +14,7 @@ import yaml
 from configs.model_card import ModelCard, PromptWorld
 
 CARD_PATH = Path(__file__).resolve().parents[3] / "configs" / "models" / "sketch.yaml"
-HEIGHT_PX, WIDTH_PX, FRAMES = 64, 96, 17
+HEIGHT_PX, WIDTH_PX, FRAMES = 64, 96, 9
 STILL = ""
 """The motion of a scene whose caption names none: nothing moves."""
 

@@ -31,16 +31,16 @@ FIT_CLIPS = 300
 CODEC_BATCH = 12
 LATENT_NOISE = 0.08
 """Most noise on latents in the decoder's training, in units of `latents_std`; about the denoiser's own error."""
-POOL_CLIPS = 2500
+POOL_CLIPS = 12_000
 """Encoded clips kept in memory; a few are redrawn at every step, since drawing costs as much as a sixth of a step."""
-FRESH_CLIPS = 8
-TOKENS_PER_BATCH = 1920
-TOKENS_PER_LATENT_FRAME = 6
-MAX_BATCH = 256
+FRESH_CLIPS = 4
+TOKENS_PER_BATCH = 2304
+TOKENS_PER_LATENT_FRAME = 24
+MAX_BATCH = 96
 STILL_SHARE = 0.1
 CAPTION_DROP = 0.1
 """Share of training captions replaced by the empty one, for classifier-free guidance."""
-IMAGE_SHARE = 0.35
+IMAGE_SHARE = 0.25
 """Share of clips whose first latent frame is given clean at time 0, as image-to-video gives it."""
 CLIP_NORM = 1.0
 LOG_EVERY = 10
@@ -54,7 +54,7 @@ class Plan:
     minutes: float
     save_every_minutes: float = 5.0
     seed: int = 0
-    learning_rate: float = 1.3e-3
+    learning_rate: float = 1.5e-3
 
 
 @dataclass(slots=True)
@@ -88,7 +88,7 @@ def rate(plan: Plan, progress: Progress, warm_up_steps: int = 100) -> float:
 def draw_chunks(world: PromptWorld, rng: random.Random, count: int) -> torch.Tensor:
     """`count` latent frames' worth of pixels, (count, 3, 4, H, W): the first frame four times, or four later frames."""
     clips, _ = scenes.draw_batch(world, rng, count)
-    starts = [1 + 4 * rng.randrange(-1, 4) for _ in range(count)]
+    starts = [1 + 4 * rng.randrange(-1, scenes.FRAMES // 4) for _ in range(count)]
     return torch.stack([clip[:, start:start + 4] if start > 0 else clip[:, :1].expand(-1, 4, -1, -1)
                         for clip, start in zip(clips, starts, strict=True)])
 
@@ -174,10 +174,8 @@ class LatentPool:
 
 
 def draw_length(rng: random.Random, done: float) -> int:
-    """Latent frames (1..5) of the next batch; pictures first, since they teach colour and place five times faster."""
-    if done < 0.5:
-        return rng.choices((1, 2, 3, 4, 5), (75, 5, 0, 0, 20))[0]
-    return rng.choices((1, 2, 3, 4, 5), (15, 6, 5, 5, 69))[0]
+    """Latent frames (1..3) of the next batch; pictures first, since they teach colour and place three times faster."""
+    return rng.choices((1, 2, 3), (55, 5, 40) if done < 0.3 else (15, 10, 75))[0]
 
 
 def flow_loss(parts: Parts, latents: torch.Tensor, captions: list[str]) -> torch.Tensor:

@@ -1,0 +1,44 @@
+"""What the documents show can be pasted: every storyboard in them is planned, every command and file in them exists."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from configs.load import casting, load_cards, load_settings, profile_names
+from serve_app.cli import app
+from workflows.plan import plan_film
+from workflows.storyboard import parse_storyboard
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+YAML = re.compile(r"```yaml\n(.*?)```", re.DOTALL)
+BLOCKS = [(page, block) for page in PAGES for block in YAML.findall(page.read_text(encoding="utf-8")) if "shots:" in block]
+
+
+@pytest.mark.parametrize(("page", "block"), BLOCKS, ids=[f"{page.name}-{n}" for n, (page, _) in enumerate(BLOCKS)])
+def test_a_storyboard_in_the_documents_is_planned_by_the_default_models(page: Path, block: str) -> None:
+    settings = load_settings("laptop", environ={})
+    assert plan_film(parse_storyboard(block), cards=casting(settings, load_cards(settings))).nodes
+
+
+def test_there_are_storyboards_in_the_documents() -> None:
+    assert {page.name for page, _ in BLOCKS} >= {"README.md", "storyboard.md"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_in_a_page_exists(page: Path) -> None:
+    known = set(get_command(app).commands)  # type: ignore[attr-defined]
+    used = set(re.findall(r"(?:^|`)reelray ([a-z]+)", page.read_text(encoding="utf-8"), re.MULTILINE))
+    assert used <= known
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_local_link_and_profile_in_a_page_exists(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#:]+)\)", text) if not (page.parent / link).exists()]
+    assert links == []
+    assert set(re.findall(r"--profile ([a-z]+)", text)) <= set(profile_names())
