@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers import DiffusionPipeline, FirstBlockCacheConfig, FlowMatchEulerDiscreteScheduler
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from serve_app.models.lifecycle import CancelToken
@@ -135,6 +135,16 @@ def test_a_cancel_during_decoding_stops_it(wan: Family, pipe_of: PipeOf, referen
         wan.render(pipe_of("wan_t2v"), checkpoints, callback=lambda *_: None, watch=Watch(cancel=token, beat=beat))
     assert len(beats) == STEPS + 1
     assert torch.equal(wan.render(pipe_of("wan_t2v"), checkpoints), reference_of("wan_t2v"))
+
+
+def test_a_cancel_clears_what_a_residual_cache_remembers(wan: Family, checkpoints: Path) -> None:
+    pipe = wan.load(checkpoints)
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=1e9))
+    whole = wan.render(pipe, checkpoints, callback=lambda *_: None)
+    token = CancelToken()
+    with pytest.raises(RenderCancelled):
+        wan.render(pipe, checkpoints, callback=lambda *_: token.set(), watch=Watch(cancel=token), seed=8)
+    assert torch.equal(wan.render(pipe, checkpoints, callback=lambda *_: None), whole)
 
 
 def test_decoding_gives_signs_of_life(wan: Family, pipe_of: PipeOf, checkpoints: Path) -> None:
