@@ -88,7 +88,7 @@ def test_a_dissolve_is_a_crossfade_into_the_next_shot_only() -> None:
 
 
 @pytest.mark.parametrize(("line", "fades"), [
-    ("DISSOLVE TO:", True), ("SLOW DISSOLVE TO:", True), ("CROSSFADE TO:", True), ("> Dissolve to", True),
+    ("DISSOLVE TO:", True), ("SLOW DISSOLVE TO:", True), ("CROSSFADE TO:", True), (">Dissolve to", True),
     ("CUT TO:", False), ("SMASH CUT TO:", False), ("FADE TO BLACK:", False), ("FADE OUT.", False),
     ("> Fade out.", False),
 ])
@@ -125,10 +125,14 @@ def test_a_scene_heading_reads_as_words_of_a_prompt(heading: str, words: str) ->
     ("> THE END <\n", [("THE END", None)]),
     ("One \\*star\\* and *two* _stars_ of snake_case.\n", [("One *star* and two stars of snake_case.", None)]),
     ("A cat. [[note]] /* gone */ Sleeps.\n", [("A cat. Sleeps.", None)]),
+    ("/* gone */ A cat.\n", [("A cat.", None)]),
+    ("/*/ A cat. */ A dog.\n", [("A dog.", None)]),
     ("An open [[ note.\n", [("An open [[ note.", None)]),
+    ("A cat\n> and a dog.\n", [("A cat > and a dog.", None)]),
     ("A cat.\n\n===\n\n# Part\n= synopsis\n\nA dog.\n", [("A cat.", None), ("A dog.", None)]),
 ], ids=["cue", "forced cue", "voice over and pause", "caption of the shot before", "lyrics", "no word said",
-        "forced action", "capitals alone are action", "centred", "emphasis", "notes", "open note", "left out"])
+        "forced action", "capitals alone are action", "centred", "emphasis", "notes", "note at the start", "mark inside a note", "open note",
+        "not centred", "left out"])
 def test_each_mark_of_the_notation_is_understood(text: str, expected: list[tuple[str, str | None]]) -> None:
     assert [(shot.prompt, shot.caption) for shot in fountain(text).shots] == expected
 
