@@ -67,7 +67,7 @@ def test_the_meter_reads_a_scene_at_rest_as_still():
 
 
 def test_the_meter_sees_no_object_on_an_empty_background():
-    empty = np.full((17, 64, 96, 3), (45, 80, 220), np.uint8)
+    empty = np.full((scenes.FRAMES, scenes.HEIGHT_PX, scenes.WIDTH_PX, 3), (45, 80, 220), np.uint8)
     reading = evaluate.measure(empty, WORLD)
     assert (reading.background, reading.colour, reading.shape) == ("blue", "", "")
 
@@ -76,7 +76,7 @@ def test_the_start_of_a_clip_is_drawn_as_in_the_whole_clip():
     rng = random.Random(4)
     scene = scenes.draw_scene(WORLD, rng, held_out=False)
     layout = scenes.draw_layout(scene.motion, rng)
-    whole, start = (scenes.render([scene], [layout], WORLD, frames) for frames in (17, 5))
+    whole, start = (scenes.render([scene], [layout], WORLD, frames) for frames in (scenes.FRAMES, 5))
     assert torch.equal(whole[:, :, :5], start)
 
 
@@ -94,7 +94,7 @@ def test_a_clip_of_any_length_starts_with_the_same_latents():
     clip, _ = scenes.draw_batch(WORLD, random.Random(6), 2)
     with torch.no_grad():
         whole = codec.latents(clip)
-        for frames in (1, 5, 9, 13):
+        for frames in range(1, scenes.FRAMES, 4):
             part = codec.latents(clip[:, :, :frames])
             assert torch.allclose(part, whole[:, :, :part.shape[2]], atol=1e-5)
 
