@@ -131,8 +131,8 @@ def test_a_scene_heading_reads_as_words_of_a_prompt(heading: str, words: str) ->
     ("A cat\n> and a dog.\n", [("A cat > and a dog.", None)]),
     ("A cat.\n\n===\n\n# Part\n= synopsis\n\nA dog.\n", [("A cat.", None), ("A dog.", None)]),
 ], ids=["cue", "forced cue", "voice over and pause", "caption of the shot before", "lyrics", "no word said",
-        "forced action", "capitals alone are action", "centred", "emphasis", "notes", "note at the start", "mark inside a note", "open note",
-        "not centred", "left out"])
+        "forced action", "capitals alone are action", "centred", "emphasis", "notes",
+        "note at the start", "mark inside a note", "open note", "not centred", "left out"])
 def test_each_mark_of_the_notation_is_understood(text: str, expected: list[tuple[str, str | None]]) -> None:
     assert [(shot.prompt, shot.caption) for shot in fountain(text).shots] == expected
 
