@@ -72,7 +72,7 @@ class Studio:
 
     async def until(self, look: Callable[[], T], good: Callable[[T], object]) -> T:
         """What `look` sees once it is good."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not good(seen := look()):  # noqa: ASYNC110 - the database sends no signal
                 await asyncio.sleep(0.005)
             return seen
