@@ -191,7 +191,7 @@ class ClipWriter:
 
     def _mux(self, packets: list[av.Packet]) -> None:
         for packet in packets:
-            packet.stream, packet.duration = self._stream, 1
+            packet.stream = self._stream
             self._container.mux(packet)
 
 

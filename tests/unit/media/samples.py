@@ -73,6 +73,13 @@ def stream_of(path: Path) -> tuple[list[tuple[int, int]], Fraction, tuple[int, i
                 (stream.codec_context.width, stream.codec_context.height), [packet.is_keyframe for packet in packets])
 
 
+def length_s(path: Path) -> tuple[Fraction, Fraction]:
+    """What the header says the video track and the whole file last."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        return stream.duration * Fraction(stream.time_base), Fraction(container.duration, av.time_base)
+
+
 def psnr(one: UInt8Array, other: np.ndarray) -> float:
     error = float(np.mean((one.astype(float) - other.astype(float)) ** 2))
     return math.inf if error == 0 else 10 * math.log10(255**2 / error)

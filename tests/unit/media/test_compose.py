@@ -17,6 +17,7 @@ from tests.unit.media.samples import (
     digests,
     ffmpeg,
     film_options,
+    length_s,
     psnr,
     stream_of,
     write,
@@ -55,6 +56,7 @@ def check_film(film: Path, frames: int, fps: Fraction = FPS) -> None:
     assert (info.codec, info.pix_fmt, info.colour, info.frames) == ("h264", "yuv420p", BT709, frames)
     assert info.duration_s == pytest.approx(float(frames / fps))
     assert size_px == (info.width_px, info.height_px)
+    assert length_s(film)[0] == frames / fps
     data = film.read_bytes()
     assert 0 < data.index(b"moov") < data.index(b"mdat")
     assert b"avc1" in data
@@ -131,6 +133,7 @@ FADES: dict[str, tuple[tuple[int, ...], tuple[int, ...], int]] = {
     "several": ((41, 33, 41, 41), (4, 13, 8), 42),
     "a clip without a free group": ((32, 9, 32), (4, 5), 16),
     "a fade and cuts": ((24, 24, 24), (0, 6), 10),
+    "joins that reorder more than the copied clip": ((2, 9, 9), (0, 2), 16),
     "fades that meet": ((24, 16, 24), (8, 8), 16),
 }
 """Lengths, fades, frames that must be encoded."""
@@ -150,6 +153,13 @@ def test_crossfades_leave_everything_else_bit_for_bit(
     same = [bool((one == other).all()) for one, other in zip(made, ideal, strict=True)]
     assert sum(same) >= report.copied_frames
     assert min(psnr(one, other) for one, other in zip(made, ideal, strict=True)) >= 40
+
+
+def test_players_can_seek_to_the_start_of_every_copied_group_and_every_join(tmp_path: Path) -> None:
+    """Lengths 40 and 40, a fade of 5: groups at 0, 8, 16, 24, the join at 32 with groups at 0 and 8, copies from 43."""
+    _, film = join(tmp_path, clips(tmp_path, 40, 40), 5)
+    _, _, _, keys = stream_of(film)
+    assert [number for number, is_key in enumerate(keys) if is_key] == [0, 8, 16, 24, 32, 40, 43, 51, 59, 67]
 
 
 def test_joins_are_within_45_db_of_the_ideal_mix(tmp_path: Path) -> None:
@@ -213,14 +223,20 @@ def test_clips_of_another_rate_keep_their_length_in_seconds(
     check_film(film, expected)
 
 
-def test_another_rate_shows_each_frame_at_its_time(tmp_path: Path) -> None:
-    """Grey steps at 8 fps, shown at 16: each one twice."""
-    steps = np.empty((5, HEIGHT_PX, WIDTH_PX, 3), np.uint8)
-    steps[:] = np.array([20, 70, 120, 170, 220], np.uint8)[:, None, None, None]
-    encode(steps, fps=8, to=tmp_path / "steps.mp4", options=OPTIONS)
+STEPS = [(8, [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]), (24, [0, 2, 3, 5]), (32, [1, 3, 5])]
+
+
+@pytest.mark.parametrize(("fps", "expected"), STEPS, ids=["8 fps", "24 fps", "32 fps"])
+def test_another_rate_shows_what_the_clip_shows_in_the_middle_of_each_frame(
+    tmp_path: Path, fps: int, expected: list[int],
+) -> None:
+    """Six grey steps of 40 levels; frame k at 16 fps is the clip's frame at (k + 1/2) / 16 s."""
+    steps = np.empty((6, HEIGHT_PX, WIDTH_PX, 3), np.uint8)
+    steps[:] = np.arange(20, 260, 40, dtype=np.uint8)[:, None, None, None]
+    encode(steps, fps=fps, to=tmp_path / "steps.mp4", options=OPTIONS)
     _, film = join(tmp_path, [tmp_path / "steps.mp4"])
     luma = [float(frame[:HEIGHT_PX].mean()) for frame in yuv_frames(film)]
-    assert [round((value - 16) / 219 * 255 / 50 - 0.4) for value in luma] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert [round(((value - 16) / 219 * 255 - 20) / 40) for value in luma] == expected
 
 
 def test_fades_between_clips_that_do_not_match_are_in_frames_of_the_film(tmp_path: Path) -> None:
@@ -245,6 +261,9 @@ def foreign(path: Path, *arguments: str) -> Path:
 FOREIGN: dict[str, tuple[str, tuple[str, ...], str]] = {
     "other colours": ("a.mp4", ("-c:v", "libx264"), "not tagged as BT.709"),
     "another codec": ("a.mp4", ("-c:v", "mpeg4"), "codec is mpeg4"),
+    "a profile that browsers do not play": (
+        "a.mp4", ("-vf", "format=yuv444p,setparams=range=tv:color_primaries=bt709:color_trc=bt709:colorspace=bt709",
+                  "-c:v", "libx264"), "browsers do not play"),
     "another container": ("a.mkv", ("-c:v", "libx264"), "not equally far apart|not tagged|fps"),
     "open groups of pictures": (
         "a.mp4", ("-vf", "setparams=range=tv:color_primaries=bt709:color_trc=bt709:colorspace=bt709", "-c:v", "libx264",
@@ -276,6 +295,15 @@ def test_clips_of_another_preset_can_be_cut_but_not_faded_by_copying(
     assert report.method is method
     assert ("preset veryfast" in report.reason) == bool(fade)
     check_film(film, 66 - fade)
+
+
+def test_clips_of_two_presets_cannot_share_a_track(tmp_path: Path) -> None:
+    presets = ("veryfast", "slow")
+    paths = [write(tmp_path / f"{preset}.mp4", 17, options=EncodeOptions(preset=preset)) for preset in presets]
+    report, film = join(tmp_path, paths)
+    assert report.method is Method.REENCODE
+    assert report.reason == "slow.mp4 and veryfast.mp4 were encoded with different settings"
+    check_film(film, 34)
 
 
 def test_sound_is_left_out_and_reported(tmp_path: Path) -> None:

@@ -8,16 +8,19 @@ from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.unit.media.samples import HEIGHT_PX, WIDTH_PX, ffmpeg, film_options, moving, psnr, write
+from tests.unit.media.samples import HEIGHT_PX, OPTIONS, WIDTH_PX, ffmpeg, film_options, moving, psnr, write
 from workflows.errors import MediaError
+from workflows.media.caption import caption_clip
 from workflows.media.compose import Part, compose
 from workflows.media.decode import first_frame, iter_frames, last_frame, read_frames, read_picture, write_png
+from workflows.media.interpolate import interpolate_clip
 from workflows.media.probe import probe
 
 
@@ -82,6 +85,14 @@ def headless_clip(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:600])
 
 
+def caption_it(path: Path) -> None:
+    caption_clip(path, "text", path.with_name("out.mp4"), options=OPTIONS)
+
+
+def interpolate_it(path: Path) -> None:
+    interpolate_clip(path, path.with_name("out.mp4"), 2, options=OPTIONS)
+
+
 NOT_VIDEOS: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda path: None, "no such file"),
     "empty": (lambda path: path.write_bytes(b""), "the file is empty"),
@@ -116,6 +127,21 @@ def test_a_clip_cut_off_in_its_data_says_how_much_is_left(tmp_path: Path) -> Non
     for ask in (probe, read_frames):
         with pytest.raises(MediaError, match=r"cut off: 1\d of 20 frames"):
             ask(clip)
+
+
+@pytest.mark.parametrize("ask", [read_frames, lambda path: list(iter_frames(path)), caption_it, interpolate_it],
+                         ids=["read", "iterate", "caption", "interpolate"])
+def test_a_frame_that_is_stored_but_cannot_be_decoded_is_missed(tmp_path: Path, ask: Callable[[Path], object]) -> None:
+    """The last frame's NAL unit becomes filler data (type 12)."""
+    clip = write(tmp_path / "clip.mp4", 20)
+    with av.open(str(clip)) as container:
+        places = [packet.pos for packet in container.demux(video=0) if packet.size]
+    data = bytearray(clip.read_bytes())
+    data[places[-1] + 4] = 12
+    clip.write_bytes(bytes(data))
+    with pytest.raises(MediaError, match=r"clip\.mp4: damaged"):
+        ask(clip)
+    assert list(tmp_path.iterdir()) == [clip]
 
 
 def test_damage_in_the_middle_never_passes_for_a_whole_clip(tmp_path: Path) -> None:

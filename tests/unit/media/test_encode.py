@@ -10,7 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.unit.media.samples import HEIGHT_PX, OPTIONS, WIDTH_PX, ffmpeg, moving, psnr, stream_of, write, yuv_frames
+from tests.unit.media.samples import (
+    HEIGHT_PX,
+    OPTIONS,
+    WIDTH_PX,
+    ffmpeg,
+    length_s,
+    moving,
+    psnr,
+    stream_of,
+    write,
+    yuv_frames,
+)
 from workflows.errors import MediaError
 from workflows.media.decode import read_frames
 from workflows.media.encode import EncodeOptions, VideoFormat, encode, open_join_encoder, write_clip
@@ -21,7 +32,8 @@ from workflows.media.probe import BT709
 RATES = [Fraction(8), Fraction(16), Fraction(30000, 1001), Fraction(24), Fraction(2997, 100), Fraction(1, 2)]
 COLOURS = {
     "red": (220, 40, 40), "green": (30, 200, 60), "blue": (40, 60, 220), "skin": (224, 172, 140),
-    "grey": (128, 128, 128), "white": (255, 255, 255), "black": (0, 0, 0), "yellow": (250, 230, 20), "magenta": (200, 0, 200)}
+    "yellow": (250, 230, 20), "magenta": (200, 0, 200),
+    "grey": (128, 128, 128), "white": (255, 255, 255), "black": (0, 0, 0)}
 
 
 def flat(colour: tuple[int, ...], frames: int = 3) -> np.ndarray:
@@ -66,6 +78,9 @@ def test_frames_are_equally_far_apart_at_any_rate(tmp_path: Path, fps: Fraction)
     assert {(later - earlier) * time_base for earlier, later in pairwise(shown)} == {1 / fps}
     assert (info.fps, info.frames, info.constant_rate) == (fps, 11, True)
     assert info.duration_s == pytest.approx(float(11 / fps))
+    track_s, file_s = length_s(tmp_path / "clip.mp4")
+    assert track_s == 11 / fps, "the last frame lasts as long as the others"
+    assert file_s == pytest.approx(11 / fps, abs=1e-6)
 
 
 @pytest.mark.parametrize(("frames", "starts"), [(1, [0]), (2, [0]), (8, [0]), (9, [0]), (10, [0, 8]), (17, [0, 8]),
