@@ -16,7 +16,7 @@ from workflows.plan import PictureRef, plan_film, referenced_pictures
 from workflows.revise import with_lines
 from workflows.scene import Cards
 from workflows.script import looks_like_script
-from workflows.source import decode_text
+from workflows.source import read_text
 from workflows.store import Store, sha256_of
 from workflows.story import plan_script
 from workflows.storyboard import dump_storyboard, parse_storyboard
@@ -39,7 +39,7 @@ def film_job(path: Path, settings: Settings, store: Store, *, priority: Priority
     The job's id follows from the plan: the same file with the same models is the same job. Raises InvalidDocument with
     every problem, SettingsError for the cards.
     """
-    text = _read(path)
+    text = read_text(path)
     cards = casting(settings, load_cards(settings))
     if looks_like_script(text, path.name):
         nodes: Sequence[NodeSpec] = (plan_script(text, cards=cards, file=path.name),)
@@ -67,19 +67,6 @@ def _submission(
     new = NewJob(id=f"{slug}-{identity[:8]}", title=title, priority=priority, document_digest=identity,
                  document={**document, "file": path.name, "warnings": list(warnings)}, nodes=tuple(nodes))
     return Submission(new=new, warnings=warnings)
-
-
-def _read(path: Path) -> str:
-    try:
-        return decode_text(path.read_bytes(), file=path.name)
-    except IsADirectoryError:
-        problem = "is a directory; name a storyboard or script file"
-    except FileNotFoundError:
-        near = ", ".join(sorted(p.name for p in path.parent.glob("*.y*ml"))[:3]) if path.parent.is_dir() else ""
-        problem = "no such file" + (f"; here are {near}" if near else "")
-    except OSError as error:
-        problem = f"cannot be read: {error.strerror or error}"
-    raise InvalidDocument(problems=(Problem(problem=problem),), file=str(path))
 
 
 def _store_pictures(pictures: Sequence[PictureRef], directory: Path, store: Store) -> dict[str, Artifact]:

@@ -68,9 +68,16 @@ def test_a_missing_shot_is_left_out_or_shown_as_a_slate_and_said(
     result = Finisher(store, OPTIONS).run(film(inputs, missing=missing, fade=2), quiet)
     frames_THWC = read_frames(store.fetch(result.artifact))
     assert result.warnings == (said,)
-    assert len(frames_THWC) == frames - 2 * (1 if missing == "cut" else 2)
+    assert len(frames_THWC) == frames - 2 * (0 if missing == "cut" else 2)  # a fade into a hole becomes a cut
     if missing == "slate":
         assert frames_THWC[11].std() > 5, "a slate has a text on it"
+
+
+def test_a_fade_longer_than_its_new_neighbour_does_not_fail_the_film(store: FakeStore, tmp_path: Path) -> None:
+    inputs = {"s1.clip": a_clip(store, tmp_path, "s1", (200, 30, 30), frames=2), "s2.clip": None,
+              "s3.clip": a_clip(store, tmp_path, "s3", (30, 30, 200))}
+    result = Finisher(store, OPTIONS).run(film(inputs, missing="cut", fade=6), quiet)
+    assert len(read_frames(store.fetch(result.artifact))) == 11
 
 
 def test_a_film_that_begins_with_a_hole_needs_no_left_neighbour_for_its_fade(store: FakeStore, tmp_path: Path) -> None:

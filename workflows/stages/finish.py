@@ -127,14 +127,16 @@ class Finisher:
             raise StageFailed(node_id=call.node_id, reason="no shot of the film was rendered")
         parts: list[Part] = []
         warnings: list[str] = []
+        after_hole = True
         for part in order.parts:
             path = self._file_of(part, call.inputs.get(part.node), order, target.parent)
             if call.inputs.get(part.node) is None:
                 instead = "a slate stands in its place" if order.slates else "the film goes on without it"
                 warnings.append(f"shot {part.shot} is missing: {instead}")
             if path is not None:
-                # A fade needs a left neighbour: after a hole at the start there is none.
-                parts.append(Part(path=path, fade_in_frames=part.fade_in_frames if parts else 0, label=part.shot))
+                # A fade was planned between two shots; where the first of them is missing it becomes a cut.
+                parts.append(Part(path=path, fade_in_frames=0 if after_hole else part.fade_in_frames, label=part.shot))
+            after_hole = path is None
         options = ComposeOptions(width_px=order.width_px, height_px=order.height_px, fps=order.fps,
                                  encode=self._options)
         report = compose(parts, target, options=options, on_progress=on_progress)
