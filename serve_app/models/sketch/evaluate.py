@@ -26,7 +26,9 @@ CHECKPOINT = Path(__file__).resolve().parent / "checkpoint"
 OBJECT_DISTANCE = 90
 """Sum of absolute RGB differences from the background, 0..765, above which a pixel belongs to the object."""
 SMALLEST_OBJECT_PX = 12
-ROW = "{:<26}{:>8}{:>12}{:>8}{:>8}{:>8}{:>10}"
+WHOLE_SHARE = 0.9
+"""Part of the object's pixels that must hang together, on average over the frames, for it to count as one piece."""
+ROW = "{:<26}{:>8}{:>12}{:>8}{:>8}{:>11}{:>8}{:>10}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,11 +39,13 @@ class Reading:
     background: str
     shape: str
     motion: str
+    one_piece: bool
+    """Whether the object hangs together. Scattered scraps can have the right colour and are no object."""
 
-    def hits(self, scene: Scene) -> tuple[bool, bool, bool, bool]:
-        """Right or wrong: colour, background, shape, motion."""
+    def hits(self, scene: Scene) -> tuple[bool, bool, bool, bool, bool]:
+        """Right or wrong: colour, background, shape, motion, one piece."""
         return (self.colour == scene.colour, self.background == scene.background,
-                self.shape == scene.shape, self.motion == scene.motion)
+                self.shape == scene.shape, self.motion == scene.motion, self.one_piece)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,16 +117,25 @@ def read_shape(mask_HW: np.ndarray, shapes: tuple[str, ...]) -> str:
     return max(shapes, key=overlap)
 
 
+def is_one_piece(masks: np.ndarray) -> bool:
+    """Whether the largest connected part holds almost all of the object, over the frames that show one."""
+    shares = []
+    for mask in masks[masks.reshape(len(masks), -1).sum(1) > SMALLEST_OBJECT_PX]:
+        _, _, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+        shares.append(stats[1:, cv2.CC_STAT_AREA].max() / mask.sum())
+    return bool(np.mean(shares) >= WHOLE_SHARE)
+
+
 def measure(frames_THWC: np.ndarray, world: PromptWorld) -> Reading:
     """Read a clip, uint8 RGB (T, H, W, 3)."""
     masks, ground = object_masks(frames_THWC)
     areas = masks.reshape(len(masks), -1).sum(1).astype(float)
     background = nearest_colour(ground, world.backgrounds)
     if areas.max() <= SMALLEST_OBJECT_PX:
-        return Reading(colour="", background=background, shape="", motion="")
+        return Reading(colour="", background=background, shape="", motion="", one_piece=False)
     return Reading(colour=nearest_colour(np.median(frames_THWC[masks], axis=0), world.colours), background=background,
                    shape=read_shape(masks[int(areas.argmax())], tuple(world.objects)),
-                   motion=read_motion(masks, areas))
+                   motion=read_motion(masks, areas), one_piece=is_one_piece(masks))
 
 
 def to_frames_THWC(clip_CTHW: torch.Tensor) -> np.ndarray:
@@ -181,6 +194,7 @@ def mistakes(samples: list[Sample]) -> list[str]:
     """One line per wrong clip: asked and seen."""
     return [f"{sample.scene.colour} {sample.scene.shape} {sample.scene.motion} / {sample.scene.background}  seen as  "
             f"{sample.reading.colour} {sample.reading.shape} {sample.reading.motion} / {sample.reading.background}"
+            f"{'' if sample.reading.one_piece else '  in pieces'}"
             for sample in samples if not all(sample.reading.hits(sample.scene))]
 
 
@@ -190,7 +204,7 @@ def contact_sheet(samples: list[Sample], world: PromptWorld, path: Path) -> None
     for sample in samples:
         picks = sample.frames_THWC[np.linspace(0, len(sample.frames_THWC) - 1, 5).round().astype(int)]
         strip = cv2.resize(np.concatenate(list(picks), axis=1), None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC)
-        verdict = "".join(letter if hit else "-" for letter, hit in zip("CBSM", sample.reading.hits(sample.scene),
+        verdict = "".join(letter if hit else "-" for letter, hit in zip("CBSMP", sample.reading.hits(sample.scene),
                                                                         strict=True))
         title = np.full((18, strip.shape[1], 3), 24, np.uint8)
         cv2.putText(title, f"{scenes.caption(sample.scene, world)}   [{verdict}]", (4, 13), cv2.FONT_HERSHEY_SIMPLEX,
@@ -214,7 +228,7 @@ def main() -> None:
     if args.steps:
         card = card.model_copy(update={"defaults": card.defaults.model_copy(update={"steps": args.steps})})
     pipe = load_pipeline(args.model)
-    lines = [ROW.format("", "colour", "background", "shape", "motion", "all", "s/clip"),
+    lines = [ROW.format("", "colour", "background", "shape", "motion", "one piece", "all", "s/clip"),
              table_row("drawn scenes", calibrate(world, args.n))]
     held_out = evaluate(pipe, card, world, args.n, held_out=True)
     lines.append(table_row("held-out", held_out))
