@@ -127,8 +127,8 @@ def main() -> None:
         ["database", "nodes", "shape", "ms per node", "CPU ms per node", f"under {GOAL_MS:g} ms"], rows,
         f"No-op steps, {SLOTS} slots, two commits per node. One fsync of 4 KiB takes {fsync_ms():.2f} ms here. "
         f"Load average before the run {START_LOAD:.1f} on {psutil.cpu_count()} cores: the clock counts the neighbours "
-        "too, the CPU column does not (for Postgres without the server's own). A chain waits for two commits in a row "
-        "per node, so for at least two fsyncs.")
+        "too, the CPU column does not (for Postgres without the server's own). SQLite's commits stand in one row, "
+        "and so do a chain's: at least two fsyncs per node.")
 
 
 START_LOAD = os.getloadavg()[0]
