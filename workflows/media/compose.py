@@ -38,7 +38,7 @@ class ComposeOptions:
 
     width_px: int
     height_px: int
-    fps: Fraction
+    fps: Fraction | int
     encode: EncodeOptions = field(default_factory=EncodeOptions)
     """How the clips were encoded, where they come from `encode`; joins are encoded alike."""
 
@@ -78,7 +78,7 @@ def compose(
     # 1. look at the parts   2. choose   3. write
     if not parts:
         raise MediaError(path=str(to), problem="a film needs at least one part")
-    film = VideoFormat(width_px=options.width_px, height_px=options.height_px, fps=options.fps)
+    film = VideoFormat(width_px=options.width_px, height_px=options.height_px, fps=Fraction(options.fps))
     tracks = [scan(part.path, part.label) for part in parts]
     frames = [film_frames(track, film.fps) for track in tracks]
     require_fades(frames, parts)

@@ -76,8 +76,8 @@ def scan(path: Path, label: str = "") -> Track:
 
 def _stream_obstacle(stream: av.VideoStream) -> str:
     codec = stream.codec_context
-    if codec.name != "h264":
-        return f"its codec is {codec.name}, not h264"
+    if codec.codec.canonical_name != "h264":
+        return f"its codec is {codec.codec.canonical_name}, not h264"
     if not (codec.extradata or b"").startswith(b"\x01"):
         return "its H.264 is not framed for MP4"
     if codec.profile not in PLAYABLE_PROFILES:

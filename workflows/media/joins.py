@@ -67,10 +67,10 @@ class _Film:
 
 def _copy(section: Copy, film: _Film, on_frame: OnFrame) -> None:
     path, base = section.track.path, film.frames
-    with open_video(path, quick=True) as (container, stream), media_errors(path, "cannot be read"):
+    with open_video(path, quick=True) as (container, stream):
         ticks = int(1 / (section.track.fps * stream.time_base))
         key_pts = None
-        for packet in _packets(container, stream, section.start, section.stop):
+        for packet in _packets(container, stream, section):
             key_pts = packet.pts if key_pts is None else key_pts
             film.put(packet, shown_at=base + (packet.pts - key_pts) // ticks)
             on_frame()
@@ -99,7 +99,7 @@ def decode_span(span: Span) -> Generator[av.VideoFrame, None, None]:
     """Decode a span that begins and ends with whole groups of pictures; raise MediaError when frames are missing."""
     path, found = span.track.path, 0
     with open_video(path, quick=True) as (container, stream), media_errors(path, "damaged video data"):
-        for packet in chain(_packets(container, stream, span.start, span.stop), (None,)):
+        for packet in chain(_packets(container, stream, span), (None,)):
             for frame in stream.codec_context.decode(packet):
                 found += 1
                 yield frame
@@ -107,8 +107,9 @@ def decode_span(span: Span) -> Generator[av.VideoFrame, None, None]:
 
 
 def _packets(
-    container: av.container.InputContainer, stream: av.VideoStream, start: int, stop: int,
+    container: av.container.InputContainer, stream: av.VideoStream, frames: Copy | Span,
 ) -> Iterator[av.Packet]:
-    """The packets of frames `start` up to `stop`; group boundaries, where storing and showing order agree."""
-    kept = (packet for packet in container.demux(stream) if packet.size and not packet.is_discard)
-    return islice(kept, start, stop)
+    """The packets of some frames, which begin and end with whole groups: there, storing and showing order agree."""
+    with media_errors(frames.track.path, "cannot be read"):
+        kept = (packet for packet in container.demux(stream) if packet.size and not packet.is_discard)
+        yield from islice(kept, frames.start, frames.stop)

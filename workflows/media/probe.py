@@ -133,7 +133,8 @@ def probe(path: Path) -> VideoInfo:
             raise MediaError(path=str(path), problem=f"no picture can be decoded from its {codec.name} stream")
         return VideoInfo(
             width_px=codec.width, height_px=codec.height, fps=fps, constant_rate=index.step() is not None,
-            frames=len(index.pts), duration_s=float(len(index.pts) / fps), codec=codec.name, pix_fmt=codec.pix_fmt,
-            colour=colour_tags(stream), extradata_sha256=hashlib.sha256(codec.extradata or b"").hexdigest(),
+            frames=len(index.pts), duration_s=float(len(index.pts) / fps), codec=codec.codec.canonical_name,
+            pix_fmt=codec.pix_fmt, colour=colour_tags(stream),
+            extradata_sha256=hashlib.sha256(codec.extradata or b"").hexdigest(),
             time_base=Fraction(stream.time_base), has_audio=bool(container.streams.audio),
         )

@@ -60,12 +60,14 @@ def test_reading_reports_progress(tmp_path: Path) -> None:
     assert seen == [(1, 3), (2, 3), (3, 3)]
 
 
+@pytest.mark.parametrize("range_", ["tv", "pc"])
 @pytest.mark.parametrize("matrix", ["bt709", "smpte170m"])
-def test_a_file_is_read_with_the_matrix_it_is_tagged_with(tmp_path: Path, matrix: str) -> None:
+def test_a_file_is_read_with_the_matrix_and_range_it_is_tagged_with(tmp_path: Path, matrix: str, range_: str) -> None:
     red = tmp_path / "red.mp4"
     ffmpeg("-f", "lavfi", "-i", "color=0xDC2828:s=96x64:d=0.3,format=rgb24,"
-           f"scale=out_color_matrix={matrix}:out_range=tv,format=yuv420p,setparams=colorspace={matrix}:range=tv",
-           "-c:v", "libx264", red)
+           f"scale=out_color_matrix={matrix}:out_range={range_},format=yuv420p,"
+           f"setparams=colorspace={matrix}:range={range_}", "-c:v", "libx264", red)
+    assert (probe(red).colour.matrix, probe(red).colour.range) == (matrix, range_)
     assert np.abs(first_frame(red).astype(int) - (220, 40, 40)).max() <= 4
 
 
