@@ -27,7 +27,9 @@ def tapped(pipe: DiffusionPipeline, *, seed: int, progress_callback: ProgressCal
     the tap.
     """
     generator = seeded(seed)
-    pipe.set_progress_bar_config(disable=progress_callback is not None)
+    # Without settings the pipeline decides itself, and in a process group only rank 0 shows a bar.
+    bar = {} if progress_callback is None else {"disable": True}
+    pipe.set_progress_bar_config(**bar)
     with SchedulerTap(pipe, callback=progress_callback, watch=watch, generator=generator):
         yield generator
 

@@ -18,9 +18,8 @@ from workflows.errors import InvalidDocument, Problem
 from workflows.media.frames import UInt8Array
 
 OURS = frozenset({"prompt", "negative_prompt", "image", "width", "height", "num_frames", "num_inference_steps",
-                  "guidance_scale", "true_cfg_scale", "max_guidance_scale", "fps", "frame_rate", "generator",
-                  "latents", "output_type", "return_dict", "callback_on_step_end"})
-"""Pipeline arguments that come from the take or from reelray itself; a card may not fix them."""
+                  "fps", "frame_rate", "generator", "latents", "output_type", "return_dict", "callback_on_step_end"})
+"""Pipeline arguments that come from the take or from reelray itself; a card may not fix them, nor the guidance."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -168,7 +167,7 @@ class Dialect:
     def _card_problems(self, task: Task) -> tuple[Problem, ...]:
         card, found = self._card, []
         for name in card.arguments:
-            if name in OURS:
+            if name in OURS or name == self._guidance:
                 found.append(Problem(field=f"arguments.{name}", problem="is set by reelray for every call; remove it"))
             elif name not in self._names:
                 found.append(Problem(field=f"arguments.{name}", problem=f"{self._pipeline} has no such argument"))

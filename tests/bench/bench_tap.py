@@ -1,7 +1,8 @@
 """What does step progress cost? A denoising step with and without it, interleaved on one thread.
 
-Steps of 20 ms, as a small picture model has on a GPU. `bare` is the loop alone; `reelray` adds the tap, the progress
-records and a running Reporter; `file` is a status file written and synced in diffusers' own callback.
+Steps of 20 ms, as a small picture model has on a GPU. `bare` is the loop alone, `tap` adds the tap (cancel, deadline),
+`reelray` also the progress records and a running Reporter; `file` is a status file written and synced in diffusers'
+own callback.
 
 Two measures. The ratio of median step times sees everything, and the noise of the machine. The other one times inside
 the loop what comes on top of the scheduler's own step, with caches as cold as 20 ms of other work leave them.
@@ -99,6 +100,11 @@ def variants(pipe: Loop, reporter: Reporter, status: Path) -> dict[str, Callable
         with SchedulerTap(pipe, callback=records.step, watch=Watch(deadline_s=2e9), generator=generator):
             pipe(generator=generator)
 
+    def tap() -> None:
+        generator = torch.Generator().manual_seed(0)
+        with SchedulerTap(pipe, callback=None, watch=Watch(deadline_s=2e9), generator=generator):
+            pipe(generator=generator)
+
     def write(_: object, step: int, timestep: torch.Tensor, tensors: Arguments) -> Arguments:
         with status.open("w") as file:
             json.dump({"step": step, "timestep": float(timestep)}, file)
@@ -109,7 +115,7 @@ def variants(pipe: Loop, reporter: Reporter, status: Path) -> dict[str, Callable
     def file() -> None:
         pipe(generator=torch.Generator().manual_seed(0), callback_on_step_end=write)
 
-    return {"bare": bare, "reelray": reelray, "file": file}
+    return {"bare": bare, "tap": tap, "reelray": reelray, "file": file}
 
 
 def measure(rounds: int, status: Path) -> list[tuple[object, ...]]:

@@ -76,6 +76,39 @@ def test_guidance_reaches_each_family_by_its_own_name(name: str, expected: dict[
     assert {key: value for key, value in call.kwargs().items() if "guidance" in key} == expected
 
 
+class _TrueCfg(DiffusionPipeline):
+    """QwenImage's signature: `guidance_scale` is for distilled models."""
+
+    def __call__(self, prompt: str, negative_prompt: str = "", true_cfg_scale: float = 4.0, width: int = 0,
+                 height: int = 0, guidance_scale: float | None = None) -> None: ...
+
+
+class _Both(DiffusionPipeline):
+    """Flux's signature: `guidance_scale` is the usual one, true guidance an extra that a card may fix."""
+
+    def __call__(self, prompt: str, negative_prompt: str = "", true_cfg_scale: float = 1.0, width: int = 0,
+                 height: int = 0, guidance_scale: float = 3.5) -> None: ...
+
+
+@pytest.mark.parametrize(("pipeline", "arguments", "expected"), [
+    (_TrueCfg, {}, {"true_cfg_scale": 6.0}),
+    (_Both, {"true_cfg_scale": 2.0}, {"guidance_scale": 6.0, "true_cfg_scale": 2.0}),
+])
+def test_true_guidance_is_told_from_distilled_guidance(
+        pipeline: type[DiffusionPipeline], arguments: dict[str, float], expected: dict[str, float],
+        checkpoints: Path) -> None:
+    family = BY_NAME["sdxl"]
+    card = family.card(checkpoints, arguments=arguments)
+    kwargs = Dialect(pipeline(), card, family.task).call(family.take(guidance=6.0)).kwargs()
+    assert {key: value for key, value in kwargs.items() if key.endswith("_scale")} == expected
+
+
+def test_a_card_may_not_fix_the_guidance_that_calls_choose(checkpoints: Path) -> None:
+    card = BY_NAME["sdxl"].card(checkpoints, arguments={"true_cfg_scale": 2.0})
+    with pytest.raises(InvalidDocument, match=r"arguments\.true_cfg_scale"):
+        Dialect(_TrueCfg(), card, Task.TEXT_TO_IMAGE)
+
+
 def test_guidance_of_a_pipeline_with_a_guider_goes_to_the_guider(checkpoints: Path) -> None:
     family = BY_NAME["hv15"]
     pipe = family.load(checkpoints)
