@@ -17,7 +17,7 @@ import transformers
 from diffusers import DiffusionPipeline
 
 from configs.model_card import ModelCard, Task
-from serve_app.models.repo import refused, resolve_repo
+from serve_app.models.repo import import_home, refused, resolve_repo
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -39,6 +39,7 @@ def load(card: ModelCard, task: Task, device: str, components: Mapping[str, Any]
     """
     pipeline_class = find_class(card, task)
     where = resolve_repo(card)
+    import_home(card)
     wanted = inspect.signature(pipeline_class.__init__).parameters
     shared = {name: part for name, part in (components or {}).items() if name in wanted and part is not None}
     # A replica's log is no terminal; its own line says how long loading took.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from pathlib import Path
 
@@ -28,6 +29,16 @@ def resolve_repo(card: ModelCard) -> Path | str:
     if path.is_absolute() or card.repo.startswith((".", "~")) or card.repo.count("/") > 1 or path.is_dir():
         return _checkpoint(card, path)
     return card.repo
+
+
+def import_home(card: ModelCard) -> None:
+    """Import the package that holds a shipped checkpoint, for the components that it defines itself.
+
+    diffusers builds a component of a class from outside only when its module is already loaded; code that came with a
+    checkpoint from elsewhere is never run.
+    """
+    if card.repo.startswith(PACKAGE):
+        importlib.import_module(card.repo.removeprefix(PACKAGE).rpartition("/")[0].replace("/", "."))
 
 
 def _checkpoint(card: ModelCard, path: Path) -> Path:

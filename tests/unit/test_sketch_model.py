@@ -20,9 +20,6 @@ HELD_OUT_CLIPS = 6
 STEPS, FRAMES = CARD.defaults.steps, CARD.defaults.frames
 SIZE = {"height": CARD.defaults.height_px, "width": CARD.defaults.width_px}
 
-pytestmark = pytest.mark.skipif(not (CHECKPOINT / "model_index.json").exists(),
-                                reason="this checkout has no sketch weights")
-
 
 @pytest.fixture(scope="module")
 def pipe() -> WanPipeline:

@@ -62,15 +62,15 @@ def build_tokenizer(world: PromptWorld) -> PreTrainedTokenizerFast:
 def build_parts(world: PromptWorld, codec: SketchCodec) -> Parts:
     """Untrained parts around a codec; the denoiser starts by answering zero.
 
-    A token is 16 x 16 pixels of one latent frame, 72 in a clip of nine frames. Tokens of 32 x 32 pixels were three times
-    cheaper and never learned to agree with their neighbours.
+    A token is 16 x 16 pixels of one latent frame, 72 in a clip of nine frames. Tokens of 32 x 32 pixels were three
+    times cheaper and never learned to agree with their neighbours.
     """
     tokenizer = build_tokenizer(world)
     text_encoder = UMT5EncoderModel(UMT5Config(
         vocab_size=len(tokenizer), d_model=TEXT_WIDTH, d_kv=32, d_ff=256, num_layers=2, num_heads=4, dropout_rate=0.0))
     transformer = WanTransformer3DModel(
-        patch_size=(1, 2, 2), num_attention_heads=4, attention_head_dim=48, in_channels=codec.config.z_dim,
-        out_channels=codec.config.z_dim, text_dim=TEXT_WIDTH, freq_dim=128, ffn_dim=512, num_layers=6,
+        patch_size=(1, 2, 2), num_attention_heads=3, attention_head_dim=48, in_channels=codec.config.z_dim,
+        out_channels=codec.config.z_dim, text_dim=TEXT_WIDTH, freq_dim=128, ffn_dim=448, num_layers=6,
         rope_max_seq_len=64)
     torch.nn.init.zeros_(transformer.proj_out.weight)
     torch.nn.init.zeros_(transformer.proj_out.bias)

@@ -28,10 +28,10 @@ from serve_app.models.sketch.parts import MAX_TOKENS, Parts, build_parts, save_p
 log = logging.getLogger("sketch.train")
 
 FIT_CLIPS = 300
-CODEC_BATCH = 12
-LATENT_NOISE = 0.08
+CODEC_BATCH = 8
+LATENT_NOISE = 0.35
 """Most noise on latents in the decoder's training, in units of `latents_std`; about the denoiser's own error."""
-POOL_CLIPS = 12_000
+POOL_CLIPS = 6_000
 """Encoded clips kept in memory; a few are redrawn at every step, since drawing costs as much as a sixth of a step."""
 FRESH_CLIPS = 4
 TOKENS_PER_BATCH = 2304
@@ -42,6 +42,7 @@ CAPTION_DROP = 0.1
 """Share of training captions replaced by the empty one, for classifier-free guidance."""
 IMAGE_SHARE = 0.25
 """Share of clips whose first latent frame is given clean at time 0, as image-to-video gives it."""
+OBJECT_WEIGHT = 3.0
 CLIP_NORM = 1.0
 LOG_EVERY = 10
 
@@ -85,26 +86,17 @@ def rate(plan: Plan, progress: Progress, warm_up_steps: int = 100) -> float:
 # ---- codec ---------------------------------------------------------------------------------------------------------
 
 
-def draw_chunks(world: PromptWorld, rng: random.Random, count: int) -> torch.Tensor:
-    """`count` latent frames' worth of pixels, (count, 3, 4, H, W): the first frame four times, or four later frames."""
-    clips, _ = scenes.draw_batch(world, rng, count)
-    starts = [1 + 4 * rng.randrange(-1, scenes.FRAMES // 4) for _ in range(count)]
-    return torch.stack([clip[:, start:start + 4] if start > 0 else clip[:, :1].expand(-1, 4, -1, -1)
-                        for clip, start in zip(clips, starts, strict=True)])
-
-
-def codec_loss(codec: SketchCodec, chunks_BCTHW: torch.Tensor, noise: float) -> torch.Tensor:
+def codec_loss(codec: SketchCodec, clips_BCTHW: torch.Tensor, noise: float) -> torch.Tensor:
     """Squared plus absolute error, edges weighted up; latents carry `noise` so that the decoder learns to tidy up."""
     with torch.no_grad():
-        # A clip of five frames whose first frame is not looked at: its second latent frame is the chunk.
-        latents = codec.latents(torch.cat([chunks_BCTHW[:, :, :1], chunks_BCTHW], 2))[:, :, 1]
-        std = torch.tensor(codec.config.latents_std)[:, None, None]
-        latents = latents + noise * torch.rand(len(latents), 1, 1, 1) * std * torch.randn_like(latents)
-        across = functional.pad((chunks_BCTHW[..., 1:] - chunks_BCTHW[..., :-1]).abs(), (0, 1))
-        down = functional.pad((chunks_BCTHW[..., 1:, :] - chunks_BCTHW[..., :-1, :]).abs(), (0, 0, 0, 1))
+        latents = codec.latents(clips_BCTHW)
+        std = torch.tensor(codec.config.latents_std)[:, None, None, None]
+        latents = latents + noise * torch.rand(len(latents), 1, 1, 1, 1) * std * torch.randn_like(latents)
+        across = functional.pad((clips_BCTHW[..., 1:] - clips_BCTHW[..., :-1]).abs(), (0, 1))
+        down = functional.pad((clips_BCTHW[..., 1:, :] - clips_BCTHW[..., :-1, :]).abs(), (0, 0, 0, 1))
         weight = 1 + 2 * (across + down).sum(1, keepdim=True).clamp(max=1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        error = (codec.decode_chunk(latents).float() - chunks_BCTHW).abs() * weight
+        error = (codec.decode_free(latents).float() - clips_BCTHW).abs() * weight
     return (error.square() + 0.1 * error).mean()
 
 
@@ -122,7 +114,7 @@ def train_codec(plan: Plan, world: PromptWorld, *, resume: bool) -> SketchCodec:
     while progress.elapsed_s < 60 * plan.minutes:
         for group in optimizer.param_groups:
             group["lr"] = rate(plan, progress, warm_up_steps=20)
-        loss = codec_loss(codec, draw_chunks(world, rng, CODEC_BATCH), noise=LATENT_NOISE)
+        loss = codec_loss(codec, scenes.draw_batch(world, rng, CODEC_BATCH)[0], noise=LATENT_NOISE)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, CLIP_NORM)
@@ -198,8 +190,18 @@ def flow_loss(parts: Parts, latents: torch.Tensor, captions: list[str]) -> torch
         text = text * tokens.attention_mask[..., None]
         velocity = parts.transformer(hidden_states=(1 - level) * latents + level * noise, timestep=times,
                                      encoder_hidden_states=text, return_dict=False)[0]
-    error = (velocity.float() - (noise - latents)).square().mean((1, 3, 4))
+    error = ((velocity.float() - (noise - latents)).square() * object_weight(latents)).mean((1, 3, 4))
     return (error * noisy_frames).sum() / noisy_frames.sum()
+
+
+def object_weight(latents: torch.Tensor) -> torch.Tensor:
+    """1 on the background up to OBJECT_WEIGHT on the object, (B, 1, T, h, w).
+
+    An object covers a tenth of the picture; without this the background is learned first and the object much later.
+    """
+    ground = latents.flatten(2).median(2).values[:, :, None, None, None]
+    apart = (latents - ground).square().sum(1, keepdim=True).clamp(max=1)
+    return 1 + (OBJECT_WEIGHT - 1) * apart
 
 
 class DenoiserRun:
@@ -299,6 +301,7 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(args.threads)
+    torch.set_flush_denormal(True)  # tiny moments of rare words would slow every step
     args.out.mkdir(parents=True, exist_ok=True)
     world = scenes.load_world()
     if args.stage in ("all", "codec"):
