@@ -32,7 +32,9 @@ def test_there_are_storyboards_in_the_documents() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_in_a_page_exists(page: Path) -> None:
     known = set(get_command(app).commands)  # type: ignore[attr-defined]
-    used = set(re.findall(r"(?:^|`)reelray ([a-z]+)", page.read_text(encoding="utf-8"), re.MULTILINE))
+    text = page.read_text(encoding="utf-8")
+    shell = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL))
+    used = set(re.findall(r"`reelray ([a-z]+)", text)) | set(re.findall(r"^reelray ([a-z]+)", shell, re.MULTILINE))
     assert used <= known
 
 
