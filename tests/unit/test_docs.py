@@ -16,7 +16,8 @@ from workflows.storyboard import parse_storyboard
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 YAML = re.compile(r"```yaml\n(.*?)```", re.DOTALL)
-BLOCKS = [(page, block) for page in PAGES for block in YAML.findall(page.read_text(encoding="utf-8")) if "shots:" in block]
+BLOCKS = [(page, block) for page in PAGES for block in YAML.findall(page.read_text(encoding="utf-8"))
+          if "shots:" in block]
 
 
 @pytest.mark.parametrize(("page", "block"), BLOCKS, ids=[f"{page.name}-{n}" for n, (page, _) in enumerate(BLOCKS)])
