@@ -54,13 +54,12 @@ def fit_text(text: str, *, width_px: int, height_px: int, size_px: int, min_size
     setter = _Setter(text, width_px, height_px)
     if not setter.paragraphs:
         raise MediaError(problem="the text is empty")
-    for size in range(max(size_px, min_size_px), min_size_px - 1, -1):
-        lines = setter.lines(size)
-        if len(lines) <= setter.most_lines(size) and all(setter.fits(line, size) for line in lines):
-            return setter.balanced(lines, size)
-    shown = sum(map(len, lines[:setter.most_lines(min_size_px)]))
-    raise MediaError(problem=f"a text of {len(' '.join(setter.paragraphs))} characters does not fit {width_px}x{height_px} "
-                             f"px; nearest valid: about {shown} characters")
+    size = setter.largest_size(min_size_px, size_px)
+    if size is None:
+        length, shown = len(" ".join(setter.paragraphs)), sum(map(len, setter.visible_lines(min_size_px)))
+        raise MediaError(problem=f"a text of {length} characters does not fit {width_px}x{height_px} px; "
+                                 f"nearest valid: about {shown} characters")
+    return setter.balanced(size)
 
 
 def cut_text(text: str, *, width_px: int, height_px: int, size_px: int, min_size_px: int) -> Block:
@@ -69,10 +68,10 @@ def cut_text(text: str, *, width_px: int, height_px: int, size_px: int, min_size
         return fit_text(text, width_px=width_px, height_px=height_px, size_px=size_px, min_size_px=min_size_px)
     except MediaError:
         setter = _Setter(text, width_px, height_px)
-    lines = setter.lines(min_size_px)[:setter.most_lines(min_size_px)]
+    lines = setter.visible_lines(min_size_px)
     if lines:
         last = lines[-1]
-        while last and not setter.fits(last + "…", min_size_px):
+        while last and not setter.is_within(last + "…", min_size_px, width_px):
             last = last[:-1].rstrip()
         lines[-1] = last + "…"
     return setter.block(lines, min_size_px)
@@ -101,61 +100,75 @@ class _Setter:
         self._width_px, self._height_px = width_px, height_px
         self._font = cv2.FontFace(FONT)
 
-    def most_lines(self, size_px: int) -> int:
-        return int(self._height_px / (size_px * LINE_HEIGHT))
+    def largest_size(self, least_px: int, most_px: int) -> int | None:
+        """The largest font size from `least_px` to `most_px` at which all of the text is in the box."""
+        if not self._fits(least_px):
+            return None
+        fits, too_large = least_px, most_px + 1
+        while too_large - fits > 1:
+            middle = (fits + too_large) // 2
+            fits, too_large = (middle, too_large) if self._fits(middle) else (fits, middle)
+        return fits
 
-    def fits(self, line: str, size_px: int) -> bool:
-        return self._is_within(line, size_px, self._width_px)
-
-    def lines(self, size_px: int) -> list[str]:
-        """All lines, or one more than the box holds."""
-        return self._lines(size_px, self._width_px)
+    def visible_lines(self, size_px: int) -> list[str]:
+        """The lines that the box has room for, from the first."""
+        return self._lines(size_px, self._width_px)[:self._most_lines(size_px)]
 
     def block(self, lines: list[str], size_px: int) -> Block:
         return Block(tuple(lines), size_px, max((_width(line, self._font, size_px) for line in lines), default=0))
 
-    def balanced(self, lines: list[str], size_px: int) -> Block:
-        """The narrowest block with as many lines, so that no single word is left on the last one."""
+    def balanced(self, size_px: int) -> Block:
+        """The narrowest block with as few lines, so that no single word is left on the last one."""
+        lines = self._lines(size_px, self._width_px)
         best = self.block(lines, size_px)
         narrow, wide = 0, best.width_px
         while wide - narrow > 1:
             middle = (narrow + wide) // 2
             tried = self._lines(size_px, middle)
-            if len(tried) <= len(lines) and all(self._is_within(line, size_px, middle) for line in tried):
-                best = self.block(tried, size_px)
-                wide = middle
+            if len(tried) <= len(lines) and all(self.is_within(line, size_px, middle) for line in tried):
+                best, wide = self.block(tried, size_px), middle
             else:
                 narrow = middle
         return best
 
-    def _is_within(self, line: str, size_px: int, width_px: int) -> bool:
+    def is_within(self, line: str, size_px: int, width_px: int) -> bool:
         # Counting first spares measuring a hundred thousand characters again and again.
         return len(line) * NARROWEST * size_px <= width_px and _width(line, self._font, size_px) <= width_px
 
+    def _fits(self, size_px: int) -> bool:
+        lines = self._lines(size_px, self._width_px)
+        return len(lines) <= self._most_lines(size_px) and all(
+            self.is_within(line, size_px, self._width_px) for line in lines)
+
+    def _most_lines(self, size_px: int) -> int:
+        return int(self._height_px / (size_px * LINE_HEIGHT))
+
     def _lines(self, size_px: int, width_px: int) -> list[str]:
+        """All lines, or one more than the box has room for."""
         lines: list[str] = []
         for paragraph in self.paragraphs:
             line = ""
             for piece in _pieces(paragraph):
-                if line and not self._is_within((line + piece).rstrip(), size_px, width_px):
+                if line and not self.is_within((line + piece).rstrip(), size_px, width_px):
                     lines.append(line.rstrip())
                     line = ""
                 line += piece
-                while not self._is_within(line.rstrip(), size_px, width_px) and len(line.rstrip()) > 1:
+                while not self.is_within(line.rstrip(), size_px, width_px) and len(line.rstrip()) > 1:
                     head = self._longest_head(line, size_px, width_px)
                     lines.append(head)
                     line = line[len(head):]
-                if len(lines) > self.most_lines(size_px):
-                    return lines
+                    if len(lines) > self._most_lines(size_px):
+                        return lines
             lines.append(line.rstrip())
-        return lines
+        return lines[:self._most_lines(size_px) + 1]
 
     def _longest_head(self, line: str, size_px: int, width_px: int) -> str:
         """The most of a word longer than a line that fits one, at least a character."""
-        end = 1
-        while end < len(line) and self._is_within(line[:end + 1], size_px, width_px):
-            end += 1
-        return line[:end]
+        fits, too_long = 1, len(line)
+        while too_long - fits > 1:
+            middle = (fits + too_long) // 2
+            fits, too_long = (middle, too_long) if self.is_within(line[:middle], size_px, width_px) else (fits, middle)
+        return line[:fits]
 
 
 def _pieces(paragraph: str) -> list[str]:
