@@ -72,11 +72,11 @@ class Running:
         """The job's rows."""
         return job_view(self.ledger.job(job_id), self.ledger.nodes(job_id))
 
-    def wait(self, job_id: str, timeout_s: float = 60.0) -> JobView:
+    def wait(self, job_id: str, timeout_s: float = 180.0) -> JobView:
         """Until the job is over."""
         return self.until(lambda: self.view(job_id).status.is_terminal, timeout_s) and self.view(job_id)
 
-    def until(self, condition: Callable[[], bool], timeout_s: float = 60.0) -> bool:
+    def until(self, condition: Callable[[], bool], timeout_s: float = 180.0) -> bool:
         """Poll until the condition holds."""
         end = time.monotonic() + timeout_s
         while not condition():

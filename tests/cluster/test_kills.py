@@ -51,7 +51,7 @@ def kill(processes: list[psutil.Process]) -> psutil.Process:
 
 
 def completes(running: Running, job_id: str) -> None:
-    assert running.wait(job_id, timeout_s=90).status is JobStatus.SUCCEEDED
+    assert running.wait(job_id, timeout_s=180).status is JobStatus.SUCCEEDED
     no_start_after_commit(running, job_id)
 
 
@@ -74,6 +74,7 @@ def test_kill_9_of_a_model_replica_costs_no_try(deploy: Deploy) -> None:
     assert max(node.failures for node in nodes) == 0
 
 
+@pytest.mark.slow
 def test_kill_9_of_the_progress_actor_loses_no_shot_and_steps_come_back(deploy: Deploy) -> None:
     running = deploy(STRICT)
     half_way(running, "board", seed=3)
@@ -92,16 +93,18 @@ def test_kill_9_of_the_progress_actor_loses_no_shot_and_steps_come_back(deploy: 
     completes(running, "board")
 
 
+@pytest.mark.slow
 def test_a_shot_that_kills_its_replica_is_failed_as_poison_and_the_others_are_rendered(deploy: Deploy) -> None:
     running = deploy(STRICT)
     running.submit(storyboard("sleep=0.2", "die", "sleep=0.3", seed=4), "poison")
-    view = running.wait("poison", timeout_s=120)
+    view = running.wait("poison", timeout_s=240)
     assert view.status is JobStatus.PARTIAL
     assert "its replica died 2 times" in view.errors["s2"]
     # A neighbour that waited on the dying replica is not blamed.
     assert set(view.errors) == {"s2"}
 
 
+@pytest.mark.slow
 @pytest.mark.postgres
 def test_kill_9_of_the_director_on_postgres(deploy: Deploy, postgres_url: str) -> None:
     running = deploy(STRICT, database_url=postgres_url)

@@ -146,6 +146,7 @@ class _Setter:
     def _lines(self, size_px: int, width_px: int) -> list[str]:
         """All lines, or one more than the box has room for."""
         lines: list[str] = []
+        enough = self._most_lines(size_px) + 1
         for paragraph in self.paragraphs:
             line = ""
             for piece in _pieces(paragraph):
@@ -153,14 +154,14 @@ class _Setter:
                     lines.append(line.rstrip())
                     line = ""
                 line += piece
-                while not self.is_within(line.rstrip(), size_px, width_px) and len(line.rstrip()) > 1:
+                while len(lines) < enough and len(line) > 1 and not self.is_within(line.rstrip(), size_px, width_px):
                     head = self._longest_head(line, size_px, width_px)
                     lines.append(head)
                     line = line[len(head):]
-                    if len(lines) > self._most_lines(size_px):
-                        return lines
+                if len(lines) >= enough:
+                    return lines
             lines.append(line.rstrip())
-        return lines[:self._most_lines(size_px) + 1]
+        return lines[:enough]
 
     def _longest_head(self, line: str, size_px: int, width_px: int) -> str:
         """The most of a word longer than a line that fits one, at least a character."""
