@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Iterable
 
@@ -19,6 +20,7 @@ from workflows.errors import StartFailed
 
 STOP_TIMEOUT_S = 15.0
 POLL_TIMEOUT_S = 5.0
+BOARD_START_S = 30.0
 
 
 class BoardObserver:
@@ -28,6 +30,11 @@ class BoardObserver:
         """Find or create the actor."""
         self._settings = settings
         self._actor = progress_actor(settings.progress, settings.ray.namespace)
+
+    def wait_until_ready(self) -> None:
+        """Block until the actor answers; give up quietly after a while, since progress is soft state."""
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.get(self._actor.ping.remote(), timeout=BOARD_START_S)
 
     async def poll(self, job_id: str, epoch: str, after: int) -> Poll:
         """Long-poll; after a failure the actor is looked up again."""
@@ -64,8 +71,10 @@ class Session:
             # Nothing here speaks HTTP; without a proxy no port can be taken.
             serve.start(proxy_location="Disabled", logging_config=LoggingConfig(log_level="WARNING",
                                                                                 enable_access_log=False))
-            self._director = _deployed(app)
+            # Started first and waited for last: a film's first steps must find somebody who watches.
             self.observer = BoardObserver(settings)
+            self._director = _deployed(app)
+            self.observer.wait_until_ready()
         except BaseException:
             ray.shutdown()
             raise

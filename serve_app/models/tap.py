@@ -150,15 +150,11 @@ class SchedulerTap:
 
     def scheduled(self, scheduler: Any) -> None:
         """The scheduler has its timesteps; this is the one place where they may be read from a GPU."""
-        self._lane(scheduler).schedule = [float(t) for t in scheduler.timesteps.tolist()]
+        self._known(scheduler).schedule = [float(t) for t in scheduler.timesteps.tolist()]
 
     def step(self, scheduler: Any, base_step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One step of one scheduler: skipped before a checkpoint, else made and reported."""
         lane = self._lane(scheduler)
-        if not lane.schedule:  # the pipeline set the timesteps by hand
-            self.scheduled(scheduler)
-        if self._leader is None:
-            self._leader = lane
         if self._skipping:
             return self._skip(lane, base_step, args, kwargs)
         output = base_step(scheduler, *args, **kwargs)
@@ -166,30 +162,38 @@ class SchedulerTap:
         lane.done += 1
         self._watch.beat()
         if lane is self._leader:
-            self._report(lane)
-        self._checkpoint(lane)
+            total = len(lane.schedule)
+            # A pipeline that runs its loop several times (a long video in sections) starts again at 0.
+            step = (lane.done - 1) % total
+            self._callback(step, total, lane.schedule[step])
+        if self._watch.checkpoint_every:
+            self._checkpoint(lane)
         self._watch.check()
         return output
 
     # -- parts of a step --------------------------------------------------------------------------------------------
 
     def _lane(self, scheduler: Any) -> _Lane:
+        """The lane of a scheduler that steps; the first one leads."""
+        if self._leader is not None and self._leader.scheduler is scheduler:
+            return self._leader
+        lane = self._known(scheduler)
+        if not lane.schedule:  # the pipeline set the timesteps by hand
+            self.scheduled(scheduler)
+        if self._leader is None:
+            self._leader = lane
+        return lane
+
+    def _known(self, scheduler: Any) -> _Lane:
         for lane in self._lanes:
             if lane.scheduler is scheduler:
                 return lane
         self._lanes.append(_Lane(scheduler))
         return self._lanes[-1]
 
-    def _report(self, lane: _Lane) -> None:
-        total = len(lane.schedule)
-        # A pipeline that runs its loop several times (a long video in sections) starts again at 0.
-        step = (lane.done - 1) % total
-        self._callback(step, total, lane.schedule[step])
-
     def _checkpoint(self, lane: _Lane) -> None:
-        every, take = self._watch.checkpoint_every, self._watch.on_checkpoint
-        total = len(lane.schedule)
-        if not every or take is None or self._switch is None or lane.done % every or lane.done >= total:
+        take, total = self._watch.on_checkpoint, len(lane.schedule)
+        if take is None or self._switch is None or lane.done % self._watch.checkpoint_every or lane.done >= total:
             return
         samples = [other.sample for other in self._lanes if other.done == lane.done and other.sample is not None]
         if len(samples) == len(self._lanes):  # the last of the loop's schedulers has reached this step

@@ -33,6 +33,8 @@ BUSY_TIMEOUT_MS = 15_000
 WAL_TRIES = 50
 """Two processes that open a new file at once may both try to switch it to WAL; SQLite does not queue that switch."""
 POSTGRES_SESSION = ("SET idle_in_transaction_session_timeout = '5s'", "SET lock_timeout = '30s'")
+IDLE_IN_TRANSACTION = "25P03"
+"""SQLSTATE of a session that the first of these ended: this process was frozen in the middle of a transaction."""
 POSTGRES_NETWORK = {"connect_timeout": 10, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
 """Seconds, and a count: a server that vanished without closing its connections is noticed within half a minute."""
 POSTGRES_WRITERS = 3
@@ -108,7 +110,9 @@ def is_down(error: BaseException) -> bool:
     """Whether the database is away, busy or full for now, as opposed to a statement that is wrong."""
     if isinstance(error, OperationalError | InterfaceError | TimeoutError | sqlite3.OperationalError):
         return True
-    return isinstance(error, DBAPIError) and error.connection_invalidated
+    if not isinstance(error, DBAPIError):
+        return False
+    return error.connection_invalidated or getattr(error.orig, "sqlstate", None) == IDLE_IN_TRANSACTION
 
 
 def _parse(url: str) -> URL:
