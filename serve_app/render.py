@@ -15,7 +15,7 @@ from serve_app.session import Session
 from serve_app.watch import Watcher
 from serve_app.workplace import Workplace
 from workflows.durable.rows import NewJob
-from workflows.errors import JobConflict
+from workflows.errors import JobConflict, UnknownJob
 from workflows.status import JobView, job_view
 from workflows.types import JobStatus
 
@@ -30,6 +30,11 @@ def render(job: NewJob, place: Workplace, screen: Screen) -> JobView:
     A job that already succeeded costs nothing; one that failed or was cancelled runs again where it has no result.
     Raises Interrupted on Ctrl-C.
     """
+    try:
+        place.ledger.job(job.id)
+    except UnknownJob:
+        # Submitted once somebody watches: a Director that is up before the screen would render its first steps unseen.
+        return _run(job.id, place, screen, job)
     place.ledger.submit(job)
     reopen(job.id, place, screen)
     return run_to_end(job.id, place, screen)
@@ -56,6 +61,10 @@ def run_to_end(job_id: str, place: Workplace, screen: Screen) -> JobView:
     if job.status is JobStatus.RUNNING:
         screen.note("the job was interrupted; it goes on when its lease has run out, "
                     f"{place.settings.engine.lease_s:.0f} s after its Director was last heard of")
+    return _run(job_id, place, screen)
+
+
+def _run(job_id: str, place: Workplace, screen: Screen, new: NewJob | None = None) -> JobView:
     models = place.settings.models
     names = ", ".join(dict.fromkeys((models.text_to_image, models.text_to_video, models.image_to_video)))
     screen.note(f"starting Ray and loading {names} ...")
@@ -63,6 +72,8 @@ def run_to_end(job_id: str, place: Workplace, screen: Screen) -> JobView:
     try:
         if session.dashboard:
             screen.note(f"Ray dashboard: http://{session.dashboard}")
+        if new is not None:
+            place.ledger.submit(new)
         return asyncio.run(_follow(job_id, place, session, screen))
     finally:
         session.close()
