@@ -69,9 +69,9 @@ class TimedScheduler(UniPCMultistepScheduler):
 class Loop(DiffusionPipeline):
     """A denoising loop with a real multistep scheduler, whose denoiser waits busily."""
 
-    def __init__(self, scheduler: TimedScheduler, *, step_s: float) -> None:
+    def __init__(self, scheduler: TimedScheduler) -> None:
         super().__init__()
-        self._step_s = step_s
+        self.step_s = STEP_S
         self.register_modules(scheduler=scheduler)
         self.steps_s: list[float] = []
         self.extra_s: list[float] = []
@@ -82,7 +82,7 @@ class Loop(DiffusionPipeline):
         self.scheduler.set_timesteps(STEPS)
         for index, timestep in enumerate(self.scheduler.timesteps):
             started = time.perf_counter()
-            while (computed := time.perf_counter()) < started + self._step_s:
+            while (computed := time.perf_counter()) < started + self.step_s:
                 pass
             sample = self.scheduler.step(sample, timestep, sample, return_dict=False)[0]
             if callback_on_step_end is not None:
@@ -132,7 +132,8 @@ class Cost:
 
 def measure(rounds: int, status: Path, *, step_s: float) -> dict[str, Cost]:
     """Each variant `rounds` times, in random order; one more round warms up and is not counted."""
-    pipe = Loop(TimedScheduler(use_flow_sigmas=True, prediction_type="flow_prediction"), step_s=step_s)
+    pipe = Loop(TimedScheduler(use_flow_sigmas=True, prediction_type="flow_prediction"))
+    pipe.step_s = step_s
     reporter = Reporter(Nowhere(), flush_s=0.25, on_cancelled=lambda _: None)
     runs = variants(pipe, reporter, status)
     steps_s: dict[str, list[float]] = {name: [] for name in runs}
