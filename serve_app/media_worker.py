@@ -38,6 +38,7 @@ class MediaWorker:
             raise
         finally:
             self._running.pop((call.job_id, call.node_id), None)
+            self._sink.end(call.job_id, call.node_id)
 
     def cancel_job(self, job_id: str) -> None:
         """Stop this job's calls, also those whose caller is gone. Callable from any thread."""
