@@ -33,7 +33,6 @@ def render(job: NewJob, place: Workplace, screen: Screen) -> JobView:
     try:
         place.ledger.job(job.id)
     except UnknownJob:
-        # Submitted once somebody watches: a Director that is up before the screen would render its first steps unseen.
         return _run(job.id, place, screen, job)
     place.ledger.submit(job)
     reopen(job.id, place, screen)
@@ -72,18 +71,16 @@ def _run(job_id: str, place: Workplace, screen: Screen, new: NewJob | None = Non
     try:
         if session.dashboard:
             screen.note(f"Ray dashboard: http://{session.dashboard}")
-        if new is not None:
-            place.ledger.submit(new)
-        return asyncio.run(_follow(job_id, place, session, screen))
+        return asyncio.run(_follow(job_id, place, session, screen, new))
     finally:
         session.close()
 
 
-async def _follow(job_id: str, place: Workplace, session: Session, screen: Screen) -> JobView:
+async def _follow(job_id: str, place: Workplace, session: Session, screen: Screen, new: NewJob | None) -> JobView:
     stop = asyncio.Event()
     with contextlib.suppress(NotImplementedError):  # no signal handlers on this platform's loop
         asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop.set)
-    watch = asyncio.create_task(_watch(job_id, place, session, screen))
+    watch = asyncio.create_task(_watch(job_id, place, session, screen, new))
     stopped = asyncio.create_task(stop.wait())
     await asyncio.wait([watch, stopped], return_when=asyncio.FIRST_COMPLETED)
     # A second Ctrl-C from here on ends the process the hard way; the job survives that too.
@@ -95,10 +92,13 @@ async def _follow(job_id: str, place: Workplace, session: Session, screen: Scree
     raise Interrupted
 
 
-async def _watch(job_id: str, place: Workplace, session: Session, screen: Screen) -> JobView:
-    await session.wake()
+async def _watch(job_id: str, place: Workplace, session: Session, screen: Screen, new: NewJob | None) -> JobView:
     view: JobView | None = None
-    async with Watcher(place.ledger, job_id, session.observer) as watcher:
+    async with Watcher(place.ledger, job_id, session.observer, on_record=screen.step) as watcher:
+        if new is not None:
+            # Submitted once somebody watches: the Director is already up, and first steps would pass unseen.
+            await asyncio.to_thread(place.ledger.submit, new)
+        await session.wake()
         async for view in watcher.views():
             screen.show(view)
     if view is None:

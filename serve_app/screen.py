@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from workflows.status import JobView, NodeView
-from workflows.types import JobStatus, NodeStatus
+from workflows.types import JobStatus, NodeStatus, ProgressRecord
 
 LINE_INTERVAL_S = 2.0
 """A plain log gets at most one line per running shot in this time."""
@@ -33,6 +33,9 @@ class Screen(Protocol):
 
     def show(self, view: JobView) -> None:
         """The job as it is now."""
+
+    def step(self, record: ProgressRecord) -> None:
+        """One moment of one running node; every one of them, where `show` has the newest."""
 
     def close(self) -> None:
         """The last view was shown."""
@@ -77,6 +80,9 @@ class LiveScreen:
     def show(self, view: JobView) -> None:
         """Redraw."""
         self._live.update(Group(self._header(view), self._shots(view)))
+
+    def step(self, record: ProgressRecord) -> None:
+        """Nothing: the bars show the newest step."""
 
     def close(self) -> None:
         """Leave the last picture on the terminal."""
@@ -125,12 +131,15 @@ class PlainScreen:
                 self._shown[name] = (status, now)
                 self.note(f"{view.progress:6.1%}  {name}: {_detail(node, status) or status.value}")
 
+    def step(self, record: ProgressRecord) -> None:
+        """Nothing: a log of every step is what `--json` is for."""
+
     def close(self) -> None:
         """Nothing to do."""
 
 
 class JsonScreen:
-    """One JSON object per line: `{"event": "note" | "job", ...}`."""
+    """One JSON object per line: `{"event": "note" | "job" | "step", ...}`."""
 
     def __init__(self, stream: TextIO) -> None:
         """Write to `stream`."""
@@ -147,6 +156,12 @@ class JsonScreen:
         if body != self._last:
             self._last = body
             self._write({"event": "job", "job": view.to_json()})
+
+    def step(self, record: ProgressRecord) -> None:
+        """`{"event": "step", "node": ..., "step": ..., "total_steps": ..., "timestep": ..., ...}`, none left out."""
+        self._write({"event": "step", "node": record.node_id, "shot": record.shot_id, "attempt": record.attempt,
+                     "phase": record.phase.value, "step": record.step, "total_steps": record.total_steps,
+                     "timestep": record.timestep, "progress": round(record.fraction, 4)})
 
     def result(self, view: JobView, path: Path | None) -> None:
         """`{"event": "result", "status": ..., "path": ..., "job": {...}}`, last."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
 from typing import Protocol
 
@@ -16,6 +16,9 @@ from workflows.types import ProgressRecord
 RETRY_S = 0.5
 """Pause before asking a board again that did not answer."""
 
+FIRST_ANSWER_S = 5.0
+"""How long entering a Watcher waits for the board; a silent board does not keep a film from being made."""
+
 
 class Observer(Protocol):
     """How the watcher reaches the board."""
@@ -25,22 +28,33 @@ class Observer(Protocol):
 
 
 class Watcher:
-    """Async context manager; `views()` yields the job as it is, at least once per change, until it is over."""
+    """Async context manager; `views()` yields the job as it is, at least once per change, until it is over.
 
-    def __init__(self, ledger: Ledger, job_id: str, observer: Observer | None, *, interval_s: float = 0.2) -> None:
-        """Without an observer only what the database knows is shown."""
+    Once entered, no step is missed while the board lives: a job submitted after that is seen from its first step.
+    """
+
+    def __init__(self, ledger: Ledger, job_id: str, observer: Observer | None, *, interval_s: float = 0.2,
+                 on_record: Callable[[ProgressRecord], None] | None = None) -> None:
+        """Without an observer only what the database knows is shown.
+
+        `on_record` gets every record in the board's order, where views show only the newest of each node.
+        """
         self._ledger = ledger
         self._job_id = job_id
         self._observer = observer
         self._interval_s = interval_s
+        self._on_record = on_record
         self._live: dict[str, ProgressRecord] = {}
         self._floor = 0.0
         self._changed = asyncio.Event()
+        self._answered = asyncio.Event()
         self._poller: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Watcher:
         if self._observer is not None:
             self._poller = asyncio.create_task(self._follow(self._observer), name="watch")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._answered.wait(), FIRST_ANSWER_S)
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None,
@@ -75,7 +89,10 @@ class Watcher:
                 await asyncio.sleep(RETRY_S)
                 continue
             epoch, after = poll.epoch, poll.seq
+            self._answered.set()
             for event in poll.events:
                 self._live[event.record.node_id] = event.record
+                if self._on_record is not None:
+                    self._on_record(event.record)
             if poll.events:
                 self._changed.set()

@@ -179,9 +179,12 @@ def test_json_output_carries_true_steps_and_ends_with_the_path(place: Path) -> N
     done = render(place, "--json")
     assert done.returncode == 0, done.stderr
     events = [json.loads(line) for line in done.stdout.splitlines()]
-    steps = [shot["step"] for event in events if event["event"] == "job" for shot in event["job"]["shots"]
-             if shot["id"] == "s1"]
-    assert len({step for step in steps if step > 0}) >= 3, "the bar jumped"
+    steps = [event for event in events if event["event"] == "step"]
+    for shot in ("s1", "s2", "s3", "s4"):
+        clip = [event["step"] for event in steps if event["node"] == f"{shot}.clip" and event["phase"] == "diffusion"]
+        assert sorted(set(clip)) == [*range(min(clip), 9)], "a step was not shown"
+        assert min(clip) <= 1
+        assert clip == sorted(clip)
     shares = [event["job"]["progress"] for event in events if event["event"] == "job"]
     assert shares == sorted(shares)
     assert events[-1]["event"] == "result"
