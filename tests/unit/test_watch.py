@@ -53,12 +53,17 @@ async def test_every_step_after_entering_is_handed_over_once_and_in_order(
     monkeypatch.setattr(watch, "RETRY_S", 0.01)
     board = ProgressBoard(ring=100)
     seen: list[int] = []
-    async with Watcher(ledger, "film", DirectObserver(board, failures), on_record=lambda record: seen.append(record.n)):
+    done = asyncio.Event()
+
+    def take(record: ProgressRecord) -> None:
+        seen.append(record.n)
+        if record.n == 50:
+            done.set()
+
+    async with Watcher(ledger, "film", DirectObserver(board, failures), on_record=take):
         for first in range(1, 51, 5):  # in batches, faster than anybody could draw them
             await board.report([step(n) for n in range(first, first + 5)])
-        async with asyncio.timeout(5):
-            while len(seen) < 50:
-                await asyncio.sleep(0.01)
+        await asyncio.wait_for(done.wait(), 5)
     assert seen == [*range(1, 51)]
 
 
