@@ -185,6 +185,7 @@ class _Lane:
         self.busy = 0
         self.queue = FairQueue()
         self.grants: dict[int, asyncio.Future[None]] = {}
+        self.apart = asyncio.Lock()
 
     async def acquire(self, ticket: Ticket) -> None:
         granted = asyncio.get_running_loop().create_future()
@@ -241,6 +242,10 @@ class Dispatcher:
             yield
         finally:
             pool.release()
+
+    def apart(self, lane: str) -> asyncio.Lock:
+        """Entered before a slot, keeps a call from running beside any other that entered it."""
+        return self._lane(lane).apart
 
     def resize(self, lane: str, slots: int) -> None:
         """Change a lane's capacity. Running calls go on; a smaller lane takes none until enough have ended."""

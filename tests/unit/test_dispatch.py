@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
+from contextlib import nullcontext
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -205,6 +206,23 @@ class TestDispatcher:
         assert (dispatcher.running("gpu"), dispatcher.capacity("gpu")) == (3, 1)
         await asyncio.gather(*holders)
         assert dispatcher.running("gpu") == 0
+
+    async def test_calls_kept_apart_never_run_beside_each_other_but_beside_others(self) -> None:
+        slots, inside, together = Dispatcher({"gpu": 3}), [], []
+
+        async def call(name: str, *, apart: bool) -> None:
+            async with slots.apart("gpu") if apart else nullcontext(), slots.slot(lane="gpu", job_id="film"):
+                inside.append(name)
+                await asyncio.sleep(0.01)
+                together.append(tuple(inside))
+                inside.remove(name)
+
+        async with asyncio.TaskGroup() as group:
+            for name in ("suspect 1", "suspect 2", "suspect 3"):
+                group.create_task(call(name, apart=True))
+            group.create_task(call("plain", apart=False))
+        assert all(sum(name.startswith("suspect") for name in names) <= 1 for names in together)
+        assert {"plain", "suspect 1"} in [set(names) for names in together]
 
     async def test_lanes_do_not_wait_for_each_other(self) -> None:
         dispatcher = Dispatcher({"gpu": 1, "cpu": 1})

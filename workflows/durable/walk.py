@@ -12,6 +12,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from graphlib import TopologicalSorter
 
@@ -133,8 +134,11 @@ class Walk:
             return await self._succeed(node, Done(result=NodeResult(artifact=stored), cached=True), key)
         refusals, job = 0, self._claim.job
         while True:
-            async with self._shop.dispatcher.slot(lane=node.lane, job_id=job.id, priority=job.priority,
-                                                  weight=job.weight, cost=node.cost, rank=self._ranks[node.id]):
+            # Two calls share a replica and die together, whichever of them killed it. Kept apart from then on, the
+            # innocent one does not die with the other again, and only the guilty one reaches the poison limit.
+            async with (self._shop.dispatcher.apart(node.lane) if node.crashes else nullcontext(),
+                        self._shop.dispatcher.slot(lane=node.lane, job_id=job.id, priority=job.priority,
+                                                   weight=job.weight, cost=node.cost, rank=self._ranks[node.id])):
                 node = await self._shop.patience.insist(self._shop.journal.start, self._claim, node, key=key)
                 await self._be_certain()
                 outcome = await self._attempt(node)

@@ -276,6 +276,33 @@ class TestInfrastructure:
         assert clip.error.type == "PoisonNode"
         assert "its replica died 3 times while it ran; last: actor died" in clip.error.message
 
+    async def test_the_neighbours_of_a_killer_die_with_it_once_and_are_not_blamed(self, studio: Studio) -> None:
+        replica: dict[str, asyncio.Future[None]] = {}
+
+        async def on_one_replica(call: NodeCall) -> NodeResult:
+            """Every clip runs in the same process; s2's ends it, and all that are inside with it."""
+            replica[call.node_id] = asyncio.get_running_loop().create_future()
+            try:
+                await asyncio.sleep(0.02)
+                if call.node_id == "s2.clip":
+                    for victim in replica.values():
+                        if not victim.done():
+                            victim.set_result(None)
+                if replica[call.node_id].done():
+                    raise LOST
+                return studio.step.result(call)
+            finally:
+                del replica[call.node_id]
+
+        for shot in range(1, 7):
+            studio.step.script[f"s{shot}.clip"] = [on_one_replica] * 9
+        studio.ledger.submit(film(shots=6))
+        assert (await studio.render()).status is JobStatus.PARTIAL
+        clips = [studio.node(f"s{shot}.clip") for shot in range(1, 7)]
+        assert [clip.id for clip in clips if clip.status is NodeStatus.FAILED] == ["s2.clip"]
+        assert max(clip.crashes for clip in clips if clip.id != "s2.clip") == 1
+        assert sum(clip.crashes for clip in clips) > clips[1].crashes, "nobody shared the replica"
+
     async def test_a_deployment_without_room_is_waited_for_as_long_as_it_takes(self, studio: Studio) -> None:
         studio.settings = QUICK.model_copy(update={"poll_s": 0.001})
         studio.step.script["s1.clip"] = [BUSY] * 15
