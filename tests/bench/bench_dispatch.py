@@ -4,8 +4,8 @@ The Director against a bare Serve handle and `ray.remote` tasks, in one run with
 
     python -m tests.bench.bench_dispatch [--gpus 1 2 4 8 16 32] [--shots-per-gpu 25] [--shot-s 1.0]
 
-Lower bound: max(work / GPUs, longest shot). Idle gap: between two shots on one GPU. Above `EVENLY` GPUs shots are longer
-in proportion, since two cores that play 32 GPUs cannot also serve 32 shots a second; no film has shots of one second.
+Lower bound: max(work / GPUs, longest shot). Idle gap: between two shots on one GPU. Above `EVENLY` GPUs shots are
+longer in proportion: two cores that play 32 GPUs cannot also serve 32 shots a second, and no GPU renders that fast.
 """
 
 from __future__ import annotations
@@ -198,8 +198,9 @@ def measure(gpus: int, shots_per_gpu: int, shot_s: float) -> list[list[object]]:
             makespan = max(end for _, _, end in spans) - began
             gaps = gaps_ms(spans)
         busy_s = sum(psutil.cpu_times()[:3]) - sum(cpu[:3])
-        rows.append([gpus, len(durations), shot_s, name, bound / makespan, simulated(durations, gpus) / makespan,
-                     sum(gaps) / len(gaps), gaps[int(0.99 * (len(gaps) - 1))], busy_s])
+        rows.append([gpus, len(durations), shot_s, name, bound / makespan,
+                     simulated(durations, gpus) / makespan, sum(gaps) / len(gaps), gaps[int(0.99 * (len(gaps) - 1))],
+                     busy_s])
         print(rows[-1], flush=True)
     return rows
 
@@ -218,8 +219,8 @@ def main() -> None:
     rows = [row for gpus in options.gpus for row in measure(gpus, options.shots_per_gpu, options.shot_s)]
     ours = [float(str(row[4])) for row in rows if "Director" in str(row[3])]
     write_report("dispatch_cpu_202611", "How busy are the GPUs?",
-                 ["GPUs", "shots", "seconds each", "system", "LB/makespan", "simulated/makespan", "gap mean ms", "gap p99 ms",
-                  "CPU s, all"],
+                 ["GPUs", "shots", "seconds each", "system", "LB/makespan", "simulated/makespan",
+                  "gap mean ms", "gap p99 ms", "CPU s, all"],
                  rows, f"Director: LB/makespan {min(ours):.3f} to {max(ours):.3f}; goal 0.98. `simulated` is "
                  f"longest-first scheduling without overhead. Shots are sleeps; real clips are ten times "
                  "longer and more, and gaps weigh that much less.")
