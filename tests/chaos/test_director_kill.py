@@ -72,9 +72,14 @@ class Stage:
         return [int(event.data["interrupted"]) for event in self.ledger.events("film", limit=5000)
                 if event.type is EventType.JOB_STARTED]
 
-    def check(self) -> None:
-        """One commit per node, no start after it, nothing left open, every job done."""
-        starts = [line.split() for line in (self.directory / "starts").read_text().splitlines()]
+    def check(self, *, frozen_pid: int = 0) -> None:
+        """One commit per node, no start after it, nothing left open, every job done.
+
+        A process that was frozen may have stood between its last look at the lease and the first line of a step: when
+        it thaws, that one step begins late. What it makes is not committed, which is all that can be promised.
+        """
+        lines = [line.split() for line in (self.directory / "starts").read_text().splitlines()]
+        starts = [start for start in lines if int(start[3]) != frozen_pid]
         for job in self.ledger.jobs(limit=100).jobs:
             nodes = self.ledger.nodes(job.id)
             assert (job.status, {node.status for node in nodes}) == (JobStatus.SUCCEEDED, {NodeStatus.SUCCEEDED})
@@ -133,11 +138,12 @@ def test_a_director_told_to_stop_hands_over_at_once(stage: Stage) -> None:
 
 def test_a_director_that_was_frozen_past_its_lease_commits_nothing_when_it_thaws(stage: Stage) -> None:
     stage.ledger.submit(film(shots=2))
-    zombie = stage.director(step_s=0.4)
+    # Only the freeze may cost a lease: a machine that is busy with other things must not.
+    zombie = stage.director(step_s=0.4, lease_s=4.0)
     stage.until(lambda: stage.succeeded() >= 1)
     freeze(zombie, stage)
     running = {node.id for node in stage.ledger.nodes("film") if node.status is NodeStatus.RUNNING}
-    stage.director()
+    stage.director(lease_s=20.0)
     stage.until(stage.is_over)
     before = (stage.ledger.job("film"), stage.ledger.nodes("film"), stage.ledger.events("film", limit=5000))
     os.kill(zombie.pid, signal.SIGCONT)
@@ -146,7 +152,7 @@ def test_a_director_that_was_frozen_past_its_lease_commits_nothing_when_it_thaws
     zombie.join(10)
     assert zombie.exitcode == 0
     assert (stage.ledger.job("film"), stage.ledger.nodes("film"), stage.ledger.events("film", limit=5000)) == before
-    stage.check()
+    stage.check(frozen_pid=zombie.pid)
     assert {node.id for node in stage.ledger.nodes("film") if node.interruptions} == running
 
 
