@@ -33,6 +33,8 @@ class Streams:
         Without an id, or with one that is none: the present run from its start.
         """
         feed = await self._hub.feed(job_id)
+        if feed.is_over:
+            await feed.look()  # it may have been opened again a moment ago
         heard = Position.read(last_id)
         beginning = feed.begin(heard)
         if heard and feed.is_over and not beginning.frames and not beginning.with_snapshot:
