@@ -32,7 +32,7 @@ def _deployed(app: serve.Application, *, http: bool) -> DeploymentHandle:
         raise StartFailed(problem="a part of the application did not start", detail=words or str(error)) from error
 
 
-def _require_free(settings: HttpSettings) -> None:
+def require_free(settings: HttpSettings) -> None:
     """Say that a port is taken before anything is started: Serve would try for a long time, and say it badly."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     with socket.socket(family) as probe:
@@ -55,7 +55,7 @@ class Session:
         """
         self._settings = settings
         if http:
-            _require_free(settings.http)
+            require_free(settings.http)
         logging.getLogger("ray").setLevel(logging.ERROR)
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         self.dashboard = start_ray(settings.ray)

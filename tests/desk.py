@@ -35,6 +35,14 @@ TWO_SHOTS: dict[str, Json] = {"title": "Two", "shots": [
     {"prompt": "a red circle moves left over a blue background", "mode": "keyframe"},
     {"prompt": "a yellow star falls down over a black background"}]}
 
+ROUTES = {
+    "/api/films": {"post"}, "/api/films/{job_id}/shots/{shot_id}": {"patch"}, "/api/jobs": {"get"},
+    "/api/jobs/{job_id}": {"get", "delete"}, "/api/jobs/{job_id}/log": {"get"}, "/api/jobs/{job_id}/events": {"get"},
+    "/api/jobs/{job_id}/cancel": {"post"}, "/api/jobs/{job_id}/retry": {"post"}, "/api/jobs/{job_id}/video": {"get"},
+    "/api/jobs/{job_id}/shots/{shot_id}/{file}": {"get"}, "/api/models": {"get"}, "/api/capacity": {"get"},
+    "/healthz": {"get"}, "/readyz": {"get"},
+}
+
 
 class LocalBoard:
     """The progress board in this process, counting what it is asked; silent while `away`."""

@@ -105,12 +105,15 @@ def job_view(job: JobRow, nodes: Sequence[NodeRow], live: Mapping[str, ProgressR
     live = live or {}
     views = {node.id: _node_view(node, live.get(node.id)) for node in nodes}
     shares = [NodeShare(cost=node.cost, status=node.status, fraction=views[node.id].progress) for node in nodes]
-    shot_ids = dict.fromkeys(node.shot_id for node in nodes if node.shot_id)
+    shots: dict[str, list[NodeView]] = {}
+    for node in nodes:
+        if node.shot_id:
+            shots.setdefault(node.shot_id, []).append(views[node.id])
     return JobView(
         id=job.id, kind=job.kind, title=job.title, status=job.status, stage=_stage(nodes, job.status),
         priority=job.priority, progress=job_fraction(shares, finished=job.status.is_terminal, floor=floor),
         created_at_s=job.created_at_s, started_at_s=job.started_at_s, finished_at_s=job.finished_at_s,
-        shots=tuple(_shot_view(shot_id, [views[n.id] for n in nodes if n.shot_id == shot_id]) for shot_id in shot_ids),
+        shots=tuple(_shot_view(shot_id, mine) for shot_id, mine in shots.items()),
         film=tuple(views[node.id] for node in nodes if not node.shot_id),
         warnings=tuple(dict.fromkeys((*_planned_warnings(job), *job.warnings))),
         errors={n.shot_id or n.id: n.error.message for n in nodes if n.status is NodeStatus.FAILED and n.error},

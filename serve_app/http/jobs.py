@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request
+from fastapi import APIRouter, Header, Path, Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from serve_app.http.artifacts import artifact_response
@@ -128,7 +128,8 @@ async def video(request: Request, job_id: JobId, desk: TheDesk) -> Response:
 @files.get("/{job_id}/shots/{shot_id}/{file}", response_class=Response, summary="A file of a shot",
            responses={**FILE_DOC, **refusals(404, 416, 422)})
 async def shot_file(
-    request: Request, job_id: JobId, shot_id: ShotId, file: ShotFile, desk: TheDesk,
+    request: Request, job_id: JobId, shot_id: ShotId, desk: TheDesk,
+    file: Annotated[ShotFile, Path(description="`keyframe`, `clip` or `thumbnail`.")],
     take: Annotated[int | None, Query(ge=1, le=2**31, description="Number of an earlier take.")] = None,
 ) -> Response:
     """The picture that a shot starts from, its clip as the film shows it, or a small picture of it (PNG)."""

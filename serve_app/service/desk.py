@@ -30,13 +30,13 @@ class Studio(Protocol):
     """Director and board, told of what was written. Hints: they never raise, and may be lost."""
 
     def wake(self) -> None:
-        """There is a new job, or a job was opened again."""
+        """There is a new job, or a job was opened again. Never blocks."""
 
     def cancelled(self, job_id: str) -> None:
-        """Its calls should stop at their next step."""
+        """Its calls should stop at their next step. May block for a moment."""
 
     def reopened(self, job_id: str) -> None:
-        """Its steps so far belong to an earlier run."""
+        """Its steps so far belong to an earlier run. May block for a moment."""
 
 
 class Cluster(Protocol):
@@ -99,7 +99,7 @@ class Desk:
     async def cancel(self, job_id: str) -> JobStatus:
         """Ask for the end of a job; a finished one stays as it is. Raises UnknownJob."""
         row = await asyncio.to_thread(self.ledger.cancel, job_id)
-        self._studio.cancelled(job_id)
+        await asyncio.to_thread(self._studio.cancelled, job_id)
         self.submitted(job_id)
         return row.status
 
@@ -107,7 +107,7 @@ class Desk:
         """Run a finished job again; see `Ledger.rerun`."""
         chosen = await asyncio.to_thread(self.ledger.rerun, job_id, selection, force=force)
         if chosen:
-            self._studio.reopened(job_id)
+            await asyncio.to_thread(self._studio.reopened, job_id)
             self.submitted(job_id)
         return chosen
 
@@ -115,14 +115,14 @@ class Desk:
         """Change one shot of a finished film; see `Films.change_shot`."""
         chosen = await asyncio.to_thread(self.films.change_shot, job_id, shot_id, changes)
         if chosen:
-            self._studio.reopened(job_id)
+            await asyncio.to_thread(self._studio.reopened, job_id)
         self.submitted(job_id)
         return chosen
 
     async def delete(self, job_id: str) -> None:
         """Forget a finished job. Raises UnknownJob, JobConflict."""
         await asyncio.to_thread(self.ledger.delete, job_id)
-        self._studio.reopened(job_id)
+        await asyncio.to_thread(self._studio.reopened, job_id)
         self.submitted(job_id)
 
     def jobs(self, status: JobStatus | None, kind: str, limit: int, cursor: str) -> dict[str, Json]:

@@ -327,7 +327,8 @@ def frame_text(told: Sequence[Told], at: Position) -> bytes:
 
 def snapshot_text(body: bytes, at: Position) -> bytes:
     """The whole job as an event."""
-    return f"id: {at}\nevent: {Name.SNAPSHOT.value}\ndata: ".encode() + body + b"\n\n"
+    head = f'id: {at}\nevent: {Name.SNAPSHOT.value}\ndata: {{"type":"{Name.SNAPSHOT.value}",'
+    return head.encode() + body.removeprefix(b"{") + b"\n\n"
 
 
 def _data(told: Told) -> str:

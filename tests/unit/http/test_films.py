@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
-from serve_app.http.films import SCOPE
+from serve_app.http.films import SCOPE, read_film
 from serve_app.http.idempotency import fingerprint
 from serve_app.http.schemas import Accepted, PlanReply, Problem
 from tests.desk import TWO_SHOTS, Shop
 from workflows.durable.replies import Reserved
+from workflows.durable.tables import reply as table
 from workflows.types import JobStatus, Priority
 
 PROMPT = "a red circle moves left over a blue background"
@@ -146,6 +148,18 @@ class TestIdempotency:
         reply = shop.client.post("/api/films", content=body, headers={**KEY, "content-type": "application/json"})
         assert (reply.status_code, reply.json()["code"]) == (409, "request-in-flight")
         assert reply.headers["retry-after"] == "1"
+
+    def test_what_a_dead_process_had_submitted_is_found_and_not_made_again(self, shop: Shop) -> None:
+        body = json.dumps(TWO_SHOTS).encode()
+        reserved = shop.desk.replies.begin(SCOPE, "k-1", fingerprint(b"application/json", b"interactive", body))
+        assert isinstance(reserved, Reserved)
+        draft = shop.desk.films.draft(read_film(body, "application/json"))
+        made = shop.desk.films.submit(draft, token=reserved.token, priority=Priority.INTERACTIVE)
+        with shop.ledger.database.write() as connection:  # it died here, a while ago
+            connection.execute(sa.update(table).values(touched_at=0.0))
+        reply = shop.client.post("/api/films", content=body, headers={**KEY, "content-type": "application/json"})
+        assert (reply.status_code, reply.json()["id"]) == (202, made.id)
+        assert len(shop.ledger.jobs().jobs) == 1
 
     def test_a_refused_request_leaves_the_key_free(self, shop: Shop) -> None:
         assert shop.client.post("/api/films", json={"shots": []}, headers=KEY).status_code == 422

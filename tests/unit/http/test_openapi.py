@@ -7,15 +7,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from tests.desk import TWO_SHOTS, Shop
-
-ROUTES = {
-    "/api/films": {"post"}, "/api/films/{job_id}/shots/{shot_id}": {"patch"}, "/api/jobs": {"get"},
-    "/api/jobs/{job_id}": {"get", "delete"}, "/api/jobs/{job_id}/log": {"get"}, "/api/jobs/{job_id}/events": {"get"},
-    "/api/jobs/{job_id}/cancel": {"post"}, "/api/jobs/{job_id}/retry": {"post"}, "/api/jobs/{job_id}/video": {"get"},
-    "/api/jobs/{job_id}/shots/{shot_id}/{file}": {"get"}, "/api/models": {"get"}, "/api/capacity": {"get"},
-    "/healthz": {"get"}, "/readyz": {"get"},
-}
+from tests.desk import ROUTES, TWO_SHOTS, Shop
 
 
 @pytest.fixture
