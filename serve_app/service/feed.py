@@ -171,8 +171,8 @@ class Feed:
         self._wake()
         if self._poller is not None:
             self._poller.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._poller
+            # Not awaited itself: its cancellation could not be told from the caller's own.
+            await asyncio.wait([self._poller])
 
     async def look(self) -> None:
         """Tell the rows that are new."""

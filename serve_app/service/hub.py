@@ -58,8 +58,7 @@ class Hub:
         """End all feeds."""
         if self._looker is not None:
             self._looker.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._looker
+            await asyncio.wait([self._looker])
         for opening in list(self._feeds.values()):
             if _opened(opening):
                 await opening.result().close()

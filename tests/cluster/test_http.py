@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import re
@@ -11,11 +12,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from workflows.media.probe import probe
@@ -130,3 +132,49 @@ def test_a_client_submits_hears_steps_and_gets_its_film(server: Server, tmp_path
     assert (refused[0], refused[1]["content-type"]) == (422, "application/problem+json")
     assert server.ask("DELETE", job_url)[0] == 204
     assert server.ask("GET", job_url)[0] == 404
+
+
+def killed(server: Server, title: str) -> None:
+    """kill -9 of the first process of this server whose title holds `title`."""
+    for process in psutil.Process(server.process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if title in " ".join(process.cmdline()):
+                process.kill()
+                return
+    raise AssertionError(f"no process called {title}")
+
+
+def heard_to_the_end(server: Server, job_url: str, at_event: Callable[[int], None]) -> list[tuple[str, Any]]:
+    """All events of a job, by a client that comes back with its last id whenever it is cut off."""
+    heard: list[tuple[str, Any]] = []
+    last, end = "", time.monotonic() + START_S
+    while not heard or heard[-1][0] != "done":
+        assert time.monotonic() < end, "the job did not end in time"
+        try:
+            for event_id, name, data in server.events(f"{job_url}/events", **({"Last-Event-ID": last} if last else {})):
+                last = event_id or last
+                heard.append((name, data))
+                at_event(len(heard))
+        except (OSError, http.client.HTTPException, AssertionError):
+            time.sleep(0.2)  # not up again yet
+    return heard
+
+
+@pytest.mark.slow
+@pytest.mark.chaos
+def test_a_client_that_comes_back_misses_nothing_when_ingress_director_and_board_are_killed(server: Server) -> None:
+    prompts = [{"prompt": f"shot {number}", "frames": 33} for number in range(24)]
+    job_url = server.ask("POST", "/api/films", {"title": "Killed", "shots": prompts})[1]["location"]
+    victims = {12: "ServeReplica:reelray:ingress", 40: "ProgressBoard", 60: "ServeReplica:reelray:director"}
+
+    def strike(count: int) -> None:
+        if count in victims:
+            killed(server, victims[count])
+
+    heard = heard_to_the_end(server, job_url, strike)
+    assert heard[-1][1]["data"]["success_count"] == len(prompts)
+    shots = [data["shot"] for name, data in heard if name == "shot_update"]
+    done = {shot["id"] for shot in shots if shot["status"] == "succeeded"}
+    assert len(done) == len(prompts), "every shot's end was heard"
+    assert [name for name, _ in heard].count("done") == 1
+    assert {f"clip {n}/24" for n in range(1, 25)} <= {data["message"] for name, data in heard if name == "progress"}

@@ -280,6 +280,24 @@ class TestBreaks:
             assert [piece async for piece in stream] == []
         await closed_shop.desk.close()
 
+    async def test_the_hub_closes_while_it_lets_a_feed_go(self, closed_shop: Shop, film: str) -> None:
+        """Closing a feed waits for its poller; being told to end meanwhile must not be taken for the poller's end."""
+        hub = closed_shop.desk.hub
+        feed = await hub.feed(film)
+        feed.is_gone = True
+        closing = asyncio.Event()
+        cut = feed.close
+
+        async def slow_close() -> None:
+            closing.set()
+            await cut()
+
+        feed.close = slow_close  # type: ignore[method-assign]
+        hub.nudge()
+        async with asyncio.timeout(5):
+            await closing.wait()
+            await hub.close()
+
     async def test_a_job_that_nobody_watches_is_not_followed_for_ever(
             self, closed_shop: Shop, film: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(hub_module, "LINGER_S", 0.0)
