@@ -48,7 +48,7 @@ class Board(Protocol):
         """Long-poll the job's events."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Position:
     """How far a client has heard."""
 
@@ -76,8 +76,8 @@ class Frame:
     """After this frame."""
     text: bytes
     """Server-sent events; the id stands with the last of them, so that a cut connection repeats and loses nothing."""
-    is_row: bool
-    node_id: str = ""
+    node_id: str
+    """Empty for what concerns the whole job."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -310,8 +310,7 @@ class Feed:
         if told:
             self._number += 1
             self.changed_s = time.monotonic()
-            ring.append(Frame(number=self._number, at=self.at, text=frame_text(told, self.at), node_id=node_id,
-                              is_row=ring is self._rows))
+            ring.append(Frame(number=self._number, at=self.at, text=frame_text(told, self.at), node_id=node_id))
 
     def _wake(self) -> None:
         """Let everybody look who waits for news."""
