@@ -18,8 +18,8 @@ MEANINGS = {
 }
 
 
-def desk_of(request: Request) -> Desk:
-    """The desk of this application."""
+async def desk_of(request: Request) -> Desk:
+    """The desk of this application. Async, because FastAPI sends every other kind through a thread."""
     desk: Desk = request.app.state.desk
     return desk
 
