@@ -52,6 +52,8 @@ class LocalBoard:
         self.polls = 0
         self.histories = 0
         self.away = False
+        self.asked, self.cut = asyncio.Event(), asyncio.Event()
+        """Set by the first poll, and when one is cut off."""
 
     async def history(self, job_id: str) -> Poll:
         self.histories += 1
@@ -61,9 +63,14 @@ class LocalBoard:
 
     async def poll(self, job_id: str, epoch: str, after: int) -> Poll:
         self.polls += 1
+        self.asked.set()
         if self.away:
             raise ConnectionError("the actor is gone")
-        return await self.board.poll(job_id, epoch, after, timeout_s=5.0)
+        try:
+            return await self.board.poll(job_id, epoch, after, timeout_s=5.0)
+        except asyncio.CancelledError:
+            self.cut.set()
+            raise
 
     def restart(self) -> None:
         """A new life, empty."""
@@ -92,8 +99,11 @@ class StillCluster:
     """A cluster that says what it is told to say."""
 
     states: dict[str, str] = field(default_factory=lambda: {"director": "HEALTHY", "model-sketch": "HEALTHY"})
+    error: Exception | None = None
 
     def resources(self) -> tuple[Mapping[str, float], Mapping[str, float]]:
+        if self.error:
+            raise self.error
         return {"GPU": 2.0, "CPU": 8.0, "node:10.0.0.1": 1.0}, {"GPU": 0.5, "CPU": 3.0}
 
     def parts(self) -> Mapping[str, str]:

@@ -284,18 +284,11 @@ class TestBreaks:
         """Closing a feed waits for its poller; being told to end meanwhile must not be taken for the poller's end."""
         hub = closed_shop.desk.hub
         feed = await hub.feed(film)
-        feed.is_gone = True
-        closing = asyncio.Event()
-        cut = feed.close
-
-        async def slow_close() -> None:
-            closing.set()
-            await cut()
-
-        feed.close = slow_close  # type: ignore[method-assign]
-        hub.nudge()
         async with asyncio.timeout(5):
-            await closing.wait()
+            await closed_shop.board.asked.wait()
+            feed.is_gone = True
+            hub.nudge()
+            await closed_shop.board.cut.wait()
             await hub.close()
 
     async def test_a_job_that_nobody_watches_is_not_followed_for_ever(
