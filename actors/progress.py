@@ -42,6 +42,8 @@ class Poll:
     events: tuple[ProgressEvent, ...]
     is_snapshot: bool = False
     """The observer had missed something: `events` holds the newest record of each node instead of every step."""
+    since: int = 0
+    """Of a history: every event after this number is there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +86,11 @@ class ProgressBoard:
             await self._wait(job_id, timeout_s)
             events = self._after(job_id, after)
         return Poll(epoch=self.epoch, seq=events[-1].seq if events else after, events=events)
+
+    async def history(self, job_id: str) -> Poll:
+        """Every event of a job that is still kept, for an observer who begins."""
+        return Poll(epoch=self.epoch, seq=self._seq, events=tuple(self._rings.get(job_id, ())),
+                    since=self._dropped.get(job_id, 0))
 
     async def cancel(self, job_id: str) -> None:
         """Tell reporters of this job to stop, also those whose caller is gone."""

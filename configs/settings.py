@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -116,6 +117,47 @@ class RaySettings(Frozen):
     namespace: str = "reelray"
 
 
+class HttpSettings(Frozen):
+    """The HTTP service that `reelray serve` starts."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on: a loopback address, unless `allow_unauthenticated` says otherwise."""
+    port: Annotated[int, Field(ge=1, le=65535)] = 8000
+    allow_unauthenticated: bool = False
+    """Listen on other addresses too. Nobody is asked who they are: whoever reaches the port renders, reads, deletes."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names besides loopback that requests may be addressed to, e.g. of a reverse proxy on this machine."""
+    replicas: Count = 1
+    """Processes that answer requests; any of them answers any request."""
+    max_body_kb: Annotated[int, Field(ge=1, le=100_000)] = 1100
+    """Longest request body, in 10^3 bytes; a storyboard has at most 1000."""
+    heartbeat_s: Seconds = 15.0
+    """A silent event stream says this often that it is alive."""
+    window: Count = 2000
+    """Newest events kept per followed job; a client that missed more gets a snapshot instead."""
+
+    @model_validator(mode="after")
+    def _loopback_or_in_so_many_words(self) -> HttpSettings:
+        if not self.is_loopback and not self.allow_unauthenticated:
+            raise ValueError(f"host {self.host!r} can be reached from other machines, and nobody is asked who they "
+                             "are; nearest 127.0.0.1, or say http.allow_unauthenticated=true too")
+        return self
+
+    @property
+    def is_loopback(self) -> bool:
+        """Only this machine can reach it."""
+        try:
+            return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @property
+    def url(self) -> str:
+        """Where a browser on this machine finds it."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)
+        return f"http://{f'[{host}]' if ':' in host and not host.startswith('[') else host}:{self.port}"
+
+
 class Settings(Frozen):
     """The whole tree. `reelray profile show` prints it resolved."""
 
@@ -133,6 +175,7 @@ class Settings(Frozen):
     media: MediaSettings = MediaSettings()
     progress: ProgressSettings = ProgressSettings()
     ray: RaySettings = RaySettings()
+    http: HttpSettings = HttpSettings()
 
     @property
     def database(self) -> str:

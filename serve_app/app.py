@@ -1,5 +1,6 @@
 """build(settings) -> Application: the only place where classes become Serve deployments. Read this file first.
 
+    Ingress (HTTP, only where it serves) ──► Director
     Director ──► one ModelDeployment per card (replicas on GPUs, fractions allowed)
         └──────► MediaDeployment (CPU)
 """
@@ -16,21 +17,23 @@ from configs.model_card import ModelCard
 from configs.settings import Settings
 from serve_app.deployments import DirectorDeployment, MediaDeployment, ModelDeployment
 from serve_app.director import PREFETCH
+from serve_app.ingress import IngressDeployment
 from workflows.errors import ImpossibleResources
 
 APP_NAME = "reelray"
+DIRECTOR = "director"
 
 # Serve retries a full replica after 25 ms, then 50, up to 0.5 s; a GPU would idle that long between two shots.
 ROUTER = RequestRouterConfig(initial_backoff_s=0.01, max_backoff_s=0.05)
 
 
 def build(settings: Settings, *, cluster: Mapping[str, float], only: Iterable[str] = (),
-          model: type = ModelDeployment) -> serve.Application:
+          model: type = ModelDeployment, http: bool = False) -> serve.Application:
     """The application for these settings on a cluster with these total resources (`ray.cluster_resources()`).
 
-    `only` restricts the Director to these job ids. Raises SettingsError for cards, and ImpossibleResources when a
-    replica could never start: Serve itself would wait for ever. `model(card, settings)` is the class behind every card;
-    benchmarks and failure tests put another one there.
+    `only` restricts the Director to these job ids; `http` puts the HTTP routes in front of it. Raises SettingsError for
+    cards, and ImpossibleResources when a replica could never start: Serve itself would wait for ever.
+    `model(card, settings)` is the class behind every card; benchmarks and failure tests put another one there.
     """
     cards = {card.name: card for card in casting(settings, load_cards(settings)).values()}
     check_resources(settings, cards.values(), cluster)
@@ -39,10 +42,18 @@ def build(settings: Settings, *, cluster: Mapping[str, float], only: Iterable[st
         MediaDeployment, name="media", max_ongoing_requests=settings.cpu_slots, graceful_shutdown_timeout_s=5,
         ray_actor_options={"num_cpus": 0.5},
     ).bind(settings)
-    return serve.deployment(
-        DirectorDeployment, name="director", max_ongoing_requests=1000, health_check_period_s=2,
+    director = serve.deployment(
+        DirectorDeployment, name=DIRECTOR, max_ongoing_requests=1000, health_check_period_s=2,
         graceful_shutdown_timeout_s=10, ray_actor_options={"num_cpus": 0.1},
     ).bind(settings, models, media, tuple(only))
+    if not http:
+        return director
+    # Every open event stream is a request that goes on; Serve's limit of five would shut out the sixth client.
+    return serve.deployment(
+        serve.ingress()(IngressDeployment), name="ingress", num_replicas=settings.http.replicas,
+        max_ongoing_requests=1000, health_check_period_s=2, graceful_shutdown_timeout_s=2,
+        graceful_shutdown_wait_loop_s=0.2, ray_actor_options={"num_cpus": 0.1},
+    ).bind(settings, director, APP_NAME)
 
 
 def check_resources(settings: Settings, cards: Iterable[ModelCard], cluster: Mapping[str, float]) -> None:

@@ -177,7 +177,11 @@ def cancel(
 
 @app.command()
 def serve(profile: ProfileOption = "", settings_: SetOption = None, as_json: JsonOption = False) -> None:
-    """Run the models and the Director on this machine until Ctrl-C; every open job goes on."""
+    """Serve films over HTTP on this machine until Ctrl-C; every open job goes on.
+
+    It listens on 127.0.0.1:8000; another port: --set http.port=PORT. Nobody is asked for a password, so another
+    address needs --set http.host=ADDRESS --set http.allow_unauthenticated=true.
+    """
     place = _workplace(profile, settings_)
     from serve_app.serving import serve_until_stopped
 

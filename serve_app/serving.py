@@ -1,4 +1,4 @@
-"""`reelray serve`: models and Director on this machine until stopped; every open job of the database goes on."""
+"""`reelray serve`: HTTP, models and Director on this machine until stopped; every open job of the database goes on."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ SHOWN_JOBS = 200
 
 def serve_until_stopped(place: Workplace, screen: Screen) -> None:
     """Start everything and tell how jobs move; Ctrl-C hands running work back and returns."""
-    session = Session(place.settings, only=())
+    session = Session(place.settings, only=(), http=True)
     stopped = threading.Event()
     signal.signal(signal.SIGINT, lambda *_: stopped.set())
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     try:
         if session.dashboard:
             screen.note(f"Ray dashboard: http://{session.dashboard}")
+        screen.note(f"serving at {place.settings.http.url}")
         screen.note("ready; Ctrl-C stops, and what is unfinished goes on at the next start")
         known: dict[str, JobRow] = {}
         while not stopped.wait(LOOK_S):

@@ -2,78 +2,72 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
+import socket
 from collections.abc import Awaitable, Iterable
 
 import ray
 from ray import serve
+from ray.serve.config import HTTPOptions
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
-from actors.progress import Poll, progress_actor
-from configs.settings import Settings
-from serve_app.app import APP_NAME, build
+from configs.settings import HttpSettings, Settings
+from serve_app.app import APP_NAME, DIRECTOR, build
 from serve_app.cluster import start_ray
+from serve_app.ingress import ActorBoard
 from workflows.errors import StartFailed
 
 STOP_TIMEOUT_S = 15.0
-POLL_TIMEOUT_S = 5.0
-BOARD_START_S = 30.0
 
 
-class BoardObserver:
-    """Polls the ProgressActor."""
-
-    def __init__(self, settings: Settings) -> None:
-        """Find or create the actor."""
-        self._settings = settings
-        self._actor = progress_actor(settings.progress, settings.ray.namespace)
-
-    def wait_until_ready(self) -> None:
-        """Block until the actor answers; give up quietly after a while, since progress is soft state."""
-        with contextlib.suppress(ray.exceptions.RayError):
-            ray.get(self._actor.ping.remote(), timeout=BOARD_START_S)
-
-    async def poll(self, job_id: str, epoch: str, after: int) -> Poll:
-        """Long-poll; after a failure the actor is looked up again."""
-        try:
-            poll: Poll = await self._actor.poll.remote(job_id, epoch, after, POLL_TIMEOUT_S)
-        except Exception:
-            self._actor = await asyncio.to_thread(progress_actor, self._settings.progress,
-                                                  self._settings.ray.namespace)
-            raise
-        return poll
-
-
-def _deployed(app: serve.Application) -> DeploymentHandle:
-    """Run the application; a replica that cannot start is an error with its own last words."""
+def _deployed(app: serve.Application, *, http: bool) -> DeploymentHandle:
+    """Run the application, return its Director; a replica that cannot start is an error with its own last words."""
     try:
-        return serve.run(app, name=APP_NAME, route_prefix=None)
+        serve.run(app, name=APP_NAME, route_prefix="/" if http else None)
+        return serve.get_deployment_handle(DIRECTOR, APP_NAME)
     except RuntimeError as error:
         parts = serve.status().applications[APP_NAME].deployments
         words = "\n".join(f"{name}: {part.message}" for name, part in parts.items() if part.message)
         raise StartFailed(problem="a part of the application did not start", detail=words or str(error)) from error
 
 
+def require_free(settings: HttpSettings) -> None:
+    """Say that a port is taken before anything is started: Serve would try for a long time, and say it badly."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            raise StartFailed(problem=f"cannot listen on {settings.host} port {settings.port}; choose another with "
+                                      f"--set http.port={settings.port % 65535 + 1}",
+                              detail=error.strerror or str(error)) from error
+
+
 class Session:
     """Ray, the models and the Director, started in the constructor and ended by `close`."""
 
-    def __init__(self, settings: Settings, *, only: Iterable[str]) -> None:
-        """Start all and wait until the models are warm. Raises ImpossibleResources, SettingsError, StartFailed."""
+    def __init__(self, settings: Settings, *, only: Iterable[str], http: bool = False) -> None:
+        """Start all and wait until the models are warm; with `http` also what `settings.http` says.
+
+        Raises ImpossibleResources, SettingsError, StartFailed.
+        """
         self._settings = settings
+        if http:
+            require_free(settings.http)
         logging.getLogger("ray").setLevel(logging.ERROR)
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         self.dashboard = start_ray(settings.ray)
         try:
-            app = build(settings, cluster=ray.cluster_resources(), only=only)
-            # Nothing here speaks HTTP; without a proxy no port can be taken.
-            serve.start(proxy_location="Disabled", logging_config=LoggingConfig(log_level="WARNING",
-                                                                                enable_access_log=False))
+            app = build(settings, cluster=ray.cluster_resources(), only=only, http=http)
+            # Where nothing speaks HTTP there is no proxy, and no port that could be taken.
+            serve.start(proxy_location="HeadOnly" if http else "Disabled",
+                        http_options=HTTPOptions(host=settings.http.host, port=settings.http.port),
+                        logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False))
             # Started first and waited for last: a film's first steps must find somebody who watches.
-            self.observer = BoardObserver(settings)
-            self._director = _deployed(app)
+            self.observer = ActorBoard(settings)
+            self._director = _deployed(app, http=http)
             self.observer.wait_until_ready()
         except BaseException:
             ray.shutdown()

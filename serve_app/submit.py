@@ -62,11 +62,20 @@ def _submission(
     path: Path, title: str, document: Mapping[str, Json], nodes: Sequence[NodeSpec], warnings: tuple[str, ...],
     priority: Priority,
 ) -> Submission:
-    identity = digest([[node.id, node.kind.value, node.lane, list(node.deps), dict(node.payload)] for node in nodes])
-    slug = re.sub(r"[^a-z0-9]+", "-", path.stem.lower()).strip("-")[:40] or "film"
-    new = NewJob(id=f"{slug}-{identity[:8]}", title=title, priority=priority, document_digest=identity,
+    identity = plan_digest(nodes)
+    new = NewJob(id=f"{slug_of(path.stem)}-{identity[:8]}", title=title, priority=priority, document_digest=identity,
                  document={**document, "file": path.name, "warnings": list(warnings)}, nodes=tuple(nodes))
     return Submission(new=new, warnings=warnings)
+
+
+def plan_digest(nodes: Sequence[NodeSpec]) -> str:
+    """What makes two plans the same film."""
+    return digest([[node.id, node.kind.value, node.lane, list(node.deps), dict(node.payload)] for node in nodes])
+
+
+def slug_of(name: str) -> str:
+    """The readable part of a job's id."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-") or "film"
 
 
 def _store_pictures(pictures: Sequence[PictureRef], directory: Path, store: Store) -> dict[str, Artifact]:

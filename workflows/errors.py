@@ -4,6 +4,7 @@ ReelrayError                    fault     retry
 ├─ InvalidDocument              caller    never     a storyboard, script or card that cannot be rendered
 ├─ InvalidSettings              caller    never     a profile, an environment variable or a --set that is wrong
 ├─ UnknownJob                   caller    never
+├─ UnknownPart                  caller    never     the job has no such shot, take or file
 ├─ JobConflict                  caller    never     same id, other content; or a state that forbids the verb
 ├─ IllegalMove                  system    never     a status changed in a way the move table forbids (a bug)
 ├─ ImpossibleResources          capacity  never     a deployment asks for GPUs that the cluster does not have
@@ -130,6 +131,22 @@ class UnknownJob(ReelrayError):
     def message(self) -> str:
         """Name the id and how to find the right one."""
         return f"no job {self.job_id!r}; `reelray jobs` lists them"
+
+
+@dataclass(kw_only=True, eq=False)
+class UnknownPart(ReelrayError):
+    """The job exists; the shot, take or file of it that was asked for does not, or not yet."""
+
+    fault: ClassVar[Fault] = Fault.CALLER
+    job_id: str
+    problem: str
+    nearest: str = ""
+    """What there is instead, ready to paste."""
+
+    def message(self) -> str:
+        """Name the job, the problem, and what there is."""
+        text = f"job {self.job_id}: {self.problem}"
+        return f"{text}; nearest valid: {self.nearest}" if self.nearest else text
 
 
 @dataclass(kw_only=True, eq=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from workflows.durable.rows import JobRow, NodeRow
@@ -58,6 +58,8 @@ class JobView:
     """A job as users see it."""
 
     id: str
+    kind: str
+    """`film`."""
     title: str
     status: JobStatus
     stage: Stage
@@ -85,9 +87,9 @@ class JobView:
     def to_json(self) -> dict[str, Json]:
         """As plain data, with the field names of the status reply."""
         return {
-            "id": self.id, "title": self.title, "status": self.status.value, "stage": self.stage.value,
-            "progress": round(self.progress, 4), "priority": self.priority.value, "created_at": self.created_at_s,
-            "started_at": self.started_at_s, "finished_at": self.finished_at_s,
+            "id": self.id, "kind": self.kind, "title": self.title, "status": self.status.value,
+            "stage": self.stage.value, "progress": round(self.progress, 4), "priority": self.priority.value,
+            "created_at": self.created_at_s, "started_at": self.started_at_s, "finished_at": self.finished_at_s,
             "shots": [_shot_json(shot) for shot in self.shots], "film": [_node_json(node) for node in self.film],
             "warnings": list(self.warnings), "errors": dict(self.errors),
             "video": self.result.to_json() if self.result else None,
@@ -103,12 +105,15 @@ def job_view(job: JobRow, nodes: Sequence[NodeRow], live: Mapping[str, ProgressR
     live = live or {}
     views = {node.id: _node_view(node, live.get(node.id)) for node in nodes}
     shares = [NodeShare(cost=node.cost, status=node.status, fraction=views[node.id].progress) for node in nodes]
-    shot_ids = dict.fromkeys(node.shot_id for node in nodes if node.shot_id)
+    shots: dict[str, list[NodeView]] = {}
+    for node in nodes:
+        if node.shot_id:
+            shots.setdefault(node.shot_id, []).append(views[node.id])
     return JobView(
-        id=job.id, title=job.title, status=job.status, stage=_stage(nodes, job.status), priority=job.priority,
-        progress=job_fraction(shares, finished=job.status.is_terminal, floor=floor),
+        id=job.id, kind=job.kind, title=job.title, status=job.status, stage=_stage(nodes, job.status),
+        priority=job.priority, progress=job_fraction(shares, finished=job.status.is_terminal, floor=floor),
         created_at_s=job.created_at_s, started_at_s=job.started_at_s, finished_at_s=job.finished_at_s,
-        shots=tuple(_shot_view(shot_id, [views[n.id] for n in nodes if n.shot_id == shot_id]) for shot_id in shot_ids),
+        shots=tuple(_shot_view(shot_id, mine) for shot_id, mine in shots.items()),
         film=tuple(views[node.id] for node in nodes if not node.shot_id),
         warnings=tuple(dict.fromkeys((*_planned_warnings(job), *job.warnings))),
         errors={n.shot_id or n.id: n.error.message for n in nodes if n.status is NodeStatus.FAILED and n.error},
@@ -136,12 +141,16 @@ def _node_view(node: NodeRow, record: ProgressRecord | None) -> NodeView:
     )
 
 
-def _shot_view(shot_id: str, nodes: list[NodeView]) -> ShotView:
-    statuses = {node.status for node in nodes}
+def shot_status(statuses: Collection[NodeStatus]) -> NodeStatus:
+    """The status of a shot whose nodes have these."""
     order = (NodeStatus.RUNNING, NodeStatus.FAILED, NodeStatus.CANCELLED, NodeStatus.SKIPPED, NodeStatus.PENDING)
     status = next((status for status in order if status in statuses), NodeStatus.SUCCEEDED)
-    if status is NodeStatus.PENDING and NodeStatus.SUCCEEDED in statuses:
-        status = NodeStatus.RUNNING  # between two nodes of the shot
+    between_two_nodes = status is NodeStatus.PENDING and NodeStatus.SUCCEEDED in statuses
+    return NodeStatus.RUNNING if between_two_nodes else status
+
+
+def _shot_view(shot_id: str, nodes: list[NodeView]) -> ShotView:
+    status = shot_status({node.status for node in nodes})
     return ShotView(id=shot_id, status=status, nodes=tuple(nodes),
                     progress=sum(node.progress for node in nodes) / len(nodes))
 

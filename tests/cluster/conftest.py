@@ -20,7 +20,7 @@ from ray.serve.schema import LoggingConfig
 from configs.load import casting, load_cards, load_settings
 from configs.settings import Settings
 from serve_app.app import build
-from serve_app.session import BoardObserver
+from serve_app.ingress import ActorBoard
 from tests.kernels import KernelModel
 from tests.postgres import PostgresServer
 from workflows.durable.ledger import Ledger
@@ -58,7 +58,7 @@ class Running:
     ledger: Ledger
     store: Store
     directory: str
-    observer: BoardObserver
+    observer: ActorBoard
 
     def submit(self, storyboard: str, job_id: str, priority: str = "interactive") -> None:
         """Parse, plan, submit, wake."""
@@ -140,7 +140,7 @@ def _deploy(cluster: str, data_dir: Path, overrides: Iterable[str]) -> Running:
     app = build(settings, cluster=ray.cluster_resources(), model=KernelModel)
     director = serve.run(app, name=APP, route_prefix=None)
     return Running(settings=settings, director=director, ledger=Ledger(settings.database), store=Store(settings.store),
-                   directory=cluster, observer=BoardObserver(settings))
+                   directory=cluster, observer=ActorBoard(settings))
 
 
 def _end(running: dict[tuple[str, ...], Running]) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 
 from configs.load import casting, load_cards, load_settings
 from configs.settings import Settings
 from serve_app.app import build, check_resources, gpus_of
 from serve_app.director import lane_capacity
-from workflows.errors import ImpossibleResources
+from serve_app.session import require_free
+from workflows.errors import ImpossibleResources, StartFailed
 
 NO_GPU = {"CPU": 8.0}
 ONE_GPU = {"CPU": 8.0, "GPU": 1.0}
@@ -48,6 +51,20 @@ def test_what_fits_is_not_refused() -> None:
     cards = {card.name: card for card in casting(settings, load_cards(settings)).values()}
     check_resources(settings, cards.values(), ONE_GPU)
     check_resources(settings, cards.values(), NO_GPU)
+
+
+@pytest.mark.parametrize(("http", "root"), [(True, "ingress"), (False, "director")], ids=["serving", "embedded"])
+def test_http_stands_in_front_of_the_director_only_where_it_is_asked_for(http: bool, root: str) -> None:
+    assert build(settings_of(), cluster=ONE_GPU, http=http)._bound_deployment.name == root
+
+
+def test_a_port_that_is_taken_is_named_before_anything_is_started() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(StartFailed, match=f"cannot listen on 127.0.0.1 port {port}; choose another with --set"):
+            require_free(settings_of(f"http.port={port}").http)
 
 
 def test_every_lane_holds_two_calls_per_replica() -> None:

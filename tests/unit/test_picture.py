@@ -10,18 +10,20 @@ ROOT = Path(__file__).resolve().parents[2]
 PARTS = {
     # part of the picture -> the modules it stands for; the longest matching prefix wins
     "configs": ("configs",),
-    "vocabulary": ("workflows.types", "workflows.errors", "workflows.ports", "workflows.progress"),
+    "vocabulary": ("workflows.types", "workflows.errors", "workflows.ports", "workflows.progress",
+                   "workflows.estimate"),
     "document": ("workflows.",),
     "dispatch": ("workflows.dispatch",),
     "durable": ("workflows.durable",),
     "store": ("workflows.store",),
-    "status": ("workflows.status",),
+    "status": ("workflows.status", "workflows.telling"),
     "media": ("workflows.media",),
     "stages": ("workflows.stages",),
     "actors": ("actors",),
     "models": ("serve_app.models",),
     "deployments": ("serve_app.app", "serve_app.deployments", "serve_app.director", "serve_app.media_worker",
-                    "serve_app.handles"),
+                    "serve_app.handles", "serve_app.ingress"),
+    "service": ("serve_app.service", "serve_app.http", "serve_app.submit"),
     "commands": ("serve_app.",),
     "cluster": ("serve_app.cluster",),
 }

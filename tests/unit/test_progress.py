@@ -57,6 +57,17 @@ def test_text_form_is_the_documented_one() -> None:
 # -- the board ---------------------------------------------------------------------------------------------------
 
 
+async def test_a_history_is_all_that_is_kept_and_says_from_where_on_it_is_whole() -> None:
+    board = ProgressBoard(ring=5)
+    await board.report([record(n) for n in range(3)])
+    whole = await board.history("job")
+    assert (steps(whole), whole.since, whole.seq, whole.epoch) == ([0, 1, 2], 0, 3, board.epoch)
+    await board.report([record(n) for n in range(3, 8)])
+    rest = await board.history("job")
+    assert (steps(rest), rest.since) == ([3, 4, 5, 6, 7], 3)
+    assert steps(await board.history("another")) == []
+
+
 async def test_an_observer_sees_every_step_in_order() -> None:
     board = ProgressBoard(ring=100)
     await board.report([record(1), record(2)])

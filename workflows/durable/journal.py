@@ -186,7 +186,7 @@ def _settled(connection: sa.Connection, new: NodeRow) -> Settled:
 
 
 def _done_note(new: NodeRow) -> Note:
-    data: dict[str, Json] = {"attempt": new.attempt, "shot_id": new.shot_id, "kind": new.kind.value}
+    data: dict[str, Json] = {"attempt": new.attempt, "shot_id": new.shot_id, "kind": new.kind.value, "key": new.key}
     if new.cached:
         return Note(type=EventType.NODE_CACHED, node_id=new.id, line=f"{new.id}: reused from the store", data=data)
     took_s = (new.finished_at_s or 0.0) - (new.started_at_s or 0.0)

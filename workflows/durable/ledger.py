@@ -18,10 +18,12 @@ from sqlalchemy.exc import IntegrityError
 from workflows.durable import graph
 from workflows.durable.database import Database
 from workflows.durable.events import Note, append, log_notes
+from workflows.durable.reopening import check_inputs, lock_finished, lock_job, nodes_of, reopen
 from workflows.durable.rows import EventRow, EventType, JobRow, Level, LogPage, NewJob, NodeRow, Page
 from workflows.durable.tables import ID_CHARS, event, job, node
+from workflows.durable.takes import fresh_generations, keep_takes
 from workflows.errors import InvalidDocument, JobConflict, Problem, UnknownJob
-from workflows.types import JobStatus, Json, NodeStatus, advance_job, advance_node
+from workflows.types import JobStatus, NodeStatus, advance_job
 
 MAX_LIMIT = 5000
 """Rows in one reply."""
@@ -66,7 +68,7 @@ class Ledger:
         Raises UnknownJob.
         """
         with self.database.write() as connection:
-            row = _lock(connection, job_id)
+            row = lock_job(connection, job_id)
             if JobStatus(row["status"]).is_terminal:
                 return JobRow.of(row)
             if not row["cancel_requested"]:
@@ -84,24 +86,31 @@ class Ledger:
         `selection` names nodes or shots (a shot means all its nodes); they and everything downstream run again.
         Empty: everything that has not succeeded, and what is downstream; () when there is nothing to do.
         A result that is still in the store is reused, unless `force` asks the chosen keyframes and clips for another
-        take.
+        take; the one they had is kept among the shot's takes.
         Raises UnknownJob, JobConflict while the job is active or when a chosen node lacks what it needs, and
         InvalidDocument when the selection names something unknown.
         """
         with self.database.write() as connection:
-            row = _lock(connection, job_id)
-            status = JobStatus(row["status"])
-            if not status.is_terminal:
-                raise JobConflict(job_id=job_id, problem=f"is {status.value}; cancel it, or wait until it is over")
-            nodes = _nodes(connection, job_id)
+            row = lock_finished(connection, job_id)
+            nodes = nodes_of(connection, job_id)
             chosen = graph.select(nodes, selection, job_id=job_id) if selection else frozenset(
                 found.id for found in nodes if found.status is not NodeStatus.SUCCEEDED)
             reached = graph.cone(nodes, chosen)
             if reached:
-                _check_inputs(job_id, nodes, frozenset(reached))
-                _reopen(connection, row, [found for found in nodes if found.id in reached],
-                        takes=chosen if force else frozenset())
+                check_inputs(job_id, nodes, frozenset(reached))
+                generations = fresh_generations(connection, job_id, nodes, chosen if force else ())
+                keep_takes(connection, job_id, nodes, {found.shot_id for found in nodes if found.id in generations})
+                reopen(connection, row, [found for found in nodes if found.id in reached], generations)
         return reached
+
+    def delete(self, job_id: str) -> None:
+        """Forget a finished job, its log and its takes; files stay in the store, where other films may use them.
+
+        Raises UnknownJob, and JobConflict while the job is active.
+        """
+        with self.database.write() as connection:
+            lock_finished(connection, job_id)
+            connection.execute(sa.delete(job).where(job.c.id == job_id))
 
     def job(self, job_id: str) -> JobRow:
         """One job; raises UnknownJob."""
@@ -114,16 +123,21 @@ class Ledger:
     def nodes(self, job_id: str) -> tuple[NodeRow, ...]:
         """The job's nodes in order; raises UnknownJob."""
         with self.database.read() as connection:
-            found = _nodes(connection, job_id)
+            found = nodes_of(connection, job_id)
         if not found:
             raise UnknownJob(job_id=job_id)
         return found
 
-    def jobs(self, status: JobStatus | None = None, *, limit: int = 50, cursor: str = "") -> Page:
-        """Jobs, newest first. `cursor` continues where an earlier page ended; InvalidDocument when it is not one."""
+    def jobs(self, status: JobStatus | None = None, *, kind: str = "", limit: int = 50, cursor: str = "") -> Page:
+        """Jobs, newest first, of one status and one kind where given.
+
+        `cursor` continues where an earlier page ended; InvalidDocument when it is not one.
+        """
         wanted = sa.select(job).order_by(job.c.created_at.desc(), job.c.id.desc()).limit(_limit(limit) + 1)
         if status is not None:
             wanted = wanted.where(job.c.status == status.value)
+        if kind:
+            wanted = wanted.where(job.c.kind == kind)
         if cursor:
             created_at, last_id = _read_cursor(cursor)
             wanted = wanted.where(sa.tuple_(job.c.created_at, job.c.id) < sa.tuple_(
@@ -136,7 +150,7 @@ class Ledger:
     def log(self, job_id: str, line: str, level: str = "info") -> None:
         """Append to the job's log; a text of several lines becomes several lines. Raises UnknownJob."""
         with self.database.write() as connection:
-            _lock(connection, job_id)
+            lock_job(connection, job_id)
             append(connection, job_id, log_notes(line, level=Level(level)))
 
     def log_lines(self, job_id: str, offset: int = 0, limit: int = 500) -> LogPage:
@@ -184,48 +198,6 @@ def _insert(connection: sa.Connection, new: NewJob) -> None:
                                      data={"nodes": len(rows)})])
 
 
-def _lock(connection: sa.Connection, job_id: str) -> sa.RowMapping:
-    row = connection.execute(sa.select(job).where(job.c.id == job_id).with_for_update()).mappings().first()
-    if row is None:
-        raise UnknownJob(job_id=job_id)
-    return row
-
-
-def _nodes(connection: sa.Connection, job_id: str) -> tuple[NodeRow, ...]:
-    wanted = sa.select(node).where(node.c.job_id == job_id).order_by(node.c.ord)
-    return tuple(NodeRow.of(row) for row in connection.execute(wanted).mappings())
-
-
-def _check_inputs(job_id: str, nodes: Collection[NodeRow], reached: frozenset[str]) -> None:
-    """A chosen node that must be skipped again at once is a mistake in the selection, not work."""
-    by_id = {found.id: found for found in nodes}
-    for found in nodes:
-        if found.id not in reached or found.accepts_missing:
-            continue
-        for dep in graph.waits_for(found):
-            if dep not in reached and by_id[dep].status is not NodeStatus.SUCCEEDED:
-                raise JobConflict(job_id=job_id, problem=f"{found.id} needs {dep}, which is {by_id[dep].status.value}; "
-                                                         f"select {by_id[dep].shot_id or dep} too")
-
-
-def _reopen(connection: sa.Connection, row: sa.RowMapping, nodes: Collection[NodeRow], takes: Collection[str]) -> None:
-    for found in nodes:
-        advance_node(found.status, NodeStatus.PENDING)
-        another = found.id in takes and found.kind in graph.TAKES
-        connection.execute(sa.update(node).where(node.c.job_id == found.job_id, node.c.id == found.id).values(
-            status=NodeStatus.PENDING.value, failures=0, crashes=0, interruptions=0, key="", artifact=None, error=None,
-            cached=False, seconds={}, started_at=None, finished_at=None, generation=found.generation + another))
-    ids: list[Json] = [found.id for found in nodes]
-    advance_job(JobStatus(row["status"]), JobStatus.QUEUED)
-    connection.execute(sa.update(job).where(job.c.id == row["id"]).values(
-        status=JobStatus.QUEUED.value, cancel_requested=False, owner=None, lease_until=None, started_at=None,
-        finished_at=None, error=None,
-        warnings=[warning for warning in row["warnings"] if warning["node_id"] not in ids]))
-    line = f"job: queued again for {', '.join(found.id for found in nodes)}"
-    append(connection, row["id"], [
-        Note(type=EventType.JOB_RERUN, line=line, data={"nodes": ids, "force": bool(takes)})])
-
-
 def _limit(limit: int) -> int:
     if not 1 <= limit <= MAX_LIMIT:
         raise InvalidDocument(problems=(Problem(field="limit", problem=f"{limit} rows",
@@ -240,7 +212,9 @@ def _write_cursor(row: JobRow) -> str:
 def _read_cursor(cursor: str) -> tuple[float, str]:
     try:
         created_at, last_id = json.loads(base64.urlsafe_b64decode(cursor.encode()))
-        return float(created_at), str(last_id)
+        if "\0" in (last_id := str(last_id)):
+            raise ValueError(last_id)
+        return float(created_at), last_id
     except (ValueError, TypeError) as error:
         raise InvalidDocument(problems=(Problem(field="cursor", problem="is not a cursor that a page returned",
                                                 nearest="leave it out for the first page"),)) from error

@@ -1,5 +1,6 @@
-"""The three tables: jobs, their nodes, and what happened to them. Knows SQLAlchemy Core, not who reads or writes.
+"""The tables: jobs, their nodes, what happened to them, earlier takes, and replies kept for repeated requests.
 
+Knows SQLAlchemy Core, not who reads or writes.
 A change here needs a revision under `migrations/versions`; a test compares the two.
 Times are unix seconds. JSON columns hold small values only: results are artifacts, never bytes.
 """
@@ -78,6 +79,38 @@ node = Table(
     Column("seconds", JSON, nullable=False),
     Column("started_at", Double),
     Column("finished_at", Double),
+    # How long things took lately is asked of the whole table.
+    Index("node_by_end", "status", "finished_at"),
+)
+
+take = Table(
+    "take", metadata,
+    Column("job_id", String(ID_CHARS), ForeignKey("job.id", ondelete="CASCADE"), primary_key=True),
+    Column("shot_id", String(ID_CHARS), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    # Content key of the clip; a take is kept once, however often it is chosen and left again.
+    Column("key", String(64), nullable=False),
+    # {node id: generation} of the shot's nodes that draw.
+    Column("generations", JSON, nullable=False),
+    # The shot as the storyboard had it; none: as the storyboard still has it.
+    Column("shot", JSON(none_as_null=True)),
+    Column("artifact", JSON, nullable=False),
+    Column("kept_at", Double, nullable=False),
+)
+
+reply = Table(
+    "reply", metadata,
+    # The verb that was asked for; a key means something only together with it.
+    Column("scope", String(100), primary_key=True),
+    Column("key", String(255), primary_key=True),
+    Column("digest", String(64), nullable=False),
+    # Drawn by the first request; whoever takes its work over makes the same job.
+    Column("token", String(32), nullable=False),
+    # None: the first request is still being answered.
+    Column("body", JSON(none_as_null=True)),
+    Column("created_at", Double, nullable=False),
+    Column("touched_at", Double, nullable=False),
+    Index("reply_by_age", "created_at"),
 )
 
 event = Table(

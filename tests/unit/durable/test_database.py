@@ -77,6 +77,22 @@ class TestMigrations:
         with pytest.raises(InvalidSettings, match=r"at revision 9999, newer than this reelray .*upgrade reelray"):
             Database(empty_url)
 
+    def test_a_database_of_the_first_release_is_brought_up_to_date_with_its_jobs(self, empty_url: str) -> None:
+        first = Ledger(empty_url)
+        first.submit(film())
+        with first.database.write() as connection:
+            connection.execute(sa.text("DROP INDEX node_by_end"))
+            for table in ("take", "reply"):
+                connection.execute(sa.text(f"DROP TABLE {table}"))
+            connection.execute(sa.text(f"UPDATE {VERSION_TABLE} SET version_num = '0001'"))
+        first.close()
+        second = Ledger(empty_url)
+        with second.database.read() as connection:
+            context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
+            assert compare_metadata(context, metadata) == []
+        assert len(second.nodes("film")) == 7
+        second.close()
+
     def test_opening_again_keeps_what_is_there(self, empty_url: str) -> None:
         first = Ledger(empty_url)
         first.submit(film())

@@ -1,0 +1,36 @@
+"""What routes share: the desk behind them, and how they document their refusals."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import Depends, Path, Request
+
+from serve_app.http.problems import MEDIA_TYPE
+from serve_app.http.schemas import Problem
+from serve_app.service.desk import Desk
+
+MEANINGS = {
+    403: "A browser sent it on behalf of another site", 404: "There is no such thing, or not yet",
+    409: "The job is in a state that forbids it", 413: "The body is too long", 415: "A body of another type",
+    416: "The range lies outside the file", 422: "Something in the request is wrong; `errors` says what and where",
+    503: "Something that is needed is away for now",
+}
+
+
+async def desk_of(request: Request) -> Desk:
+    """The desk of this application. Async, because FastAPI sends every other kind through a thread."""
+    desk: Desk = request.app.state.desk
+    return desk
+
+
+TheDesk = Annotated[Desk, Depends(desk_of)]
+JobId = Annotated[str, Path(description="Id of a job.", max_length=200)]
+ShotId = Annotated[str, Path(description="Id of a shot, as in the storyboard.", max_length=64)]
+
+
+def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """These replies, as problems, for the OpenAPI document; 503 may always happen."""
+    return {status: {"description": MEANINGS[status], "model": Problem,
+                     "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}}
+            for status in (*statuses, 503)}

@@ -1,0 +1,156 @@
+"""Routes that make and change films. Reads what was sent; everything else is the desk's."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Query, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import JsonValue, ValidationError
+
+from serve_app.http.deps import JobId, ShotId, TheDesk, refusals
+from serve_app.http.idempotency import IdempotencyKey, fingerprint, once, reserve
+from serve_app.http.problems import Detail, Refused, refused_change, refused_document
+from serve_app.http.schemas import Accepted, ChangeReply, PlanReply, ScriptRequest
+from serve_app.service.desk import Desk
+from serve_app.service.films import Draft, Sent, read_json, shot_ids_in
+from serve_app.service.links import job_links, job_url
+from workflows.durable.replies import Stored
+from workflows.errors import InvalidDocument
+from workflows.source import decode_text
+from workflows.types import Json, Priority
+
+router = APIRouter(tags=["films"])
+
+SCOPE = "POST /api/films"
+JSON_TYPES = ("application/json",)
+YAML_TYPES = ("application/yaml", "application/x-yaml", "text/yaml", "text/x-yaml")
+TEXT_TYPES = ("text/plain", "text/markdown")
+FOUNTAIN_TYPES = ("text/fountain", "text/x-fountain", "application/fountain")
+SUFFIX_OF_FORMAT = {"auto": "", "fountain": ".fountain", "text": ".txt"}
+REQUEST_BODY: dict[str, Any] = {"requestBody": {"required": True, "content": {
+    "application/json": {
+        "schema": {"oneOf": [{"$ref": "#/components/schemas/Storyboard"},
+                             {"$ref": "#/components/schemas/ScriptRequest"}]},
+        "examples": {
+            "storyboard": {"value": {"title": "Shapes", "shots": [
+                {"prompt": "a red circle moves right over a blue background", "caption": "Morning"}]}},
+            "script": {"value": {"script": "A red circle moves left over a blue background."}}}},
+    "application/yaml": {"schema": {"type": "string"}, "examples": {"storyboard": {
+        "value": "shots:\n  - prompt: a red circle moves right over a blue background\n"}}},
+    "text/plain": {"schema": {"type": "string"}, "examples": {"script": {
+        "value": "A red circle moves left over a blue background.\n\nA yellow star falls down."}}},
+    "text/fountain": {"schema": {"type": "string"}, "examples": {"screenplay": {
+        "value": "INT. STUDIO - DAY\n\nA red circle moves left over a blue background.\n"}}},
+}}}
+CHANGE_BODY: dict[str, Any] = {"required": True, "content": {
+    "application/json": {"schema": {"$ref": "#/components/schemas/ShotChange"}, "examples": {
+        "prompt": {"value": {"prompt": "a green circle moves right over a blue background"}},
+        "length": {"value": {"duration_s": 2, "frames": None}},
+        "earlier take": {"value": {"restore_take": 1}}}}}}
+
+
+@router.post("/api/films", status_code=202, response_model=Accepted, openapi_extra=REQUEST_BODY,
+             responses={200: {"model": PlanReply, "description": "The plan (`dry_run`); nothing was done"},
+                        **refusals(403, 409, 413, 415, 422)}, summary="Make a film")
+async def create_film(
+    request: Request, desk: TheDesk, idempotency_key: IdempotencyKey = None,
+    dry_run: Annotated[bool, Query(description="Only check and plan: nodes, what the store already has, "
+                                               "estimated seconds.")] = False,
+    priority: Annotated[Priority, Query(description="Interactive jobs go before batch jobs.")] = Priority.INTERACTIVE,
+) -> Response:
+    """Queue a film, from a storyboard (JSON or YAML, by content type) or from a script (plain text, Fountain, or JSON
+    with `script`).
+
+    The whole document is checked before anything runs: the reply to a wrong one names every problem, with its place and
+    the nearest valid value.
+    """
+    body = await request.body()
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+    async def make(token: str) -> Mapping[str, Json]:
+        draft = await _drafted(desk, body, media_type)
+        row = await asyncio.to_thread(desk.films.submit, draft, token=token, priority=priority)
+        desk.submitted(row.id)
+        return {"id": row.id, "status": row.status.value, "title": row.title, "warnings": list(draft.warnings),
+                "links": {**job_links(row.id)}}
+
+    if dry_run:
+        draft = await _drafted(desk, body, media_type)
+        return JSONResponse(await asyncio.to_thread(desk.films.preview, draft))
+    if idempotency_key is None:
+        return _accepted(await make(uuid.uuid4().hex))
+    digest = fingerprint(media_type.encode(), priority.value.encode(), body)
+    found = await reserve(desk.replies, SCOPE, idempotency_key, digest)
+    if isinstance(found, Stored):
+        return _accepted(found.body, replayed=True)
+    return _accepted(await once(desk.replies, found, make))
+
+
+@router.patch("/api/films/{job_id}/shots/{shot_id}", status_code=202, response_model=ChangeReply,
+              responses=refusals(403, 404, 409, 413, 422), summary="Change a shot")
+async def change_shot(job_id: JobId, shot_id: ShotId, desk: TheDesk,
+                      changes: Annotated[dict[str, JsonValue], Body()]) -> Response:
+    """Change fields of one shot of a finished film; null takes a field away. Exactly that shot, what continues it, and
+    the film are rendered again.
+
+    The take that is replaced is kept: it stays under `takes` of the shot, and `restore_take` shows it again without
+    rendering anything for it.
+    """
+    try:
+        nodes = await desk.change_shot(job_id, shot_id, changes)
+    except InvalidDocument as error:
+        raise refused_change(error, shot_id) from None
+    return JSONResponse(await desk.standing(job_id, nodes), 202 if nodes else 200)
+
+
+def read_film(body: bytes, media_type: str) -> Sent:
+    """What was sent, as text with a name. Raises InvalidDocument, and Refused for another media type."""
+    if media_type in YAML_TYPES:
+        return Sent(text=decode_text(body), file="film.yaml", is_script=False)
+    if media_type in FOUNTAIN_TYPES:
+        return Sent(text=decode_text(body), file="script.fountain", is_script=True)
+    if media_type in TEXT_TYPES:
+        return Sent(text=decode_text(body), file="script.txt", is_script=True)
+    if media_type not in JSON_TYPES:
+        known = ", ".join((*JSON_TYPES, YAML_TYPES[0], TEXT_TYPES[0], FOUNTAIN_TYPES[0]))
+        raise Refused(415, "unsupported-media-type", f"a film comes as one of {known}, not as "
+                                                     f"{media_type or 'a body without content type'}")
+    text = decode_text(body)
+    value = read_json(text, "film.json")
+    if isinstance(value, dict) and "script" in value:
+        return _script(value)
+    return Sent(text=text, file="film.json", is_script=False)
+
+
+def _script(value: Mapping[str, Json]) -> Sent:
+    try:
+        asked = ScriptRequest.model_validate(value)
+    except ValidationError as error:
+        details = tuple(
+            Detail(detail=found["msg"].removeprefix("Value error, "), pointer="#/" + "/".join(map(str, found["loc"])))
+            for found in error.errors(include_url=False))
+        raise Refused(422, "invalid-document", details[0].detail, errors=details) from None
+    return Sent(text=asked.script, file=f"script{SUFFIX_OF_FORMAT[asked.format]}", is_script=True, title=asked.title,
+                film=asked.film)
+
+
+async def _drafted(desk: Desk, body: bytes, media_type: str) -> Draft:
+    try:
+        sent = await asyncio.to_thread(read_film, body, media_type)
+    except InvalidDocument as error:
+        raise refused_document(error) from None
+    try:
+        return await asyncio.to_thread(desk.films.draft, sent)
+    except InvalidDocument as error:
+        raise refused_document(error, await asyncio.to_thread(shot_ids_in, sent)) from None
+
+
+def _accepted(body: Mapping[str, Json], *, replayed: bool = False) -> Response:
+    headers = {"Location": job_url(str(body["id"]))}
+    if replayed:
+        headers["Idempotency-Replayed"] = "true"
+    return JSONResponse(dict(body), 202, headers)

@@ -1,0 +1,98 @@
+"""What every request passes first: who may send it, how long its body may be, and what happens when all else fails.
+
+Without passwords the service trusts whoever reaches it. A web page that somebody has open reaches loopback too: so a
+request that a browser sends on behalf of another site is refused, and so is one addressed to a name that is not ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from configs.settings import HttpSettings
+from serve_app.http.problems import Refused, crashed, problem_response
+
+READING = frozenset({"GET", "HEAD", "OPTIONS"})
+LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
+
+
+class Guard:
+    """ASGI middleware; streams pass through it untouched."""
+
+    def __init__(self, app: ASGIApp, settings: HttpSettings) -> None:
+        """Guard `app` as these settings say."""
+        self._app = app
+        self._max_bytes = settings.max_body_kb * 1000
+        names = {*settings.allowed_hosts, settings.host, f"[{settings.host}]"}
+        # On other addresses the machine has names that nobody told us.
+        self._names = LOOPBACK_NAMES | names if settings.is_loopback or settings.allowed_hosts else frozenset()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer it here."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        refused = self._refusal(scope)
+        if refused is not None:
+            answer = problem_response(refused.status_code, refused.code, str(refused.detail), instance=scope["path"])
+            await answer(scope, receive, send)
+            return
+        started = False
+
+        async def watched(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, self._limited(receive), watched)
+        except Exception as error:
+            if started:
+                raise
+            await crashed(error, scope["path"])(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> Refused | None:
+        headers = Headers(scope=scope)
+        host = headers.get("host", "")
+        if self._names and _name(host) not in self._names:
+            return Refused(421, "unknown-host", f"this server is not called {_name(host)!r}; reach it as localhost, or "
+                                                "add the name to http.allowed_hosts")
+        if "\0" in scope["path"]:
+            return Refused(404, "not-found", "no such path")
+        if scope["method"] not in READING and _is_foreign(headers, host):
+            return Refused(403, "other-site", "a page of another site may not change anything here")
+        length = headers.get("content-length", "")
+        return self._too_large() if length.isdecimal() and int(length) > self._max_bytes else None
+
+    def _limited(self, receive: Receive) -> Receive:
+        """A body of unknown length is counted while it arrives."""
+        total = 0
+
+        async def counted() -> Message:
+            nonlocal total
+            message = await receive()
+            total += len(message.get("body", b""))
+            if total > self._max_bytes:
+                raise self._too_large()
+            return message
+
+        return counted
+
+    def _too_large(self) -> Refused:
+        return Refused(413, "too-large", f"the body is longer than {self._max_bytes} bytes (http.max_body_kb)")
+
+
+def _is_foreign(headers: Mapping[str, str], host: str) -> bool:
+    """A browser says so itself; programs that are no browsers send neither header."""
+    if headers.get("sec-fetch-site", "") in ("cross-site", "same-site"):
+        return True
+    origin = headers.get("origin")
+    return origin is not None and urlsplit(origin).netloc != host
+
+
+def _name(host: str) -> str:
+    """Without the port."""
+    return host[: host.index("]") + 1] if host.startswith("[") and "]" in host else host.partition(":")[0]

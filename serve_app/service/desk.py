@@ -1,0 +1,137 @@
+"""Desk: everything the HTTP service does, in one place, built from ports. Knows neither FastAPI nor Ray."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from configs.load import casting, load_cards
+from configs.model_card import ModelCard, Task
+from configs.settings import Settings
+from serve_app.service.feed import Board
+from serve_app.service.files import Files
+from serve_app.service.films import Films
+from serve_app.service.forecast import Forecast
+from serve_app.service.hub import Hub
+from serve_app.service.links import job_links
+from serve_app.service.streams import Streams
+from serve_app.service.views import Sources, Views, summary_json
+from workflows.durable.ledger import Ledger
+from workflows.durable.overview import Overview
+from workflows.durable.replies import Replies
+from workflows.durable.takes import Takes
+from workflows.store import Store
+from workflows.types import JobStatus, Json
+
+
+class Studio(Protocol):
+    """Director and board, told of what was written. Hints: they never raise, and may be lost."""
+
+    def wake(self) -> None:
+        """There is a new job, or a job was opened again. Never blocks."""
+
+    def cancelled(self, job_id: str) -> None:
+        """Its calls should stop at their next step. May block for a moment."""
+
+    def reopened(self, job_id: str) -> None:
+        """Its steps so far belong to an earlier run. May block for a moment."""
+
+
+class Cluster(Protocol):
+    """What runs where. Blocking; may raise anything."""
+
+    def resources(self) -> tuple[Mapping[str, float], Mapping[str, float]]:
+        """All of the cluster's, and those that are free."""
+
+    def parts(self) -> Mapping[str, str]:
+        """Deployment -> its state; `HEALTHY` when it answers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ports:
+    """Everything outside the desk."""
+
+    ledger: Ledger
+    store: Store
+    board: Board
+    studio: Studio
+    cluster: Cluster
+    slots: Mapping[str, int]
+    """Calls in flight that each lane has room for."""
+
+
+class Desk:
+    """One per ingress process."""
+
+    def __init__(self, settings: Settings, ports: Ports) -> None:
+        """Raises SettingsError for the cards."""
+        self.settings = settings.http
+        self.cards: Mapping[str, ModelCard] = load_cards(settings)
+        self.cast: Mapping[Task, ModelCard] = casting(settings, self.cards)
+        self.ledger = ports.ledger
+        self.store = ports.store
+        self.cluster = ports.cluster
+        self.slots = ports.slots
+        self.replies = Replies(ports.ledger.database)
+        self.overview = Overview(ports.ledger.database)
+        self.takes = Takes(ports.ledger.database)
+        self.forecast = Forecast(self.overview, ports.slots)
+        self.films = Films(ports.ledger, ports.store, self.forecast, self.cast)
+        self.files = Files(ports.ledger, ports.store, self.takes)
+        self.hub = Hub(ports.ledger, self.overview, ports.board, window=settings.http.window)
+        self.views = Views(Sources(ledger=ports.ledger, overview=self.overview, takes=self.takes,
+                                   forecast=self.forecast, live=self.hub.live))
+        self.streams = Streams(self.hub, self.views, ports.ledger, heartbeat_s=settings.http.heartbeat_s)
+        self._studio = ports.studio
+
+    async def close(self) -> None:
+        """Let every watcher go."""
+        await self.hub.close()
+
+    def submitted(self, job_id: str) -> None:
+        """A job was queued, now or again: the Director should look, and older replies do not count."""
+        self.views.forget(job_id)
+        self._studio.wake()
+        self.hub.nudge()
+
+    async def cancel(self, job_id: str) -> JobStatus:
+        """Ask for the end of a job; a finished one stays as it is. Raises UnknownJob."""
+        row = await asyncio.to_thread(self.ledger.cancel, job_id)
+        await asyncio.to_thread(self._studio.cancelled, job_id)
+        self.submitted(job_id)
+        return row.status
+
+    async def retry(self, job_id: str, selection: Collection[str], *, force: bool) -> tuple[str, ...]:
+        """Run a finished job again; see `Ledger.rerun`."""
+        chosen = await asyncio.to_thread(self.ledger.rerun, job_id, selection, force=force)
+        if chosen:
+            await asyncio.to_thread(self._studio.reopened, job_id)
+            self.submitted(job_id)
+        return chosen
+
+    async def change_shot(self, job_id: str, shot_id: str, changes: Mapping[str, Json]) -> tuple[str, ...]:
+        """Change one shot of a finished film; see `Films.change_shot`."""
+        chosen = await asyncio.to_thread(self.films.change_shot, job_id, shot_id, changes)
+        if chosen:
+            await asyncio.to_thread(self._studio.reopened, job_id)
+        self.submitted(job_id)
+        return chosen
+
+    async def delete(self, job_id: str) -> None:
+        """Forget a finished job. Raises UnknownJob, JobConflict."""
+        await asyncio.to_thread(self.ledger.delete, job_id)
+        await asyncio.to_thread(self._studio.reopened, job_id)
+        self.submitted(job_id)
+
+    def jobs(self, status: JobStatus | None, kind: str, limit: int, cursor: str) -> dict[str, Json]:
+        """Some jobs, newest first, as the list's reply. Blocking. Raises InvalidDocument for a wrong cursor."""
+        page = self.ledger.jobs(status, kind=kind, limit=limit, cursor=cursor)
+        tallies = self.overview.tallies([row.id for row in page.jobs])
+        return {"jobs": [summary_json(row, tallies[row.id]) for row in page.jobs], "next_cursor": page.next_cursor}
+
+    async def standing(self, job_id: str, nodes: Collection[str]) -> dict[str, Json]:
+        """What a change has set going, as its reply."""
+        row = await asyncio.to_thread(self.ledger.job, job_id)
+        return {"id": job_id, "status": row.status.value, "nodes": list(nodes), "links": {**job_links(job_id)}}

@@ -1,0 +1,114 @@
+"""Which file of the store a job's video, keyframe, clip or thumbnail is. Blocking: callers own the thread."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+
+from workflows.durable.ledger import Ledger
+from workflows.durable.rows import NodeRow
+from workflows.durable.takes import Takes
+from workflows.errors import UnknownPart
+from workflows.media.decode import first_frame, read_picture, write_png
+from workflows.media.stills import thumbnail
+from workflows.store import Store
+from workflows.types import Artifact, JobStatus, MediaType, NodeKind, NodeStatus, digest
+
+THUMBNAIL_PX = 320
+"""Longer side."""
+
+
+class ShotFile(StrEnum):
+    """A file of a shot."""
+
+    KEYFRAME = "keyframe"
+    """The picture that it starts from: drawn, or given."""
+    CLIP = "clip"
+    """As the film shows it; before that is made, as far as it is."""
+    THUMBNAIL = "thumbnail"
+    """A small PNG of the keyframe, or of the clip's first frame."""
+
+
+class Files:
+    """Finds files; makes thumbnails when they are asked for first."""
+
+    def __init__(self, ledger: Ledger, store: Store, takes: Takes) -> None:
+        """Look into this ledger and this store."""
+        self._ledger = ledger
+        self._store = store
+        self._takes = takes
+
+    def video(self, job_id: str) -> Artifact:
+        """The film. Raises UnknownJob, and UnknownPart while there is none."""
+        job, nodes = self._ledger.job(job_id), self._ledger.nodes(job_id)
+        film = max(nodes, key=lambda node: node.ord)
+        if film.kind is NodeKind.COMPOSE and film.status is NodeStatus.SUCCEEDED and film.artifact:
+            return film.artifact
+        over = job.status in (JobStatus.FAILED, JobStatus.CANCELLED)
+        problem = f"is {job.status.value}; " + ("there is no film" if over else "the film is not made yet")
+        raise UnknownPart(job_id=job_id, problem=problem)
+
+    def of_shot(self, job_id: str, shot_id: str, what: ShotFile, take: int | None = None) -> Artifact:
+        """A shot's file. Raises UnknownJob, and UnknownPart for a shot, take or file that does not exist (yet)."""
+        nodes = self._ledger.nodes(job_id)
+        shots = list(dict.fromkeys(node.shot_id for node in nodes if node.shot_id))
+        if shot_id not in shots:
+            raise UnknownPart(job_id=job_id, problem=f"has no shot {shot_id!r}", nearest=", ".join(shots[:10]))
+        if take is not None:
+            return self._take(job_id, shot_id, what, take)
+        found = files_by_shot(nodes)[shot_id]
+        source = found.get(ShotFile.KEYFRAME, found.get(ShotFile.CLIP)) if what is ShotFile.THUMBNAIL else (
+            found.get(what))
+        if source is None:
+            raise UnknownPart(job_id=job_id, problem=f"shot {shot_id} has no {what.value}, or not yet")
+        return self._thumbnail(source) if what is ShotFile.THUMBNAIL else source
+
+    def _take(self, job_id: str, shot_id: str, what: ShotFile, number: int) -> Artifact:
+        takes = self._takes.of(job_id, shot_id)
+        kept = next((kept for kept in takes if kept.number == number), None)
+        if kept is None or what is ShotFile.KEYFRAME:
+            asked = f"no keyframe of take {number} was kept" if kept else f"shot {shot_id} has no take {number}"
+            raise UnknownPart(job_id=job_id, problem=asked, nearest=", ".join(str(kept.number) for kept in takes))
+        return self._thumbnail(kept.artifact) if what is ShotFile.THUMBNAIL else kept.artifact
+
+    def _thumbnail(self, source: Artifact) -> Artifact:
+        key = digest({"thumbnail_of": source.sha256, "longer_side_px": THUMBNAIL_PX})[:32]
+        found = self._store.find(key)
+        if found:
+            return found
+        path = self._store.fetch(source)
+        frame_HWC = first_frame(path) if source.media_type is MediaType.MP4 else read_picture(path)
+        with tempfile.TemporaryDirectory(prefix="reelray-") as scratch:
+            small = Path(scratch) / "thumbnail.png"
+            write_png(thumbnail(frame_HWC, THUMBNAIL_PX), small)
+            return self._store.put(key, small, media_type=MediaType.PNG, manifest={"thumbnail_of": source.key})
+
+
+def files_by_shot(nodes: Sequence[NodeRow]) -> dict[str, dict[ShotFile, Artifact]]:
+    """The keyframe and the clip of every shot, as far as they exist."""
+    by_id = {node.id: node for node in nodes}
+    found: dict[str, dict[ShotFile, Artifact]] = {node.shot_id: {} for node in nodes if node.shot_id}
+    for node in nodes:
+        picture = node.payload.get("image")
+        if node.kind is NodeKind.KEYFRAME and node.artifact:
+            found[node.shot_id][ShotFile.KEYFRAME] = node.artifact
+        elif node.kind is NodeKind.CLIP and isinstance(picture, dict):
+            found[node.shot_id].setdefault(ShotFile.KEYFRAME, Artifact.from_json(picture))
+    film = max(nodes, key=lambda node: node.ord)
+    for shown in (by_id[dep] for dep in film.deps):
+        clip = _farthest(shown, by_id)
+        if clip is not None:
+            found[shown.shot_id][ShotFile.CLIP] = clip
+    return found
+
+
+def _farthest(shown: NodeRow, by_id: Mapping[str, NodeRow]) -> Artifact | None:
+    """What the film shows of a shot; before that is made, what it is made of."""
+    at: NodeRow | None = shown
+    while at is not None and at.kind is not NodeKind.KEYFRAME:
+        if at.artifact:
+            return at.artifact
+        at = next((by_id[dep] for dep in at.deps if by_id[dep].shot_id == shown.shot_id), None)
+    return None

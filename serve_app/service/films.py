@@ -1,0 +1,216 @@
+"""A film that somebody sent: read, planned, estimated, submitted; and one of its shots changed. Blocking, no HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from configs.model_card import ModelCard, Task
+from serve_app.service.forecast import Forecast, work_of
+from serve_app.submit import plan_digest, slug_of
+from workflows.document import parse_document
+from workflows.durable.graph import FAN_OUT
+from workflows.durable.ledger import Ledger
+from workflows.durable.revisions import Revision, Revisions
+from workflows.durable.rows import JobRow, NewJob, NodeRow
+from workflows.durable.takes import Takes
+from workflows.errors import InvalidDocument, JobConflict, Problem, UnknownPart
+from workflows.plan import Plan, plan_film, plan_keys, referenced_pictures
+from workflows.revise import change_shot, with_lines
+from workflows.store import Store
+from workflows.story import plan_script, story_nodes
+from workflows.storyboard import (
+    FilmFields,
+    Storyboard,
+    dump_storyboard,
+    parse_storyboard,
+    shot_values,
+    storyboard_value,
+)
+from workflows.storyboard_rules import shot_ids
+from workflows.types import Artifact, Json, NodeKind, NodeSpec, Priority
+
+RESTORE = "restore_take"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sent:
+    """A film as text."""
+
+    text: str
+    file: str
+    """A name that says what it is: `film.json`, `film.yaml`, `script.fountain`, `script.txt`."""
+    is_script: bool
+    title: str = ""
+    """Of a script; empty: its own."""
+    film: FilmFields | None = None
+    """Of a script."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """A film that can be submitted."""
+
+    title: str
+    document: Mapping[str, Json]
+    nodes: tuple[NodeSpec, ...]
+    """What is submitted; of a script only the node that tells it."""
+    plan: Plan
+    """The whole film."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What will be done otherwise than asked."""
+        return self.plan.warnings
+
+
+class Films:
+    """Films of one ledger and one store, planned for one cast of models."""
+
+    def __init__(self, ledger: Ledger, store: Store, forecast: Forecast, cast: Mapping[Task, ModelCard]) -> None:
+        """`cast`: which model answers which task."""
+        self._ledger = ledger
+        self._store = store
+        self._forecast = forecast
+        self._cast = cast
+        self._revisions = Revisions(ledger.database)
+        self._takes = Takes(ledger.database)
+
+    def draft(self, sent: Sent) -> Draft:
+        """Read and plan. Raises InvalidDocument with everything that is wrong."""
+        if sent.is_script:
+            node = plan_script(sent.text, cards=self._cast, film=sent.film, file=sent.file)
+            storyboard, plan = story_nodes(sent.text, cards=self._cast, film=sent.film, file=sent.file)
+            return Draft(title=sent.title or storyboard.title, document={"script": sent.text}, nodes=(node,), plan=plan)
+        storyboard = parse_storyboard(sent.text, file=sent.file)
+        try:
+            _refuse_pictures(storyboard)
+            plan = plan_film(storyboard, cards=self._cast)
+        except InvalidDocument as error:
+            raise with_lines(error, sent.text, file=sent.file) from None
+        document: dict[str, Json] = {"storyboard": dump_storyboard(storyboard), "warnings": list(plan.warnings)}
+        return Draft(title=storyboard.title, document=document, nodes=plan.nodes, plan=plan)
+
+    def submit(self, draft: Draft, *, token: str, priority: Priority) -> JobRow:
+        """Queue the film; the same draft with the same token (hex digits) is the same job."""
+        return self._ledger.submit(NewJob(
+            id=f"{slug_of(draft.title)}-{token[:10]}", title=draft.title, priority=priority, document=draft.document,
+            document_digest=plan_digest(draft.nodes), nodes=draft.nodes))
+
+    def preview(self, draft: Draft) -> dict[str, Json]:
+        """What submitting the draft would do, as the dry run's reply."""
+        keys = plan_keys(draft.plan.nodes)
+        nodes: list[Json] = []
+        gpu_s = cpu_s = 0.0
+        hits = 0
+        for spec in draft.plan.nodes:
+            cached = spec.kind not in FAN_OUT and self._store.find(keys[spec.id]) is not None
+            work = work_of(NodeRow.planned("", spec, ord=0), None)
+            seconds = 0.0 if cached else self._forecast.pace.expected_s(work)
+            hits += cached
+            if work.shape:
+                gpu_s += seconds
+            else:
+                cpu_s += seconds
+            nodes.append({"id": spec.id, "kind": spec.kind.value, "shot": spec.shot_id, "deps": list(spec.deps),
+                          "lane": spec.lane, "cached": cached, "estimated_seconds": round(seconds, 3)})
+        film = draft.plan.film
+        return {
+            "title": draft.title, "nodes": nodes, "cache_hits": hits, "estimated_gpu_seconds": round(gpu_s, 3),
+            "estimated_cpu_seconds": round(cpu_s, 3), "warnings": list(draft.warnings),
+            "film": {"width_px": film.width_px, "height_px": film.height_px, "fps": film.fps, "frames": film.frames,
+                     "duration_s": film.duration_s},
+        }
+
+    def change_shot(self, job_id: str, shot_id: str, changes: Mapping[str, Json]) -> tuple[str, ...]:
+        """Change a shot of a finished film, or show an earlier take of it; returns the nodes that will run.
+
+        Raises UnknownJob, UnknownPart, InvalidDocument, and JobConflict as `Revisions.apply` does.
+        """
+        job, nodes = self._ledger.job(job_id), self._ledger.nodes(job_id)
+        storyboard = self._storyboard(job, nodes)
+        before = next((shot for shot in shot_values(storyboard_value(storyboard)) if shot["id"] == shot_id), None)
+        if before is None:
+            ids = ", ".join(shot.id for shot in storyboard.shots[:10])
+            raise UnknownPart(job_id=job_id, problem=f"has no shot {shot_id!r}", nearest=ids)
+        generations: Mapping[str, int] = {}
+        if RESTORE in changes:
+            changes, generations = self._restored(job_id, shot_id, before, changes)
+        _refuse_fields(shot_id, changes)
+        changed = change_shot(storyboard, shot_id, changes)
+        plan = plan_film(changed, cards=self._cast, assets=_pictures(storyboard, nodes))
+        return self._revisions.apply(Revision(
+            job_id=job_id, based_on=job.document_digest, document_digest=plan_digest(plan.nodes), nodes=plan.nodes,
+            shot_id=shot_id, shot_before=before, generations=generations,
+            document={**job.document, "storyboard": dump_storyboard(changed), "warnings": list(plan.warnings)}))
+
+    def _storyboard(self, job: JobRow, nodes: tuple[NodeRow, ...]) -> Storyboard:
+        """The storyboard in force: sent, revised, or made of a script."""
+        text = job.document.get("storyboard")
+        if isinstance(text, str):
+            return parse_storyboard(text)
+        told = next((node.artifact for node in nodes if node.kind is NodeKind.STORY), None)
+        if told is None:
+            raise JobConflict(job_id=job.id, problem="its script was not broken into shots yet, or it has none")
+        return parse_storyboard(self._store.fetch(told).read_text(encoding="utf-8"))
+
+    def _restored(self, job_id: str, shot_id: str, before: Mapping[str, Json], changes: Mapping[str, Json],
+                  ) -> tuple[Mapping[str, Json], Mapping[str, int]]:
+        """The changes that give a shot the fields, and its nodes the generations, of an earlier take."""
+        if len(changes) > 1:
+            raise _refusal(RESTORE, "stands alone: a take has its own fields", shot_id)
+        number = changes[RESTORE]
+        takes = self._takes.of(job_id, shot_id)
+        kept = next((kept for kept in takes if kept.number == number and not isinstance(number, bool)), None)
+        if kept is None:
+            raise UnknownPart(job_id=job_id, problem=f"shot {shot_id} has no take {number!r}",
+                              nearest=", ".join(str(kept.number) for kept in takes))
+        fields = before if kept.shot is None else kept.shot
+        return {**dict.fromkeys(before), **fields}, kept.generations
+
+
+def shot_ids_in(sent: Sent) -> list[str]:
+    """The shots of a storyboard's text in order, as far as it can be read."""
+    if sent.is_script:
+        return []
+    try:
+        return shot_ids(parse_document(sent.text, file=sent.file).value)
+    except InvalidDocument:
+        return []
+
+
+def read_json(text: str, file: str) -> Json:
+    """JSON with precise problems. Raises InvalidDocument."""
+    document = parse_document(text, file=file)
+    if document.findings:
+        raise InvalidDocument(file=file, problems=tuple(
+            Problem(problem=found.problem, line=found.line or document.line_of(found.path), nearest=found.nearest)
+            for found in document.findings))
+    return document.value
+
+
+def _refuse_pictures(storyboard: Storyboard) -> None:
+    """A path in a request would name a file of the server."""
+    why = ("pictures are not taken over HTTP, where a path would name a file of the server; leave it out, or have the "
+           "first frame drawn")
+    problems = tuple(Problem(shot_id=ref.shot_id, field=ref.field, problem=why, nearest="mode: keyframe")
+                     for ref in referenced_pictures(storyboard))
+    if problems:
+        raise InvalidDocument(problems=problems)
+
+
+def _refuse_fields(shot_id: str, changes: Mapping[str, Json]) -> None:
+    if changes.get("id", shot_id) != shot_id:
+        raise _refusal("id", "a shot keeps its id", shot_id, nearest=shot_id)
+
+
+def _refusal(field: str, problem: str, shot_id: str, nearest: str = "") -> InvalidDocument:
+    return InvalidDocument(problems=(Problem(field=field, problem=problem, shot_id=shot_id, nearest=nearest),))
+
+
+def _pictures(storyboard: Storyboard, nodes: tuple[NodeRow, ...]) -> dict[str, Artifact]:
+    """The stored pictures that the film was planned with, by path as written: no other file is looked at."""
+    stored = {node.shot_id: node.payload["image"] for node in nodes
+              if node.kind is NodeKind.CLIP and "image" in node.payload}
+    return {shot.image: Artifact.from_json(picture) for shot in storyboard.shots
+            if shot.image is not None and isinstance(picture := stored.get(shot.id), dict)}

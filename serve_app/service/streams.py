@@ -1,0 +1,85 @@
+"""A watcher's event stream, and a job's log as it grows. Of HTTP it knows only how the lines of a stream look."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from serve_app.service.feed import Beginning, Feed, Position, snapshot_text
+from serve_app.service.hub import Hub
+from serve_app.service.views import Views
+from workflows.durable.ledger import Ledger
+
+RECONNECT_MS = 2000
+"""What clients are asked to wait before they connect again."""
+HEARTBEAT = b": heartbeat\n\n"
+LOG_PAGE = 1000
+LOG_WAIT_S = 2.0
+
+
+class Streams:
+    """Streams of one process."""
+
+    def __init__(self, hub: Hub, views: Views, ledger: Ledger, *, heartbeat_s: float) -> None:
+        """A stream that has nothing to say for `heartbeat_s` says so."""
+        self._hub = hub
+        self._views = views
+        self._ledger = ledger
+        self._heartbeat_s = heartbeat_s
+
+    async def events(self, job_id: str, last_id: str = "") -> AsyncIterator[bytes] | None:
+        """The job's events after `last_id`; None when it is over and the client has heard all. Raises UnknownJob.
+
+        Without an id, or with one that is none: the present run from its start.
+        """
+        feed = await self._hub.feed(job_id)
+        if feed.is_over:
+            await feed.look()  # it may have been opened again a moment ago
+        heard = Position.read(last_id)
+        beginning = feed.begin(heard)
+        if heard and feed.is_over and not beginning.frames and not beginning.with_snapshot:
+            return None
+        return self._stream(feed, beginning)
+
+    async def log(self, job_id: str, offset: int) -> AsyncIterator[str]:
+        """Lines of the job's log from `offset` on, until the job is over. Raises UnknownJob at the first line."""
+        while True:
+            over = (await asyncio.to_thread(self._ledger.job, job_id)).status.is_terminal
+            page = await asyncio.to_thread(self._ledger.log_lines, job_id, offset, LOG_PAGE)
+            for line in page.lines:
+                yield line + "\n"
+            if not page.lines:
+                if over:
+                    return
+                await (await self._hub.feed(job_id)).news(LOG_WAIT_S)
+            offset = page.next_offset
+
+    async def _stream(self, feed: Feed, beginning: Beginning) -> AsyncIterator[bytes]:
+        feed.watchers += 1
+        try:
+            yield f"retry: {RECONNECT_MS}\n\n".encode()
+            if beginning.with_snapshot:
+                yield await self._snapshot(feed)
+            for frame in beginning.frames:
+                yield frame.text
+            number = beginning.number
+            while not feed.is_gone:
+                frames = feed.after(number)
+                if frames is None:
+                    number = feed.number
+                    yield await self._snapshot(feed)
+                elif frames:
+                    number = frames[-1].number
+                    for frame in frames:
+                        yield frame.text
+                elif feed.is_over:
+                    return
+                elif not await feed.news(self._heartbeat_s):
+                    yield HEARTBEAT
+        finally:
+            feed.watchers -= 1
+
+    async def _snapshot(self, feed: Feed) -> bytes:
+        at = feed.at
+        seen = await self._views.job(feed.job_id, after_s=feed.changed_s)
+        return snapshot_text(seen.body, at)

@@ -1,0 +1,62 @@
+"""The pages that show the API: their curl commands work as they stand, and every route is named."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.desk import ROUTES, Shop
+
+ROOT = Path(__file__).resolve().parents[3]
+PAGES = (ROOT / "docs" / "api.md", ROOT / "README.md")
+THREE = {"shots": [{"id": "s1", "prompt": "a red circle"}, {"id": "s2", "prompt": "a star"},
+                   {"id": "ball", "prompt": "a red ball"}]}
+
+
+def commands() -> list[list[str]]:
+    """Every curl command of the pages, as a shell would split it."""
+    found = []
+    for page in PAGES:
+        for block in re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+            words = shlex.split(block.replace("\\\n", " "), comments=True)
+            starts = [place for place, word in enumerate(words) if word == "curl"]
+            found += [words[start:end] for start, end in zip(starts, [*starts[1:], len(words)], strict=False)]
+    return found
+
+
+@pytest.mark.parametrize("words", commands(), ids=lambda words: next(w for w in words if "http" in w)[-40:])
+def test_a_curl_command_works_as_it_stands(shop: Shop, words: list[str]) -> None:
+    job_id = shop.film(THREE)
+    method, url, headers, body = "", "", {}, None
+    rest = iter(words[1:])
+    for word in rest:
+        match word:
+            case "-X":
+                method = next(rest)
+            case "-H":
+                name, _, value = next(rest).partition(": ")
+                headers[name] = value
+            case "-d":
+                body = next(rest).encode()
+            case "--data-binary":
+                body = (ROOT / next(rest).removeprefix("@")).read_bytes()
+            case "-o":
+                next(rest)
+            case _ if word.startswith("http://127.0.0.1:8000/"):
+                url = word.removeprefix("http://127.0.0.1:8000").replace("ID", job_id)
+    reply = shop.client.request(method or ("POST" if body else "GET"), url, headers=headers, content=body)
+    assert reply.status_code in (200, 202), reply.text
+
+
+def test_there_are_curl_commands() -> None:
+    assert len(commands()) >= 10
+
+
+def test_every_route_is_on_the_page() -> None:
+    page = PAGES[0].read_text(encoding="utf-8")
+    for path in ROUTES:
+        shown = path.replace("{job_id}", "{id}").replace("{shot_id}", "{shot}").replace("{file}", "")
+        assert shown in page, path
