@@ -11,7 +11,8 @@ from serve_app.http.schemas import Problem
 from serve_app.service.desk import Desk
 
 MEANINGS = {
-    403: "A browser sent it on behalf of another site", 404: "There is no such thing, or not yet",
+    400: "The body cannot be read as JSON", 403: "A browser sent it on behalf of another site",
+    404: "There is no such thing, or not yet",
     409: "The job is in a state that forbids it", 413: "The body is too long", 415: "A body of another type",
     416: "The range lies outside the file", 422: "Something in the request is wrong; `errors` says what and where",
     503: "Something that is needed is away for now",

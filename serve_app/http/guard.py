@@ -6,8 +6,8 @@ request that a browser sends on behalf of another site is refused, and so is one
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -16,6 +16,7 @@ from configs.settings import HttpSettings
 from serve_app.http.problems import Refused, crashed, problem_response
 
 READING = frozenset({"GET", "HEAD", "OPTIONS"})
+HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?")
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
@@ -26,7 +27,7 @@ class Guard:
         """Guard `app` as these settings say."""
         self._app = app
         self._max_bytes = settings.max_body_kb * 1000
-        names = {*settings.allowed_hosts, settings.host, f"[{settings.host}]"}
+        names = {name.lower() for name in (*settings.allowed_hosts, settings.host, f"[{settings.host}]")}
         # On other addresses the machine has names that nobody told us.
         self._names = LOOPBACK_NAMES | names if settings.is_loopback or settings.allowed_hosts else frozenset()
 
@@ -58,7 +59,7 @@ class Guard:
         headers = Headers(scope=scope)
         host = headers.get("host", "")
         if self._names and _name(host) not in self._names:
-            return Refused(421, "unknown-host", f"this server is not called {_name(host)!r}; reach it as localhost, or "
+            return Refused(421, "unknown-host", f"this server is not called {host[:100]!r}; reach it as localhost, or "
                                                 "add the name to http.allowed_hosts")
         if "\0" in scope["path"]:
             return Refused(404, "not-found", "no such path")
@@ -90,9 +91,10 @@ def _is_foreign(headers: Mapping[str, str], host: str) -> bool:
     if headers.get("sec-fetch-site", "") in ("cross-site", "same-site"):
         return True
     origin = headers.get("origin")
-    return origin is not None and urlsplit(origin).netloc != host
+    return origin is not None and origin.partition("://")[2] != host
 
 
 def _name(host: str) -> str:
-    """Without the port."""
-    return host[: host.index("]") + 1] if host.startswith("[") and "]" in host else host.partition(":")[0]
+    """Without the port; empty for what is no host."""
+    match = HOST.fullmatch(host)
+    return match[1].lower() if match else ""

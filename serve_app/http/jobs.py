@@ -96,7 +96,7 @@ async def cancel_job(job_id: JobId, desk: TheDesk) -> Response:
 
 
 @router.post("/{job_id}/retry", status_code=202, response_model=ChangeReply,
-             responses=refusals(403, 404, 409, 413, 422), summary="Run a job again")
+             responses=refusals(400, 403, 404, 409, 413, 422), summary="Run a job again")
 async def retry_job(job_id: JobId, desk: TheDesk, asked: RetryRequest | None = None) -> Response:
     """Run what did not succeed, or the chosen shots, and all that depends on them. Results that the store still has
     are reused, unless `force` asks for new takes; the old ones are kept under `takes`.

@@ -17,8 +17,9 @@ from tests.desk import TWO_SHOTS, Shop, open_shop
 @pytest.mark.parametrize(("headers", "status"), [
     ({}, 202), ({"Origin": "http://127.0.0.1:8000"}, 202), ({"Sec-Fetch-Site": "same-origin"}, 202),
     ({"Origin": "http://evil.example"}, 403), ({"Origin": "null"}, 403), ({"Origin": "http://127.0.0.1:9000"}, 403),
-    ({"Sec-Fetch-Site": "cross-site"}, 403),
-], ids=["a program", "our page", "our page, told otherwise", "another site", "a sandbox", "another port", "cross-site"])
+    ({"Sec-Fetch-Site": "cross-site"}, 403), ({"Origin": "http://["}, 403),
+], ids=["a program", "our page", "our page, told otherwise", "another site", "a sandbox", "another port", "cross-site",
+        "no origin at all"])
 def test_a_page_of_another_site_changes_nothing(shop: Shop, headers: dict[str, str], status: int) -> None:
     reply = shop.client.post("/api/films", json=TWO_SHOTS, headers=headers)
     assert reply.status_code == status
@@ -27,8 +28,9 @@ def test_a_page_of_another_site_changes_nothing(shop: Shop, headers: dict[str, s
 
 
 @pytest.mark.parametrize(("host", "status"), [
-    ("127.0.0.1:8000", 200), ("localhost", 200), ("[::1]:8000", 200), ("evil.example", 421), ("", 421),
-    ("127.0.0.1.evil.example", 421),
+    ("127.0.0.1:8000", 200), ("localhost", 200), ("LocalHost:8000", 200), ("[::1]:8000", 200),
+    ("evil.example", 421), ("", 421),
+    ("127.0.0.1.evil.example", 421), ("127.0.0.1:8000, evil", 421), ("127.0.0.1@evil.example", 421), ("[", 421),
 ])
 def test_a_name_that_was_bent_to_loopback_is_refused(shop: Shop, host: str, status: int) -> None:
     assert shop.client.get("/api/jobs", headers={"Host": host}).status_code == status
