@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import random
 
 import numpy as np
@@ -49,6 +50,11 @@ def call(pipe: WanPipeline, prompt: str | list[str], *, seed: int = 0, steps: in
 
 def test_the_weights_fit_into_the_package():
     assert sum(path.stat().st_size for path in CHECKPOINT.rglob("*") if path.is_file()) <= 16_000_000
+
+
+def test_the_checkpoint_names_no_directory_of_the_machine_that_made_it():
+    named = [path.name for path in CHECKPOINT.rglob("*.json") if json.loads(path.read_text()).get("_name_or_path")]
+    assert named == []
 
 
 def test_the_checkpoint_reads_words_as_the_card_lists_them():
