@@ -2,7 +2,7 @@
 
 The Director against a bare Serve handle and `ray.remote` tasks, in one run with the same durations.
 
-    python -m tests.bench.bench_dispatch [--gpus 1 2 4 8 16 32] [--shots-per-gpu 25] [--shot-s 1.0]
+    python -m tests.bench.bench_dispatch [--gpus 1 2 4 8 16 32] [--shots-per-gpu 16] [--shot-s 1.0]
 
 Lower bound: max(work / GPUs, longest shot). Idle gap: between two shots on one GPU. Above `EVENLY` GPUs shots are
 longer in proportion: two cores that play 32 GPUs cannot also serve 32 shots a second, and no GPU renders that fast.
@@ -208,7 +208,7 @@ def measure(gpus: int, shots_per_gpu: int, shot_s: float) -> list[list[object]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gpus", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
-    parser.add_argument("--shots-per-gpu", type=int, default=25)
+    parser.add_argument("--shots-per-gpu", type=int, default=16)
     parser.add_argument("--shot-s", type=float, default=1.0)
     options = parser.parse_args()
     most = max(options.gpus)
