@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from workflows.dispatch import path_ranks
 from workflows.types import Json, NodeKind, Priority
 
 MODEL_KINDS = frozenset({NodeKind.KEYFRAME, NodeKind.CLIP})
@@ -103,10 +104,10 @@ def estimate(
         if any(seconds is None for seconds in known.values()):
             return None
         own = {work.id: (known[work.id] or 0.0) * (1 - work.fraction) for work in mine}
-        ahead = _ahead(mine, own, others, priority, lambda work: pace.expected_s(work) * (1 - work.fraction))
         lanes: dict[str, float] = defaultdict(float)
         for work in mine:
             lanes[work.lane] += own[work.id]
+        ahead = _ahead(lanes, others, priority, lambda work: pace.expected_s(work) * (1 - work.fraction))
         queues = [(lanes[lane] + ahead[lane]) / max(slots.get(lane, 1), 1) for lane in lanes]
         return max([_longest_path(mine, own), *queues])
 
@@ -116,27 +117,22 @@ def estimate(
     return Eta(p50_s=p50_s, p90_s=max(p50_s, p90_s))
 
 
-def _ahead(mine: Sequence[Work], own: Mapping[str, float], others: Sequence[tuple[Work, Priority]],
-           priority: Priority, seconds: Callable[[Work], float]) -> dict[str, float]:
-    """Work of other jobs that each lane does before this job's last node."""
-    lanes: dict[str, float] = defaultdict(float)
-    for work in mine:
-        lanes[work.lane] += own[work.id]
+def _ahead(lanes: Mapping[str, float], others: Sequence[tuple[Work, Priority]], priority: Priority,
+           seconds: Callable[[Work], float]) -> dict[str, float]:
+    """Work of other jobs that each lane does before this job's last node; `lanes` is this job's own."""
     theirs: dict[tuple[str, str, Priority], float] = defaultdict(float)
     for work, rank in others:
         theirs[work.lane, work.job_id, rank] += seconds(work)
     ahead: dict[str, float] = defaultdict(float)
     for (lane, _, rank), total in theirs.items():
         if rank is priority:
-            ahead[lane] += min(total, lanes[lane])
+            ahead[lane] += min(total, lanes.get(lane, 0.0))
         elif rank is Priority.INTERACTIVE:
             ahead[lane] += total
     return ahead
 
 
 def _longest_path(mine: Sequence[Work], own: Mapping[str, float]) -> float:
-    """Seconds of the longest chain of nodes that wait for each other; nodes come after what they depend on."""
-    ends: dict[str, float] = {}
-    for work in mine:
-        ends[work.id] = own[work.id] + max((ends[dep] for dep in work.deps if dep in ends), default=0.0)
-    return max(ends.values(), default=0.0)
+    """Seconds of the longest chain of nodes that wait for each other."""
+    left = [replace(work, cost=own[work.id], deps=tuple(dep for dep in work.deps if dep in own)) for work in mine]
+    return max(path_ranks(left).values(), default=0.0)

@@ -110,17 +110,18 @@ def job_view(job: JobRow, nodes: Sequence[NodeRow], live: Mapping[str, ProgressR
         if node.shot_id:
             shots.setdefault(node.shot_id, []).append(views[node.id])
     return JobView(
-        id=job.id, kind=job.kind, title=job.title, status=job.status, stage=_stage(nodes, job.status),
-        priority=job.priority, progress=job_fraction(shares, finished=job.status.is_terminal, floor=floor),
+        id=job.id, kind=job.kind, title=job.title, status=job.status, priority=job.priority,
+        stage=job_stage([node.kind for node in nodes if not node.status.is_terminal], job.status),
+        progress=job_fraction(shares, finished=job.status.is_terminal, floor=floor),
         created_at_s=job.created_at_s, started_at_s=job.started_at_s, finished_at_s=job.finished_at_s,
         shots=tuple(_shot_view(shot_id, mine) for shot_id, mine in shots.items()),
         film=tuple(views[node.id] for node in nodes if not node.shot_id),
-        warnings=tuple(dict.fromkeys((*_planned_warnings(job), *job.warnings))),
+        warnings=tuple(dict.fromkeys((*planned_warnings(job), *job.warnings))),
         errors={n.shot_id or n.id: n.error.message for n in nodes if n.status is NodeStatus.FAILED and n.error},
     )
 
 
-def _planned_warnings(job: JobRow) -> tuple[str, ...]:
+def planned_warnings(job: JobRow) -> tuple[str, ...]:
     """What was said when the job was submitted (its document keeps it)."""
     said = job.document.get("warnings")
     return tuple(str(text) for text in said) if isinstance(said, list) else ()
@@ -155,13 +156,12 @@ def _shot_view(shot_id: str, nodes: list[NodeView]) -> ShotView:
                     progress=sum(node.progress for node in nodes) / len(nodes))
 
 
-def _stage(nodes: Sequence[NodeRow], status: JobStatus) -> Stage:
+def job_stage(open_kinds: Collection[NodeKind], status: JobStatus) -> Stage:
     """The earliest stage with open work; the last stage once the job is over."""
-    if not status.is_terminal:
-        for stage in Stage:
-            if any(node.kind.stage is stage and not node.status.is_terminal for node in nodes):
-                return stage
-    return Stage.COMPOSITION
+    open_stages = {kind.stage for kind in open_kinds}
+    if status.is_terminal:
+        return Stage.COMPOSITION
+    return next((stage for stage in Stage if stage in open_stages), Stage.COMPOSITION)
 
 
 def _node_json(node: NodeView) -> dict[str, Json]:

@@ -36,13 +36,17 @@ def plan_script(script: str, *, cards: Cards, film: FilmFields | None = None, fi
 
     Raises InvalidDocument for a script that cannot become a film, so that it is refused at the door.
     """
-    film = film or FilmFields()
     story_nodes(script, cards=cards, film=film, file=file)
+    return script_node(script, cards=cards, film=film, file=file)
+
+
+def script_node(script: str, *, cards: Cards, film: FilmFields | None = None, file: str = "") -> NodeSpec:
+    """The one node of the job of a script that was planned already."""
     payload: dict[str, Json] = {
         "script": script,
         # Only the ending decides how a script is read; a new name is not a new film.
         "suffix": PurePath(file).suffix.lower(),
-        "film": film.model_dump(mode="json", exclude_defaults=True),
+        "film": (film or FilmFields()).model_dump(mode="json", exclude_defaults=True),
         "cards": _digests(cards),
     }
     return NodeSpec(id="story", kind=NodeKind.STORY, payload=payload, cost=_COST_S)

@@ -13,7 +13,7 @@ from pydantic import JsonValue, ValidationError
 
 from serve_app.http.deps import JobId, ShotId, TheDesk, refusals
 from serve_app.http.idempotency import IdempotencyKey, fingerprint, once, reserve
-from serve_app.http.problems import Detail, Refused, refused_change, refused_document
+from serve_app.http.problems import Refused, body_detail, refused_change, refused_document
 from serve_app.http.schemas import Accepted, ChangeReply, PlanReply, ScriptRequest
 from serve_app.service.desk import Desk
 from serve_app.service.films import Draft, Sent, read_json, shot_ids_in
@@ -130,9 +130,8 @@ def _script(value: Mapping[str, Json]) -> Sent:
     try:
         asked = ScriptRequest.model_validate(value)
     except ValidationError as error:
-        details = tuple(
-            Detail(detail=found["msg"].removeprefix("Value error, "), pointer="#/" + "/".join(map(str, found["loc"])))
-            for found in error.errors(include_url=False))
+        details = tuple(body_detail(found["msg"], [str(part) for part in found["loc"]])
+                        for found in error.errors(include_url=False))
         raise Refused(422, "invalid-document", details[0].detail, errors=details) from None
     return Sent(text=asked.script, file=f"script{SUFFIX_OF_FORMAT[asked.format]}", is_script=True, title=asked.title,
                 film=asked.film)

@@ -112,6 +112,11 @@ def pointer_of(problem: Problem, shot_ids: Sequence[str]) -> str:
     return _pointer(parts) if parts else ""
 
 
+def body_detail(message: str, path: Sequence[str]) -> Detail:
+    """What pydantic says of the part of the body at this path."""
+    return Detail(detail=_plain(message), pointer=_pointer(path))
+
+
 def problem_response(status: int, code: str, detail: str, *, errors: Sequence[Detail] = (), instance: str = "",
                      headers: Mapping[str, str] | None = None) -> Response:
     """A problem as a reply."""
@@ -163,11 +168,10 @@ async def _of_validation(request: Request, error: Exception) -> Response:
     details = []
     for found in error.errors():
         where, *path = (str(part) for part in found["loc"])
-        text = str(found["msg"]).removeprefix("Value error, ")
         if where == "body":
-            details.append(Detail(detail=text, pointer=_pointer(path)))
+            details.append(body_detail(found["msg"], path))
         else:
-            details.append(Detail(detail=text, parameter=path[0] if path else where))
+            details.append(Detail(detail=_plain(found["msg"]), parameter=path[0] if path else where))
     return problem_response(422, "invalid-request", _summary(details), errors=details, instance=request.url.path)
 
 
@@ -176,6 +180,10 @@ def _summary(details: Sequence[Detail]) -> str:
     parts = (f"shot {first.shot}" if first.shot else "", first.parameter or first.pointer, first.detail)
     text = ": ".join(part for part in parts if part)
     return text if len(details) == 1 else f"{text} (and {len(details) - 1} more, see errors)"
+
+
+def _plain(message: str) -> str:
+    return message.removeprefix("Value error, ")
 
 
 def _parts(field: str) -> list[str]:

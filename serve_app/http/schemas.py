@@ -230,8 +230,8 @@ class EtaReply(Part):
     p90_s: Seconds
 
 
-class JobReply(Part):
-    """A job as it is now."""
+class JobHead(Part):
+    """What every reply about a job begins with."""
 
     id: str
     kind: str = Field(examples=["film"])
@@ -245,6 +245,12 @@ class JobReply(Part):
     created_at: UnixTime
     started_at: UnixTime | None
     finished_at: UnixTime | None
+    links: Links
+
+
+class JobReply(JobHead):
+    """A job as it is now."""
+
     queue_position: int | None
     """1: taken next; null once it was taken."""
     eta: EtaReply | None
@@ -256,25 +262,13 @@ class JobReply(Part):
     errors: dict[str, str]
     """Shot or node -> why it failed."""
     video: VideoReply | None
-    links: Links
 
 
-class JobSummary(Part):
+class JobSummary(JobHead):
     """A job in a list; progress by finished nodes alone."""
 
-    id: str
-    kind: str
-    title: str
-    status: JobStatus
-    stage: Stage
-    progress: Share
-    priority: Priority
-    created_at: UnixTime
-    started_at: UnixTime | None
-    finished_at: UnixTime | None
     shots: int
     """How many."""
-    links: Links
 
 
 class JobList(Part):

@@ -24,6 +24,7 @@ from serve_app.service.links import shot_file_url
 from workflows.durable.ledger import Ledger
 from workflows.durable.rows import EventRow, EventType, JobRow, NodeRow
 from workflows.errors import UnknownJob
+from workflows.status import planned_warnings
 from workflows.telling import Name, Teller, Told
 from workflows.types import NodeKind, ProgressRecord
 
@@ -148,7 +149,7 @@ class Feed:
     async def open(self) -> None:
         """Learn the job's history, then follow the board. Raises UnknownJob."""
         job, nodes, events = await asyncio.to_thread(self._read_all)
-        self._teller.warnings = _said_at_the_door(job)
+        self._teller.warnings = planned_warnings(job)
         self._teller.plan(nodes)
         history = await self._history()
         steps = history.events if history else ()
@@ -341,8 +342,3 @@ def _in_order(frames: Sequence[Frame]) -> tuple[Frame, ...]:
 
 def _when(one: EventRow | ProgressEvent) -> float:
     return one.at_s if isinstance(one, EventRow) else one.record.at_s
-
-
-def _said_at_the_door(job: JobRow) -> tuple[str, ...]:
-    said = job.document.get("warnings")
-    return tuple(str(text) for text in said) if isinstance(said, list) else ()

@@ -18,7 +18,7 @@ from workflows.errors import InvalidDocument, JobConflict, Problem, UnknownPart
 from workflows.plan import Plan, plan_film, plan_keys, referenced_pictures
 from workflows.revise import change_shot, with_lines
 from workflows.store import Store
-from workflows.story import plan_script, story_nodes
+from workflows.story import script_node, story_nodes
 from workflows.storyboard import (
     FilmFields,
     Storyboard,
@@ -79,8 +79,8 @@ class Films:
     def draft(self, sent: Sent) -> Draft:
         """Read and plan. Raises InvalidDocument with everything that is wrong."""
         if sent.is_script:
-            node = plan_script(sent.text, cards=self._cast, film=sent.film, file=sent.file)
             storyboard, plan = story_nodes(sent.text, cards=self._cast, film=sent.film, file=sent.file)
+            node = script_node(sent.text, cards=self._cast, film=sent.film, file=sent.file)
             return Draft(title=sent.title or storyboard.title, document={"script": sent.text}, nodes=(node,), plan=plan)
         storyboard = parse_storyboard(sent.text, file=sent.file)
         try:

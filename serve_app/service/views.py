@@ -16,8 +16,8 @@ from workflows.durable.overview import Overview, Tally
 from workflows.durable.rows import JobRow, NodeRow
 from workflows.durable.takes import Take, Takes, shown_clip
 from workflows.progress import NodeShare, job_fraction
-from workflows.status import JobView, job_view
-from workflows.types import Artifact, JobStatus, Json, NodeKind, ProgressRecord, Stage
+from workflows.status import JobView, job_stage, job_view
+from workflows.types import Artifact, JobStatus, Json, ProgressRecord
 
 FRESH_S = 0.2
 """A reply may be this old; steps arrive at most four times a second."""
@@ -132,17 +132,11 @@ def summary_json(row: JobRow, tally: Tally) -> dict[str, Json]:
     shares = [NodeShare(cost=cost, status=status) for (_, status), cost in tally.costs.items()]
     return {
         "id": row.id, "kind": row.kind, "title": row.title, "status": row.status.value,
-        "stage": _stage_of(row, tally).value, "priority": row.priority.value, "shots": tally.shots,
+        "stage": job_stage([kind for kind, status in tally.costs if not status.is_terminal], row.status).value,
+        "priority": row.priority.value, "shots": tally.shots,
         "progress": round(job_fraction(shares, finished=row.status.is_terminal), 4), "created_at": row.created_at_s,
         "started_at": row.started_at_s, "finished_at": row.finished_at_s, "links": {**job_links(row.id)},
     }
-
-
-def _stage_of(row: JobRow, tally: Tally) -> Stage:
-    open_kinds = {kind for kind, status in tally.costs if not status.is_terminal}
-    if row.status.is_terminal or not open_kinds:
-        return NodeKind.COMPOSE.stage
-    return min((kind.stage for kind in open_kinds), key=list(Stage).index)
 
 
 def _files_json(job_id: str, shot_id: str, found: Mapping[ShotFile, Artifact]) -> dict[str, Json]:

@@ -10,10 +10,9 @@ ROOT = Path(__file__).resolve().parents[2]
 PARTS = {
     # part of the picture -> the modules it stands for; the longest matching prefix wins
     "configs": ("configs",),
-    "vocabulary": ("workflows.types", "workflows.errors", "workflows.ports", "workflows.progress",
-                   "workflows.estimate"),
+    "vocabulary": ("workflows.types", "workflows.errors", "workflows.ports", "workflows.progress"),
     "document": ("workflows.",),
-    "dispatch": ("workflows.dispatch",),
+    "dispatch": ("workflows.dispatch", "workflows.estimate"),
     "durable": ("workflows.durable",),
     "store": ("workflows.store",),
     "status": ("workflows.status", "workflows.telling"),

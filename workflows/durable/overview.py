@@ -16,6 +16,8 @@ from workflows.types import JobStatus, NodeKind, NodeStatus, Priority
 
 OPEN_JOBS = (JobStatus.QUEUED.value, JobStatus.RUNNING.value)
 OPEN_NODES = (NodeStatus.PENDING.value, NodeStatus.RUNNING.value)
+WORK = (node.c.job_id, node.c.id, node.c.kind, node.c.lane, node.c.cost, node.c.payload)
+"""What an estimate needs of a node."""
 FINISHED_LIMIT = 1000
 """Newest finished nodes that tell how long things take."""
 OPEN_LIMIT = 20_000
@@ -50,28 +52,22 @@ class Overview:
 
     def finished(self) -> tuple[Work, ...]:
         """Nodes that were really run, newest first."""
-        wanted = (sa.select(node.c.job_id, node.c.id, node.c.kind, node.c.lane, node.c.cost, node.c.payload,
-                            node.c.started_at, node.c.finished_at)
+        wanted = (sa.select(*WORK, node.c.started_at, node.c.finished_at)
                   .where(node.c.status == NodeStatus.SUCCEEDED.value, node.c.started_at.is_not(None),
                          sa.not_(node.c.cached))
                   .order_by(node.c.finished_at.desc()).limit(FINISHED_LIMIT))
         with self._database.read() as connection:
             rows = connection.execute(wanted).mappings().all()
-        return tuple(Work(job_id=row["job_id"], id=row["id"], kind=NodeKind(row["kind"]), lane=row["lane"],
-                          cost=row["cost"], shape=shape_of(NodeKind(row["kind"]), row["payload"]),
-                          seconds=max(row["finished_at"] - row["started_at"], 0.0)) for row in rows)
+        return tuple(_work(row, seconds=max(row["finished_at"] - row["started_at"], 0.0)) for row in rows)
 
     def open_work(self) -> tuple[tuple[Work, Priority], ...]:
         """Nodes of active jobs that are not settled, each with its job's class."""
-        wanted = (sa.select(node.c.job_id, node.c.id, node.c.kind, node.c.lane, node.c.cost, node.c.payload,
-                            job.c.priority)
+        wanted = (sa.select(*WORK, job.c.priority)
                   .join(job, job.c.id == node.c.job_id)
                   .where(job.c.status.in_(OPEN_JOBS), node.c.status.in_(OPEN_NODES)).limit(OPEN_LIMIT))
         with self._database.read() as connection:
             rows = connection.execute(wanted).mappings().all()
-        return tuple((Work(job_id=row["job_id"], id=row["id"], kind=NodeKind(row["kind"]), lane=row["lane"],
-                           cost=row["cost"], shape=shape_of(NodeKind(row["kind"]), row["payload"])),
-                      Priority(row["priority"])) for row in rows)
+        return tuple((_work(row), Priority(row["priority"])) for row in rows)
 
     def queue_position(self, row: JobRow) -> int | None:
         """How many jobs the Director takes until it takes this one, itself included; None once it was taken."""
@@ -123,3 +119,9 @@ class Overview:
         """Raise unless the database answers."""
         with self._database.read() as connection:
             connection.execute(sa.select(1))
+
+
+def _work(row: sa.RowMapping, *, seconds: float = 0.0) -> Work:
+    kind = NodeKind(row["kind"])
+    return Work(job_id=row["job_id"], id=row["id"], kind=kind, lane=row["lane"], cost=row["cost"],
+                shape=shape_of(kind, row["payload"]), seconds=seconds)

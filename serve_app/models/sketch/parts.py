@@ -79,7 +79,6 @@ def build_parts(world: PromptWorld, codec: SketchCodec) -> Parts:
 
 def save_parts(parts: Parts, out: Path) -> None:
     """Write the parts as a WanPipeline directory; weights are rounded to float16 and load as any type."""
-    parts.codec.register_to_config(_name_or_path="")  # where it was trained is nobody's business
     WanPipeline(
         tokenizer=parts.tokenizer,
         text_encoder=copy.deepcopy(parts.text_encoder).half().eval(),

@@ -86,6 +86,13 @@ def rate(plan: Plan, progress: Progress, warm_up_steps: int = 100) -> float:
 # ---- codec ---------------------------------------------------------------------------------------------------------
 
 
+def load_codec(out: Path) -> SketchCodec:
+    """The codec of a run. It forgets where it lay: that is nobody's business who gets its configuration."""
+    codec = SketchCodec.from_pretrained(out / "codec")
+    codec.register_to_config(_name_or_path="")
+    return codec
+
+
 def codec_loss(codec: SketchCodec, clips_BCTHW: torch.Tensor, noise: float) -> torch.Tensor:
     """Squared plus absolute error, edges weighted up; latents carry `noise` so that the decoder learns to tidy up."""
     with torch.no_grad():
@@ -104,7 +111,7 @@ def train_codec(plan: Plan, world: PromptWorld, *, resume: bool) -> SketchCodec:
     """Fit the linear codec (or take DIR/codec when resuming) and train its decoder for the plan's minutes."""
     home, rng = plan.out / "codec", random.Random(plan.seed)
     if resume and home.exists():
-        codec = SketchCodec.from_pretrained(home)
+        codec = load_codec(plan.out)
     else:
         codec = fit_linear(scenes.draw_batch(world, rng, FIT_CLIPS)[0])
         codec.save_pretrained(home)
@@ -308,7 +315,7 @@ def main() -> None:
         train_codec(Plan(out=args.out, minutes=args.codec_minutes, seed=args.seed), world, resume=args.resume)
     if args.stage in ("all", "denoiser"):
         plan = Plan(out=args.out, minutes=args.minutes, seed=args.seed, save_every_minutes=args.save_every)
-        train_denoiser(plan, world, SketchCodec.from_pretrained(args.out / "codec"), resume=args.resume)
+        train_denoiser(plan, world, load_codec(args.out), resume=args.resume)
 
 
 if __name__ == "__main__":
