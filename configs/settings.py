@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,6 +13,7 @@ from configs.base import Frozen
 
 Seconds = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+ORIGIN = re.compile(r"https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 
 
 class EngineSettings(Frozen):
@@ -121,10 +123,17 @@ class HttpSettings(Frozen):
     """The HTTP service that `reelray serve` starts."""
 
     host: str = "127.0.0.1"
-    """Address to listen on: a loopback address, unless `allow_unauthenticated` says otherwise."""
+    """Address to listen on. On other addresses than loopback every request needs an API key."""
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
     allow_unauthenticated: bool = False
-    """Listen on other addresses too. Nobody is asked who they are: whoever reaches the port renders, reads, deletes."""
+    """Listen on other addresses too, without keys. Whoever reaches the port renders, reads, deletes."""
+    require_keys: bool | None = None
+    """Whether every request needs an API key (`reelray keys create`); unset: everywhere but on loopback. Say true where
+    a proxy passes requests from other machines on."""
+    requests_per_min: Count = 1200
+    """Requests that one API key may send per minute, unless the key says otherwise; each replica grants its share."""
+    cors_origins: Annotated[tuple[str, ...], Field(max_length=100)] = ()
+    """Origins of other sites whose pages may use this service, e.g. `https://studio.example`; none by default."""
     allowed_hosts: tuple[str, ...] = ()
     """Names besides loopback that requests may be addressed to, e.g. of a reverse proxy on this machine."""
     replicas: Count = 1
@@ -138,10 +147,26 @@ class HttpSettings(Frozen):
 
     @model_validator(mode="after")
     def _loopback_or_in_so_many_words(self) -> HttpSettings:
-        if not self.is_loopback and not self.allow_unauthenticated:
+        if not self.is_loopback and self.require_keys is False and not self.allow_unauthenticated:
             raise ValueError(f"host {self.host!r} can be reached from other machines, and nobody is asked who they "
                              "are; nearest 127.0.0.1, or say http.allow_unauthenticated=true too")
+        if self.require_keys and self.allow_unauthenticated:
+            raise ValueError("require_keys and allow_unauthenticated contradict each other; leave one out")
         return self
+
+    @model_validator(mode="after")
+    def _origins_are_origins(self) -> HttpSettings:
+        for origin in self.cors_origins:
+            if not ORIGIN.fullmatch(origin):
+                raise ValueError(f"cors_origins: {origin!r} is no origin; nearest valid: https://studio.example, "
+                                 "without path, and never *")
+        return self
+
+    @property
+    def needs_keys(self) -> bool:
+        """Every request must carry an API key."""
+        return not self.is_loopback and not self.allow_unauthenticated if self.require_keys is None else (
+            self.require_keys)
 
     @property
     def is_loopback(self) -> bool:

@@ -21,6 +21,8 @@ from configs.explain import commented_yaml
 from configs.load import SettingsError, casting, load_cards, load_settings, profile_names
 from configs.settings import Settings
 from serve_app.cluster import prepare_environment
+from serve_app.keys_cli import keys_app
+from serve_app.options import JsonOption, ProfileOption, SetOption
 from workflows.errors import Fault, InvalidDocument, ReelrayError
 from workflows.types import JobStatus
 
@@ -39,15 +41,11 @@ models_app = typer.Typer(no_args_is_help=True, help="Model cards: what can rende
 profile_app = typer.Typer(no_args_is_help=True, help="Settings in force.")
 app.add_typer(models_app, name="models")
 app.add_typer(profile_app, name="profile")
+app.add_typer(keys_app, name="keys")
 
 LEVEL_STYLES = {"ok": "green", "note": "yellow", "fail": "bold red"}
 EXIT_FAILED, EXIT_INPUT, EXIT_PARTIAL, EXIT_INTERRUPTED = 1, 2, 3, 130
 
-ProfileOption = Annotated[str, typer.Option(
-    "--profile", help="Shipped profile or a YAML file; default $REELRAY_PROFILE, else laptop.", show_default=False)]
-SetOption = Annotated[list[str] | None, typer.Option(
-    "--set", metavar="KEY=VALUE", help="Change one setting, e.g. --set models.text_to_video=NAME. Repeatable.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="JSON on standard output, for machines.")]
 OutputOption = Annotated[Path | None, typer.Option("-o", "--output", help="Where the film goes.")]
 
 out = Console()
@@ -179,8 +177,8 @@ def cancel(
 def serve(profile: ProfileOption = "", settings_: SetOption = None, as_json: JsonOption = False) -> None:
     """Serve films over HTTP on this machine until Ctrl-C; every open job goes on.
 
-    It listens on 127.0.0.1:8000; another port: --set http.port=PORT. Nobody is asked for a password, so another
-    address needs --set http.host=ADDRESS --set http.allow_unauthenticated=true.
+    It listens on 127.0.0.1:8000 and asks nobody who they are; another port: --set http.port=PORT. On another address,
+    --set http.host=ADDRESS, it asks for API keys: `reelray keys create NAME` first. docs/security.md tells more.
     """
     place = _workplace(profile, settings_)
     from serve_app.serving import serve_until_stopped

@@ -8,7 +8,9 @@ import threading
 from serve_app.screen import Screen
 from serve_app.session import Session
 from serve_app.workplace import Workplace
+from workflows.durable.keys import Keys
 from workflows.durable.rows import JobRow
+from workflows.errors import InvalidSettings
 
 LOOK_S = 0.5
 SHOWN_JOBS = 200
@@ -16,7 +18,11 @@ SHOWN_JOBS = 200
 
 
 def serve_until_stopped(place: Workplace, screen: Screen) -> None:
-    """Start everything and tell how jobs move; Ctrl-C hands running work back and returns."""
+    """Start everything and tell how jobs move; Ctrl-C hands running work back and returns.
+
+    Raises InvalidSettings when keys are needed and there are none.
+    """
+    require_keys(place)
     session = Session(place.settings, only=(), http=True)
     stopped = threading.Event()
     signal.signal(signal.SIGINT, lambda *_: stopped.set())
@@ -31,6 +37,16 @@ def serve_until_stopped(place: Workplace, screen: Screen) -> None:
             _tell_changes(place, screen, known)
     finally:
         session.close()
+
+
+def require_keys(place: Workplace) -> None:
+    """Refuse to serve where every request would be refused. Raises InvalidSettings."""
+    http = place.settings.http
+    if http.needs_keys and all(key.revoked_at_s for key in Keys(place.ledger.database).all()):
+        raise InvalidSettings(problem=(
+            f"http.host {http.host} asks for API keys, and there are none; make one with `reelray keys create NAME "
+            "--role admin`, or serve on http.host=127.0.0.1, or say http.allow_unauthenticated=true: then whoever "
+            "reaches the port renders, reads and deletes"))
 
 
 def _tell_changes(place: Workplace, screen: Screen, known: dict[str, JobRow]) -> None:

@@ -5,6 +5,8 @@ ReelrayError                    fault     retry
 ├─ InvalidSettings              caller    never     a profile, an environment variable or a --set that is wrong
 ├─ UnknownJob                   caller    never
 ├─ UnknownPart                  caller    never     the job has no such shot, take or file
+├─ UnknownKey                   caller    never     no API key has this id
+├─ BudgetSpent                  capacity  never     the job's API key has used up its GPU-seconds
 ├─ JobConflict                  caller    never     same id, other content; or a state that forbids the verb
 ├─ IllegalMove                  system    never     a status changed in a way the move table forbids (a bug)
 ├─ ImpossibleResources          capacity  never     a deployment asks for GPUs that the cluster does not have
@@ -160,6 +162,33 @@ class JobConflict(ReelrayError):
     def message(self) -> str:
         """Name the job and the reason."""
         return f"job {self.job_id}: {self.problem}"
+
+
+@dataclass(kw_only=True, eq=False)
+class UnknownKey(ReelrayError):
+    """No API key has this id."""
+
+    fault: ClassVar[Fault] = Fault.CALLER
+    key_id: str
+
+    def message(self) -> str:
+        """Name the id and how to find the right one."""
+        return f"no key {self.key_id!r}; `reelray keys list` shows them"
+
+
+@dataclass(kw_only=True, eq=False)
+class BudgetSpent(ReelrayError):
+    """The API key that a job belongs to has used up its GPU-seconds; the node was not started."""
+
+    fault: ClassVar[Fault] = Fault.CAPACITY
+    key_id: str
+    job_id: str
+    problem: str
+
+    def message(self) -> str:
+        """Name the key and the numbers, and say how the job goes on."""
+        return (f"{self.problem}; `reelray keys change {self.key_id} --gpu-seconds MORE`, then retry job "
+                f"{self.job_id}: it goes on where it stopped")
 
 
 @dataclass(kw_only=True, eq=False)

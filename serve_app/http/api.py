@@ -7,11 +7,11 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
-from serve_app.http import films, jobs, problems, system
+from serve_app.http import access, films, jobs, problems, system
 from serve_app.http.guard import Guard
 from serve_app.http.schemas import Problem, ScriptRequest
 from serve_app.service.desk import Desk
@@ -33,11 +33,15 @@ def build_api(desk: Desk) -> FastAPI:
 
     # The pages that FastAPI has for its document load scripts from elsewhere.
     app = FastAPI(title="reelray", version=version("reelray"), description=DESCRIPTION, lifespan=life,
-                  openapi_url="/api/openapi.json", docs_url=None, redoc_url=None)
+                  openapi_url="/api/openapi.json", docs_url=None, redoc_url=None,
+                  dependencies=[Depends(access.own_jobs_only)])
     app.state.desk = desk
     for router in (films.router, jobs.router, jobs.files, system.router):
         app.include_router(router)
     problems.install(app)
+    # The last one added is passed first: the guard, then CORS, then keys.
+    app.add_middleware(access.Doorman, access=desk.access)
+    access.allow_origins(app, desk.settings)
     app.add_middleware(Guard, settings=desk.settings)
     app.openapi = lambda: openapi(app)  # type: ignore[method-assign]  # FastAPI's own way of extending the document
     return app
@@ -53,6 +57,7 @@ def openapi(app: FastAPI) -> dict[str, Any]:
         components.update({name: schema for name, schema in schemas["$defs"].items() if name not in components})
         _say_what_documents_may_leave_out(components)
         document["paths"]["/api/films/{job_id}/shots/{shot_id}"]["patch"]["requestBody"] = films.CHANGE_BODY
+        access.describe(document)
         app.openapi_schema = document
     return app.openapi_schema
 

@@ -11,10 +11,12 @@ from serve_app.http.schemas import Problem
 from serve_app.service.desk import Desk
 
 MEANINGS = {
-    400: "The body cannot be read as JSON", 403: "A browser sent it on behalf of another site",
+    400: "The body cannot be read as JSON", 401: "No API key, or none that opens anything",
+    403: "The key's role forbids it, or a browser sent it on behalf of another site",
     404: "There is no such thing, or not yet",
     409: "The job is in a state that forbids it", 413: "The body is too long", 415: "A body of another type",
     416: "The range lies outside the file", 422: "Something in the request is wrong; `errors` says what and where",
+    429: "The key sent too many requests; `Retry-After` says when to ask again",
     503: "Something that is needed is away for now",
 }
 

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Body, Query, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import JsonValue, ValidationError
 
+from serve_app.http.access import TheCaller
 from serve_app.http.deps import JobId, ShotId, TheDesk, refusals
 from serve_app.http.idempotency import IdempotencyKey, fingerprint, once, reserve
 from serve_app.http.problems import Refused, body_detail, refused_change, refused_document
@@ -57,7 +58,7 @@ CHANGE_BODY: dict[str, Any] = {"required": True, "content": {
              responses={200: {"model": PlanReply, "description": "The plan (`dry_run`); nothing was done"},
                         **refusals(403, 409, 413, 415, 422)}, summary="Make a film")
 async def create_film(
-    request: Request, desk: TheDesk, idempotency_key: IdempotencyKey = None,
+    request: Request, desk: TheDesk, caller: TheCaller, idempotency_key: IdempotencyKey = None,
     dry_run: Annotated[bool, Query(description="Only check and plan: nodes, what the store already has, "
                                                "estimated seconds.")] = False,
     priority: Annotated[Priority, Query(description="Interactive jobs go before batch jobs.")] = Priority.INTERACTIVE,
@@ -73,7 +74,7 @@ async def create_film(
 
     async def make(token: str) -> Mapping[str, Json]:
         draft = await _drafted(desk, body, media_type)
-        row = await asyncio.to_thread(desk.films.submit, draft, token=token, priority=priority)
+        row = await asyncio.to_thread(desk.films.submit, draft, token=token, priority=priority, key_id=caller.key_id)
         desk.submitted(row.id)
         return {"id": row.id, "status": row.status.value, "title": row.title, "warnings": list(draft.warnings),
                 "links": {**job_links(row.id)}}
@@ -84,7 +85,7 @@ async def create_film(
     if idempotency_key is None:
         return _accepted(await make(uuid.uuid4().hex))
     digest = fingerprint(media_type.encode(), priority.value.encode(), body)
-    found = await reserve(desk.replies, SCOPE, idempotency_key, digest)
+    found = await reserve(desk.replies, f"{SCOPE} {caller.key_id}".strip(), idempotency_key, digest)
     if isinstance(found, Stored):
         return _accepted(found.body, replayed=True)
     return _accepted(await once(desk.replies, found, make))

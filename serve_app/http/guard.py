@@ -1,7 +1,8 @@
 """What every request passes first: who may send it, how long its body may be, and what happens when all else fails.
 
-Without passwords the service trusts whoever reaches it. A web page that somebody has open reaches loopback too: so a
+Without keys the service trusts whoever reaches it. A web page that somebody has open reaches loopback too: so a
 request that a browser sends on behalf of another site is refused, and so is one addressed to a name that is not ours.
+A browser sends a key that it was told by itself, so this holds with keys too.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ class Guard:
         """Guard `app` as these settings say."""
         self._app = app
         self._max_bytes = settings.max_body_kb * 1000
+        self._origins = frozenset(settings.cors_origins)
         names = {name.lower() for name in (*settings.allowed_hosts, settings.host, f"[{settings.host}]")}
         # On other addresses the machine has names that nobody told us.
         self._names = LOOPBACK_NAMES | names if settings.is_loopback or settings.allowed_hosts else frozenset()
@@ -63,7 +65,8 @@ class Guard:
                                                 "add the name to http.allowed_hosts")
         if "\0" in scope["path"]:
             return Refused(404, "not-found", "no such path")
-        if scope["method"] not in READING and _is_foreign(headers, host):
+        if (scope["method"] not in READING and headers.get("origin", "") not in self._origins
+                and _is_foreign(headers, host)):
             return Refused(403, "other-site", "a page of another site may not change anything here")
         length = headers.get("content-length", "")
         return self._too_large() if length.isdecimal() and int(length) > self._max_bytes else None

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Path, Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
+from serve_app.http.access import TheCaller
 from serve_app.http.artifacts import artifact_response
 from serve_app.http.deps import JobId, ShotId, TheDesk, refusals
 from serve_app.http.problems import Detail, Refused
@@ -34,13 +35,15 @@ FILE_DOC: Doc = {
 
 @router.get("", response_model=JobList, responses=refusals(422), summary="List jobs")
 async def list_jobs(
-    desk: TheDesk, status: Annotated[JobStatus | None, Query(description="Only jobs with this status.")] = None,
+    desk: TheDesk, caller: TheCaller,
+    status: Annotated[JobStatus | None, Query(description="Only jobs with this status.")] = None,
     kind: Annotated[str, Query(pattern="^[a-z]{0,40}$", description="Only jobs of this kind, e.g. `film`.")] = "",
     limit: Annotated[int, Query(ge=1, le=200, description="Jobs per page.")] = 50,
     cursor: Annotated[str, Query(max_length=500, description="`next_cursor` of the page before.")] = "",
 ) -> Response:
-    """Jobs, newest first."""
-    return JSONResponse(await asyncio.to_thread(desk.jobs, status, kind, limit, cursor), headers=NO_STORE)
+    """Jobs, newest first; with a `user` key only its own."""
+    found = await asyncio.to_thread(desk.jobs, status, kind, limit, cursor, caller.own_jobs)
+    return JSONResponse(found, headers=NO_STORE)
 
 
 @router.get("/{job_id}", response_model=JobReply, responses=refusals(404, 422), summary="Look at a job")

@@ -2,7 +2,7 @@
 
 | error                                   | status                       |
 |-----------------------------------------|------------------------------|
-| UnknownJob, UnknownPart, ArtifactMissing| 404                          |
+| Unknown..., ArtifactMissing             | 404                          |
 | JobConflict                             | 409                          |
 | any other that the caller can mend      | 422, with `errors[]`         |
 | any other of the system                 | 500                          |
@@ -33,6 +33,7 @@ from workflows.errors import (
     Problem,
     ReelrayError,
     UnknownJob,
+    UnknownKey,
     UnknownPart,
 )
 from workflows.types import Json
@@ -43,7 +44,7 @@ MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:reelray:problem:"
 RETRY_AFTER_S = 5
 STATUS_OF_FAULT = {Fault.CALLER: 422, Fault.SYSTEM: 500, Fault.CAPACITY: 503}
-NOT_FOUND = (UnknownJob, UnknownPart, ArtifactMissing)
+NOT_FOUND = (UnknownJob, UnknownPart, UnknownKey, ArtifactMissing)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from typing import Protocol
 from configs.load import casting, load_cards
 from configs.model_card import ModelCard, Task
 from configs.settings import Settings
+from serve_app.service.access import Access
 from serve_app.service.feed import Board
 from serve_app.service.files import Files
 from serve_app.service.films import Films
@@ -74,6 +75,7 @@ class Desk:
         self.store = ports.store
         self.cluster = ports.cluster
         self.slots = ports.slots
+        self.access = Access(ports.ledger, settings.http)
         self.replies = Replies(ports.ledger.database)
         self.overview = Overview(ports.ledger.database)
         self.takes = Takes(ports.ledger.database)
@@ -125,9 +127,13 @@ class Desk:
         await asyncio.to_thread(self._studio.reopened, job_id)
         self.submitted(job_id)
 
-    def jobs(self, status: JobStatus | None, kind: str, limit: int, cursor: str) -> dict[str, Json]:
-        """Some jobs, newest first, as the list's reply. Blocking. Raises InvalidDocument for a wrong cursor."""
-        page = self.ledger.jobs(status, kind=kind, limit=limit, cursor=cursor)
+    def jobs(self, status: JobStatus | None, kind: str, limit: int, cursor: str, key_id: str = "",
+             ) -> dict[str, Json]:
+        """Some jobs, newest first, as the list's reply; only those of one API key where given. Blocking.
+
+        Raises InvalidDocument for a wrong cursor.
+        """
+        page = self.ledger.jobs(status, kind=kind, limit=limit, cursor=cursor, key_id=key_id)
         tallies = self.overview.tallies([row.id for row in page.jobs])
         return {"jobs": [summary_json(row, tallies[row.id]) for row in page.jobs], "next_cursor": page.next_cursor}
 

@@ -18,6 +18,7 @@ from workflows.durable.events import Note, append, log_notes
 from workflows.durable.leases import Claim, fence
 from workflows.durable.rows import EventType, Level, NodeRow, error_json
 from workflows.durable.tables import job, node
+from workflows.durable.usage import Outcome, charge, check_budget
 from workflows.durable.verdict import Setback
 from workflows.errors import IllegalMove, InvalidDocument, Problem
 from workflows.types import Done, Json, NodeSpec, NodeStatus, Skipped, advance_node
@@ -43,12 +44,20 @@ class Journal:
         self._database = database
 
     def start(self, claim: Claim, old: NodeRow, *, key: str) -> NodeRow:
-        """An attempt begins: written before anything is spent on it."""
+        """An attempt begins: written before anything is spent on it.
+
+        Raises BudgetSpent when the job's API key may not spend more; nothing is written then.
+        """
         new = replace(old, status=NodeStatus.RUNNING, attempt=old.attempt + 1, key=key, started_at_s=time.time(),
                       finished_at_s=None)
         note = Note(type=EventType.NODE_STARTED, node_id=new.id, line=f"{new.id}: attempt {new.attempt} starts",
                     data={"attempt": new.attempt, "shot_id": new.shot_id, "kind": new.kind.value})
-        return self._commit(claim, old, new, [note])
+        with self._database.write() as connection:
+            fence(connection, claim)
+            check_budget(connection, claim.job.key_id, new)
+            if _move(connection, old, new):
+                append(connection, new.job_id, [note])
+        return new
 
     def succeed(self, claim: Claim, old: NodeRow, done: Done, *, key: str) -> Settled:
         """A result: the node, the nodes it inserts and its warnings, in one commit.
@@ -63,6 +72,7 @@ class Journal:
             fence(connection, claim)
             if not _move(connection, old, new):
                 return _settled(connection, new)
+            charge(connection, [new], Outcome.SAVED if new.cached else Outcome.USEFUL, key_id=claim.job.key_id)
             if new.kind in graph.FAN_OUT:
                 _adopt(connection, new, result.new_nodes)
             elif result.new_nodes:
@@ -120,6 +130,8 @@ class Journal:
         with self._database.write() as connection:
             fence(connection, claim)
             if _move(connection, old, new):
+                if old.status is NodeStatus.RUNNING:
+                    charge(connection, [old], Outcome.WASTED, key_id=claim.job.key_id)
                 append(connection, new.job_id, notes)
         return new
 

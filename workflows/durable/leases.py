@@ -20,6 +20,7 @@ from workflows.durable.events import Note, append
 from workflows.durable.ledger import OPEN_JOBS, OPEN_NODES, close_cancelled
 from workflows.durable.rows import EventType, JobRow, Level, NodeRow, error_json
 from workflows.durable.tables import job, node
+from workflows.durable.usage import charge_interrupted, charge_running, note_waited
 from workflows.errors import ErrorRecord, LeaseLost, PoisonNode
 from workflows.types import JobStatus, NodeStatus, Priority, advance_job
 
@@ -118,6 +119,7 @@ class Leases:
         """Hand the job back, unfinished: its running nodes are put back and not counted. Raises LeaseLost."""
         with self._database.write() as connection:
             advance_job(fence(connection, claim), JobStatus.QUEUED)
+            charge_running(connection, claim.job.id)
             stopped = connection.execute(
                 sa.update(node).where(node.c.job_id == claim.job.id, node.c.status == NodeStatus.RUNNING.value)
                 .values(status=NodeStatus.PENDING.value).returning(node.c.id)).scalars().all()
@@ -136,6 +138,7 @@ class Leases:
         """End the job; a node that is still open is cancelled. Raises LeaseLost."""
         with self._database.write() as connection:
             advance_job(fence(connection, claim), ending.status)
+            charge_running(connection, claim.job.id)
             at = time.time()
             left = connection.execute(
                 sa.update(node).where(node.c.job_id == claim.job.id, node.c.status.in_(OPEN_NODES))
@@ -173,6 +176,8 @@ class Leases:
         """Put back what the last owner left running; what was interrupted too often is poison."""
         left = [NodeRow.of(row) for row in connection.execute(sa.select(node).where(
             node.c.job_id == job_id, node.c.status == NodeStatus.RUNNING.value).order_by(node.c.ord)).mappings()]
+        note_waited(connection, job_id)
+        charge_interrupted(connection, job_id, left)
         notes = [Note(type=EventType.JOB_STARTED, line="job: taken by a Director", data={"interrupted": len(left)})]
         notes.extend(self._interrupt(connection, found) for found in left)
         append(connection, job_id, notes)

@@ -22,6 +22,7 @@ from workflows.durable.reopening import check_inputs, lock_finished, lock_job, n
 from workflows.durable.rows import EventRow, EventType, JobRow, Level, LogPage, NewJob, NodeRow, Page
 from workflows.durable.tables import ID_CHARS, event, job, node
 from workflows.durable.takes import fresh_generations, keep_takes
+from workflows.durable.usage import charge_running, note_cancelled
 from workflows.errors import InvalidDocument, JobConflict, Problem, UnknownJob
 from workflows.types import JobStatus, NodeStatus, advance_job
 
@@ -128,8 +129,9 @@ class Ledger:
             raise UnknownJob(job_id=job_id)
         return found
 
-    def jobs(self, status: JobStatus | None = None, *, kind: str = "", limit: int = 50, cursor: str = "") -> Page:
-        """Jobs, newest first, of one status and one kind where given.
+    def jobs(self, status: JobStatus | None = None, *, kind: str = "", limit: int = 50, cursor: str = "",
+             key_id: str = "") -> Page:
+        """Jobs, newest first, of one status, one kind and one API key where given.
 
         `cursor` continues where an earlier page ended; InvalidDocument when it is not one.
         """
@@ -138,6 +140,8 @@ class Ledger:
             wanted = wanted.where(job.c.status == status.value)
         if kind:
             wanted = wanted.where(job.c.kind == kind)
+        if key_id:
+            wanted = wanted.where(job.c.key_id == key_id)
         if cursor:
             created_at, last_id = _read_cursor(cursor)
             wanted = wanted.where(sa.tuple_(job.c.created_at, job.c.id) < sa.tuple_(
@@ -176,6 +180,8 @@ def close_cancelled(connection: sa.Connection, job_id: str, status: JobStatus) -
     """End a job as cancelled, its open nodes with it, in the caller's transaction."""
     advance_job(status, JobStatus.CANCELLED)
     at = time.time()
+    charge_running(connection, job_id)
+    note_cancelled(connection, job_id)
     stopped = connection.execute(
         sa.update(node).where(node.c.job_id == job_id, node.c.status.in_(OPEN_NODES))
         .values(status=NodeStatus.CANCELLED.value, finished_at=at).returning(node.c.id)).scalars().all()
@@ -191,7 +197,7 @@ def _insert(connection: sa.Connection, new: NewJob) -> None:
     connection.execute(sa.insert(job).values(
         id=new.id, kind=new.kind, title=new.title, status=JobStatus.QUEUED.value, priority=new.priority.value,
         weight=new.weight, document=dict(new.document), document_digest=new.identity, cancel_requested=False,
-        created_at=time.time(), warnings=[]))
+        created_at=time.time(), warnings=[], key_id=new.key_id or None))
     rows = [NodeRow.planned(new.id, spec, ord=ord) for ord, spec in enumerate(new.nodes)]
     connection.execute(sa.insert(node), [row.plan_columns() | row.state_columns() for row in rows])
     append(connection, new.id, [Note(type=EventType.JOB_QUEUED, line=f"job: queued, {len(rows)} nodes",

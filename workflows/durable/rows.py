@@ -56,6 +56,8 @@ class NewJob:
     """What makes a second submission under the same id the same one; empty: the digest of `document`."""
     nodes: tuple[NodeSpec, ...]
     """The DAG; its last node makes the job's result."""
+    key_id: str = ""
+    """The API key that asks for it and pays for it; empty: nobody was asked."""
 
     @property
     def identity(self) -> str:
@@ -82,6 +84,8 @@ class JobRow:
     error: ErrorRecord | None
     """Why it failed: the first node's error."""
     warnings: tuple[str, ...]
+    key_id: str = ""
+    """The API key whose job it is; empty: nobody's."""
 
     @classmethod
     def of(cls, row: RowMapping) -> JobRow:
@@ -93,6 +97,7 @@ class JobRow:
             created_at_s=row["created_at"], started_at_s=row["started_at"], finished_at_s=row["finished_at"],
             error=error_from(row["error"]),
             warnings=tuple(dict.fromkeys(str(warning["text"]) for warning in row["warnings"])),
+            key_id=row["key_id"] or "",
         )
 
 

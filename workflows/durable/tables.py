@@ -1,4 +1,4 @@
-"""The tables: jobs, their nodes, what happened to them, earlier takes, and replies kept for repeated requests.
+"""The tables: jobs, their nodes, what happened to them, earlier takes, replies kept for repeated requests, keys, usage.
 
 Knows SQLAlchemy Core, not who reads or writes.
 A change here needs a revision under `migrations/versions`; a test compares the two.
@@ -26,6 +26,8 @@ from sqlalchemy import (
 ID_CHARS = 200
 """Longest id of a job, a shot or a node."""
 
+KEY_ID_CHARS = 40
+
 metadata = MetaData()
 
 job = Table(
@@ -48,6 +50,9 @@ job = Table(
     Column("error", JSON(none_as_null=True)),
     # [{"node_id", "text"}]: a rerun of the node takes its warnings back.
     Column("warnings", JSON, nullable=False),
+    # The API key that asked for it; none: the command line, or a service that asks nobody who they are.
+    Column("key_id", String(KEY_ID_CHARS)),
+    Index("job_by_key", "key_id", "created_at"),
     Index("job_by_status", "status", "priority", "created_at"),
     Index("job_by_age", "created_at", "id"),
 )
@@ -129,4 +134,39 @@ event = Table(
     Index("event_by_job", "job_id", "seq"),
     # A number is never given twice, even after rows were deleted: readers resume after the last one they saw.
     sqlite_autoincrement=True,
+)
+
+api_key = Table(
+    "api_key", metadata,
+    Column("id", String(KEY_ID_CHARS), primary_key=True),
+    Column("name", String(100), nullable=False),
+    Column("role", String(20), nullable=False),
+    # SHA-256 of the whole key. It is random and long: a slow hash would protect nothing more.
+    Column("digest", String(64), nullable=False),
+    # None: what the settings say.
+    Column("requests_per_min", Integer),
+    # None: no limit.
+    Column("gpu_budget_s", Double),
+    Column("created_at", Double, nullable=False),
+    Column("revoked_at", Double),
+)
+
+usage = Table(
+    "usage", metadata,
+    # One row per attempt that ended, per result found in the store, per wait in the queue and per cancel. No foreign
+    # key: a job that is forgotten was paid for all the same.
+    Column("seq", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    Column("at", Double, nullable=False),
+    Column("key_id", String(KEY_ID_CHARS)),
+    Column("outcome", String(20), nullable=False),
+    # Of the node; `job` for what concerns the whole job.
+    Column("kind", String(40), nullable=False),
+    Column("lane", String(ID_CHARS), nullable=False),
+    Column("node_key", String(64), nullable=False),
+    Column("wall_s", Double, nullable=False),
+    Column("gpu_s", Double, nullable=False),
+    Column("steps", Integer, nullable=False),
+    Column("diffusion_s", Double, nullable=False),
+    Index("usage_by_key", "key_id", "gpu_s"),
+    Index("usage_by_node_key", "node_key", "outcome"),
 )

@@ -25,6 +25,7 @@ from workflows.durable.patience import Patience
 from workflows.durable.rows import Level, NodeRow
 from workflows.durable.verdict import Setback, judge
 from workflows.errors import (
+    BudgetSpent,
     DeadlineExceeded,
     ErrorRecord,
     InvalidDocument,
@@ -139,7 +140,10 @@ class Walk:
             async with (self._shop.dispatcher.apart(node.lane) if node.crashes else nullcontext(),
                         self._shop.dispatcher.slot(lane=node.lane, job_id=job.id, priority=job.priority,
                                                    weight=job.weight, cost=node.cost, rank=self._ranks[node.id])):
-                node = await self._shop.patience.insist(self._shop.journal.start, self._claim, node, key=key)
+                try:
+                    node = await self._shop.patience.insist(self._shop.journal.start, self._claim, node, key=key)
+                except BudgetSpent as spent:
+                    return await self._fail(node, self._judge(spent, node, refusals=0))
                 await self._be_certain()
                 outcome = await self._attempt(node)
             if isinstance(outcome, NodeResult):

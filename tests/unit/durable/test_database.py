@@ -82,7 +82,9 @@ class TestMigrations:
         first.submit(film())
         with first.database.write() as connection:
             connection.execute(sa.text("DROP INDEX node_by_end"))
-            for table in ("take", "reply"):
+            connection.execute(sa.text("DROP INDEX job_by_key"))
+            connection.execute(sa.text("ALTER TABLE job DROP COLUMN key_id"))
+            for table in ("take", "reply", "api_key", "usage"):
                 connection.execute(sa.text(f"DROP TABLE {table}"))
             connection.execute(sa.text(f"UPDATE {VERSION_TABLE} SET version_num = '0001'"))
         first.close()

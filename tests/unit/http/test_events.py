@@ -64,7 +64,7 @@ async def film(closed_shop: Shop) -> str:
     """A queued film."""
     sent = Sent(text=json.dumps(TWO_SHOTS), file="film.json", is_script=False)
     draft = closed_shop.desk.films.draft(sent)
-    return closed_shop.desk.films.submit(draft, token="a" * 32, priority=Priority.INTERACTIVE).id
+    return closed_shop.desk.films.submit(draft, token="a" * 32, priority=Priority.INTERACTIVE, key_id="").id
 
 
 def begun(shop: Shop, job_id: str, node_id: str) -> None:

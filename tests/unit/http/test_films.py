@@ -154,7 +154,7 @@ class TestIdempotency:
         reserved = shop.desk.replies.begin(SCOPE, "k-1", fingerprint(b"application/json", b"interactive", body))
         assert isinstance(reserved, Reserved)
         draft = shop.desk.films.draft(read_film(body, "application/json"))
-        made = shop.desk.films.submit(draft, token=reserved.token, priority=Priority.INTERACTIVE)
+        made = shop.desk.films.submit(draft, token=reserved.token, priority=Priority.INTERACTIVE, key_id="")
         with shop.ledger.database.write() as connection:  # it died here, a while ago
             connection.execute(sa.update(table).values(touched_at=0.0))
         reply = shop.client.post("/api/films", content=body, headers={**KEY, "content-type": "application/json"})

@@ -42,17 +42,22 @@ def test_a_proxys_name_is_ours_when_we_are_told(shop: Shop, tmp_path: Path) -> N
     other.ledger.close()
 
 
-@pytest.mark.parametrize(("host", "more"), [("0.0.0.0", ()), ("192.168.1.5", ()), ("studio", ()), ("::", ())])
-def test_another_address_than_loopback_must_be_asked_for_in_so_many_words(host: str, more: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "studio", "::"])
+def test_another_address_than_loopback_asks_for_keys_unless_told_otherwise_in_so_many_words(host: str) -> None:
+    assert load_settings("laptop", [f"http.host='{host}'"], {}).http.needs_keys
     with pytest.raises(SettingsError, match=r"nearest 127\.0\.0\.1, or say http\.allow_unauthenticated=true"):
-        load_settings("laptop", [f"http.host='{host}'"], {})
-    settings = load_settings("laptop", [f"http.host='{host}'", "http.allow_unauthenticated=true"], {})
-    assert settings.http.host == host
+        load_settings("laptop", [f"http.host='{host}'", "http.require_keys=false"], {})
+    with pytest.raises(SettingsError, match="contradict"):
+        load_settings("laptop", [f"http.host='{host}'", "http.require_keys=true", "http.allow_unauthenticated=true"],
+                      {})
+    assert not load_settings("laptop", [f"http.host='{host}'", "http.allow_unauthenticated=true"], {}).http.needs_keys
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "localhost"])
 def test_loopback_needs_no_leave(host: str) -> None:
-    assert load_settings("laptop", [f"http.host='{host}'"], {}).http.is_loopback
+    http = load_settings("laptop", [f"http.host='{host}'"], {}).http
+    assert http.is_loopback
+    assert not http.needs_keys
 
 
 class TestLongBodies:
