@@ -195,6 +195,8 @@ class Settings(Frozen):
     """fsspec URL of the artifact store; empty: a directory under `data_dir`."""
     cpu_slots: Count = 2
     """Captions, interpolations and compositions at the same time, per Director."""
+    log_format: Literal["text", "json"] = "text"
+    """How `reelray serve` tells what happens: in words, or as one JSON object per line, with ids of job, shot, node."""
     engine: EngineSettings = EngineSettings()
     models: ModelsSettings = ModelsSettings()
     media: MediaSettings = MediaSettings()

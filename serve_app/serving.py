@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 
+from serve_app.log_lines import JobLog, LogScreen, log_in_json
 from serve_app.screen import Screen
 from serve_app.session import Session
 from serve_app.workplace import Workplace
 from workflows.durable.keys import Keys
+from workflows.durable.overview import Overview
 from workflows.durable.rows import JobRow
 from workflows.errors import InvalidSettings
 
@@ -23,6 +26,9 @@ def serve_until_stopped(place: Workplace, screen: Screen) -> None:
     Raises InvalidSettings when keys are needed and there are none.
     """
     require_keys(place)
+    if place.settings.log_format == "json":
+        screen = LogScreen(sys.stdout)
+        log_in_json(sys.stdout)
     session = Session(place.settings, only=(), http=True)
     stopped = threading.Event()
     signal.signal(signal.SIGINT, lambda *_: stopped.set())
@@ -33,8 +39,12 @@ def serve_until_stopped(place: Workplace, screen: Screen) -> None:
         screen.note(f"serving at {place.settings.http.url}")
         screen.note("ready; Ctrl-C stops, and what is unfinished goes on at the next start")
         known: dict[str, JobRow] = {}
+        history = JobLog(Overview(place.ledger.database), sys.stdout)
         while not stopped.wait(LOOK_S):
-            _tell_changes(place, screen, known)
+            if place.settings.log_format == "json":
+                history.tell()
+            else:
+                _tell_changes(place, screen, known)
     finally:
         session.close()
 

@@ -64,7 +64,8 @@ class Session:
             # Where nothing speaks HTTP there is no proxy, and no port that could be taken.
             serve.start(proxy_location="HeadOnly" if http else "Disabled",
                         http_options=HTTPOptions(host=settings.http.host, port=settings.http.port),
-                        logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False))
+                        logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False,
+                                                     encoding="JSON" if settings.log_format == "json" else "TEXT"))
             # Started first and waited for last: a film's first steps must find somebody who watches.
             self.observer = ActorBoard(settings)
             self._director = _deployed(app, http=http)

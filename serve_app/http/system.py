@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Mapping
 
 from fastapi import APIRouter
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from configs.model_card import ModelCard
 from serve_app.http.deps import TheDesk, refusals
@@ -21,6 +21,7 @@ from serve_app.http.schemas import (
     ReadyReply,
 )
 from serve_app.service.desk import Desk
+from serve_app.service.exposition import CONTENT_TYPE
 from workflows.types import JobStatus
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,15 @@ async def capacity(desk: TheDesk) -> CapacityReply:
                               waiting=load.waiting.get(lane, 0)) for lane in lanes),
         jobs_queued=load.jobs.get(JobStatus.QUEUED, 0), jobs_running=load.jobs.get(JobStatus.RUNNING, 0),
         cluster=_plain(cluster), available=_plain(available))
+
+
+@router.get("/metrics", response_class=PlainTextResponse, summary="Measurements",
+            responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **refusals()})
+async def metrics(desk: TheDesk) -> Response:
+    """Jobs, queues, durations and GPU-seconds for Prometheus (text format 0.0.4), the same from every replica; at most
+    5 s old.
+    """
+    return Response(await asyncio.to_thread(desk.metrics.page), media_type=CONTENT_TYPE)
 
 
 @router.get("/healthz", summary="Is the server alive")

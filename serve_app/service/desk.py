@@ -17,9 +17,11 @@ from serve_app.service.films import Films
 from serve_app.service.forecast import Forecast
 from serve_app.service.hub import Hub
 from serve_app.service.links import job_links
+from serve_app.service.metrics import Metrics
 from serve_app.service.streams import Streams
 from serve_app.service.views import Sources, Views, summary_json
 from workflows.durable.ledger import Ledger
+from workflows.durable.meters import Meters
 from workflows.durable.overview import Overview
 from workflows.durable.replies import Replies
 from workflows.durable.takes import Takes
@@ -79,6 +81,7 @@ class Desk:
         self.replies = Replies(ports.ledger.database)
         self.overview = Overview(ports.ledger.database)
         self.takes = Takes(ports.ledger.database)
+        self.metrics = Metrics(Meters(ports.ledger.database), self.overview, ports.slots)
         self.forecast = Forecast(self.overview, ports.slots)
         self.films = Films(ports.ledger, ports.store, self.forecast, self.cast)
         self.files = Files(ports.ledger, ports.store, self.takes)

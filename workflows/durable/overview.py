@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from workflows.durable.database import Database
-from workflows.durable.rows import JobRow
+from workflows.durable.rows import EventRow, JobRow
 from workflows.durable.tables import event, job, node
 from workflows.estimate import Work, shape_of
 from workflows.types import JobStatus, NodeKind, NodeStatus, Priority
@@ -41,6 +41,15 @@ class Load:
     running: Mapping[str, int]
     """Nodes by lane."""
     waiting: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Happening:
+    """One row of any job's history."""
+
+    event: EventRow
+    shot_id: str
+    """Empty for what concerns no shot."""
 
 
 class Overview:
@@ -114,6 +123,20 @@ class Overview:
             for lane, status, count in connection.execute(by_lane):
                 (running if status == NodeStatus.RUNNING.value else waiting)[lane] += int(count)
         return Load(jobs=jobs, running=running, waiting=waiting)
+
+    def newest(self) -> int:
+        """Number of the newest event of any job; 0 when nothing has happened yet."""
+        with self._database.read() as connection:
+            return int(connection.scalar(sa.select(sa.func.max(event.c.seq))) or 0)
+
+    def happened(self, after_seq: int, limit: int) -> tuple[Happening, ...]:
+        """What happened to any job after event `after_seq`, oldest first."""
+        wanted = (sa.select(event, node.c.shot_id)
+                  .outerjoin(node, sa.and_(node.c.job_id == event.c.job_id, node.c.id == event.c.node_id))
+                  .where(event.c.seq > after_seq).order_by(event.c.seq).limit(limit))
+        with self._database.read() as connection:
+            return tuple(Happening(event=EventRow.of(row), shot_id=row["shot_id"] or "")
+                         for row in connection.execute(wanted).mappings())
 
     def ask(self) -> None:
         """Raise unless the database answers."""

@@ -55,6 +55,7 @@ class TestDoor:
     @pytest.mark.parametrize(("method", "path"), [
         ("GET", "/api/jobs"), ("POST", "/api/films"), ("GET", "/api/jobs/x/events"), ("GET", "/api/jobs/x/video"),
         ("HEAD", "/api/jobs/x/video"), ("DELETE", "/api/jobs/x"), ("GET", "/api/nothing"), ("GET", "/"),
+        ("GET", "/metrics"),
     ])
     def test_without_a_key_nothing_is_answered_but_how_to_ask(
             self, shop: Shop, keys: dict[str, IssuedKey], method: str, path: str) -> None:
@@ -138,6 +139,11 @@ class TestRoles:
         made = {submit(shop, keys["user"]), submit(shop, keys["other"])}
         listed = shop.client.get("/api/jobs", headers=bearer(keys[who])).json()["jobs"]
         assert {job["id"] for job in listed} == made
+
+    @pytest.mark.parametrize(("who", "status"), [("admin", 200), ("read", 200), ("user", 403)])
+    def test_metrics_are_for_those_who_oversee(
+            self, shop: Shop, keys: dict[str, IssuedKey], who: str, status: int) -> None:
+        assert shop.client.get("/metrics", headers=bearer(keys[who])).status_code == status
 
     def test_one_idempotency_key_of_two_users_is_two_requests(self, shop: Shop, keys: dict[str, IssuedKey]) -> None:
         made = {shop.client.post("/api/films", json=TWO_SHOTS, headers={**bearer(keys[who]), "Idempotency-Key": "1"},
