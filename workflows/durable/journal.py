@@ -54,8 +54,9 @@ class Journal:
                     data={"attempt": new.attempt, "shot_id": new.shot_id, "kind": new.kind.value})
         with self._database.write() as connection:
             fence(connection, claim)
-            check_budget(connection, claim.job.key_id, new)
             if _move(connection, old, new):
+                # After the move: one that was written before is not asked again. What is raised here undoes it.
+                check_budget(connection, claim.job.key_id, new)
                 append(connection, new.job_id, [note])
         return new
 

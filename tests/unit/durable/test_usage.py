@@ -18,8 +18,8 @@ from workflows.durable.ledger import Ledger
 from workflows.durable.rows import JobRow, NewJob
 from workflows.durable.tables import job, usage
 from workflows.durable.usage import Outcome
-from workflows.errors import InvalidDocument, UnknownKey
-from workflows.types import Artifact, Done, JobStatus, MediaType, NodeKind, NodeResult, Priority
+from workflows.errors import BudgetSpent, InvalidDocument, UnknownKey
+from workflows.types import Artifact, Done, JobStatus, MediaType, NodeKind, NodeResult, NodeStatus, Priority
 
 ARTIFACT = Artifact(key="k", uri="memory://k", sha256="0" * 64, size_bytes=1, media_type=MediaType.MP4)
 DONE = Done(result=NodeResult(artifact=ARTIFACT, seconds={"diffusion": 8.0, "decode": 2.0, "encode": 90.0}))
@@ -152,6 +152,10 @@ class TestBudget:
         first, second = (journal.start(claim, node, key=f"k{n}") for n, node in enumerate(nodes[:2]))
         journal.succeed(claim, first, DONE, key="k0")
         assert keys.spent_s() == {key.id: 10.0}
+        assert journal.start(claim, nodes[1], key="k1").attempt == second.attempt, "it had been started before"
+        with pytest.raises(BudgetSpent, match="used 10.0 of its 10"):
+            journal.start(claim, nodes[2], key="k2")
+        assert ledger.nodes("film")[2].status is NodeStatus.PENDING
         journal.succeed(claim, second, DONE, key="k1")
         assert keys.spent_s() == {key.id: 20.0}
 
