@@ -1,4 +1,4 @@
-"""`reelray serve` on every address: keys at the door, a budget that stops a film and lets it go on, metrics, JSON logs."""
+"""`reelray serve` on every address: keys at the door, a budget that stops a film and lets it go on, metrics, logs."""
 
 from __future__ import annotations
 

@@ -153,7 +153,7 @@ class TestBudget:
         journal.succeed(claim, first, DONE, key="k0")
         assert keys.spent_s() == {key.id: 10.0}
         assert journal.start(claim, nodes[1], key="k1").attempt == second.attempt, "it had been started before"
-        with pytest.raises(BudgetSpent, match="used 10.0 of its 10"):
+        with pytest.raises(BudgetSpent, match=r"used 10\.0 of its 10"):
             journal.start(claim, nodes[2], key="k2")
         assert ledger.nodes("film")[2].status is NodeStatus.PENDING
         journal.succeed(claim, second, DONE, key="k1")

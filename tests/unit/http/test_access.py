@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import base64
+import importlib
+import pkgutil
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fastapi import APIRouter, Depends, FastAPI
+from starlette.routing import Route
 from starlette.testclient import TestClient
 
+import serve_app.http
 from configs.load import SettingsError, load_settings
 from configs.settings import HttpSettings
+from serve_app.http.access import JOB_PARAMETERS, Doorman, own_jobs_only
+from serve_app.http.problems import install
 from serve_app.http.schemas import Problem
 from serve_app.service.access import MAY, Access, Bucket
 from serve_app.serving import require_keys
@@ -149,6 +157,28 @@ class TestRoles:
         made = {shop.client.post("/api/films", json=TWO_SHOTS, headers={**bearer(keys[who]), "Idempotency-Key": "1"},
                                  ).json()["id"] for who in ("user", "other", "user")}
         assert len(made) == 2
+
+
+    def test_every_parameter_of_a_path_names_a_job_that_is_checked_or_is_known_to_name_none(self) -> None:
+        """A new route whose parameter is called otherwise would show everybody's jobs to everybody."""
+        modules = [importlib.import_module(f"serve_app.http.{found.name}")
+                   for found in pkgutil.iter_modules(serve_app.http.__path__)]
+        routers = [value for module in modules for value in vars(module).values() if isinstance(value, APIRouter)]
+        names = {name for router in routers for route in router.routes if isinstance(route, Route)
+                 for name in re.findall(r"{(\w+)", route.path)}
+        assert names - set(JOB_PARAMETERS) <= {"shot_id", "file"}
+        assert names & set(JOB_PARAMETERS)
+
+    async def test_a_video_is_a_job_too(self, shop: Shop, keys: dict[str, IssuedKey]) -> None:
+        mine = submit(shop, keys["user"])
+        app = FastAPI(dependencies=[Depends(own_jobs_only)])
+        app.state.desk = shop.desk
+        app.get("/v1/videos/{video_id}")(lambda video_id: video_id)
+        install(app)
+        app.add_middleware(Doorman, access=shop.desk.access)
+        client = TestClient(app)
+        assert client.get(f"/v1/videos/{mine}", headers=bearer(keys["user"])).status_code == 200
+        assert client.get(f"/v1/videos/{mine}", headers=bearer(keys["other"])).status_code == 404
 
 
 class TestRate:
