@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tests.studio import Studio, film
+from workflows.durable.events import Note, append
 from workflows.durable.ledger import Ledger
 from workflows.durable.overview import Overview
+from workflows.durable.rows import EventType
 from workflows.types import JobStatus, NodeKind, NodeStatus, Priority
 
 
@@ -57,3 +59,18 @@ def test_jobs_can_be_asked_for_by_kind(ledger: Ledger) -> None:
     ledger.submit(film("film"))
     ledger.submit(replace(film("edit"), kind="edit"))
     assert [row.id for row in ledger.jobs(kind="edit").jobs] == ["edit"]
+
+
+def test_the_history_of_all_jobs_is_one_with_the_shot_of_each_node(ledger: Ledger) -> None:
+    overview = Overview(ledger.database)
+    before = overview.newest()
+    for name in ("one", "two"):
+        ledger.submit(film(name, shots=1))
+        ledger.log(name, "told")
+    with ledger.database.write() as connection:
+        append(connection, "one", [Note(type=EventType.NODE_STARTED, node_id="s1.clip", line="starts")])
+    told = [(row.event.job_id, row.event.type, row.shot_id) for row in overview.happened(before, 10)]
+    assert told == [("one", EventType.JOB_QUEUED, ""), ("one", EventType.LOG, ""), ("two", EventType.JOB_QUEUED, ""),
+                    ("two", EventType.LOG, ""), ("one", EventType.NODE_STARTED, "s1")]
+    assert overview.newest() == overview.happened(before, 10)[-1].event.seq
+    assert len(overview.happened(before, 2)) == 2

@@ -15,6 +15,7 @@ from workflows.durable.journal import Journal
 from workflows.durable.keys import Keys, Role
 from workflows.durable.leases import Leases
 from workflows.durable.ledger import Ledger
+from workflows.durable.meters import Meters
 from workflows.durable.rows import JobRow, NewJob
 from workflows.durable.tables import job, usage
 from workflows.durable.usage import Outcome
@@ -111,6 +112,27 @@ class TestUsage:
         ledger.cancel("film")
         ledger.delete("film")
         assert Keys(ledger.database).spent_s() == {key.id: 5.0}
+
+
+class TestMeters:
+    def test_rows_are_added_up_by_what_they_tell(self, ledger: Ledger, leases: Leases) -> None:
+        ledger.submit(on_model(film()))
+        ledger.submit(film("waiting"))
+        (claim,) = leases.claim(1, Priority.INTERACTIVE)
+        journal, nodes = Journal(ledger.database), ledger.nodes("film")
+        for number in (0, 2):
+            journal.succeed(claim, journal.start(claim, nodes[number], key="k"), DONE, key="k")
+        readings = Meters(ledger.database).read()
+        made = next(spell for spell in readings.spells if spell.outcome is Outcome.USEFUL)
+        assert (made.kind, made.lane, made.count, made.gpu_s, made.steps) == ("keyframe", "model", 2, 20.0, 8)
+        assert made.within[-1] == 2
+        assert [spell.count for spell in readings.spells if spell.outcome is Outcome.WAITED] == [1]
+        assert readings.queued == {Priority.INTERACTIVE: 1}
+        assert readings.jobs == {JobStatus.RUNNING: 1, JobStatus.QUEUED: 1}
+        assert readings.nodes[NodeKind.KEYFRAME, NodeStatus.SUCCEEDED] == 2
+
+    def test_a_database_without_jobs_is_read_too(self, ledger: Ledger) -> None:
+        assert Meters(ledger.database).read().jobs == {}
 
 
 class TestBudget:
