@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.cluster.test_http import START_S, Server, free_port
@@ -111,3 +113,32 @@ def test_a_film_stops_at_its_keys_budget_and_goes_on_when_that_grew(studio: Stud
 
     studio.keys.revoke(issued.key.id)
     studio.until(lambda: studio.ask(issued.token, "GET", "/api/jobs")[0] == 401)
+
+
+STRANGER = """
+import ray
+ray.init(address={address!r}, logging_level="ERROR", log_to_driver=False)
+print("let in", ray.get(ray.remote(lambda: 7).remote(), timeout=20))
+"""
+
+
+def test_ray_runs_nobodys_code_without_the_token(studio: Studio) -> None:
+    """The token is the owner's alone to read, and a driver on the same machine without it is refused."""
+    token = studio.log.parent / "ray_token"
+    assert token.stat().st_mode & 0o777 == 0o600
+    (gcs,) = [process for process in psutil.Process(studio.server.process.pid).children(recursive=True)
+              if process.name() == "gcs_server"]
+    ports = {found.laddr.port for found in gcs.net_connections("tcp") if found.status == psutil.CONN_LISTEN}
+    refusals = []
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "HOME": str(studio.log.parent)}
+    environment.pop("RAY_AUTH_TOKEN_PATH", None)
+    for port in ports:
+        code = STRANGER.format(address=f"127.0.0.1:{port}")
+        try:
+            done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True,
+                                  timeout=60, check=False)
+        except subprocess.TimeoutExpired:
+            continue  # it still knocks
+        assert "let in" not in done.stdout
+        refusals.append(done.stderr)
+    assert [text for text in refusals if "token-auth" in text], refusals
