@@ -21,6 +21,7 @@ from configs.explain import commented_yaml
 from configs.load import SettingsError, casting, load_cards, load_settings, profile_names
 from configs.settings import Settings
 from serve_app.cluster import prepare_environment
+from serve_app.webhook_commands import webhooks_app
 from workflows.errors import Fault, InvalidDocument, ReelrayError
 from workflows.types import JobStatus
 
@@ -39,6 +40,7 @@ models_app = typer.Typer(no_args_is_help=True, help="Model cards: what can rende
 profile_app = typer.Typer(no_args_is_help=True, help="Settings in force.")
 app.add_typer(models_app, name="models")
 app.add_typer(profile_app, name="profile")
+app.add_typer(webhooks_app, name="webhooks")
 
 LEVEL_STYLES = {"ok": "green", "note": "yellow", "fail": "bold red"}
 EXIT_FAILED, EXIT_INPUT, EXIT_PARTIAL, EXIT_INTERRUPTED = 1, 2, 3, 130

@@ -15,7 +15,7 @@ import pytest
 import sqlalchemy as sa
 
 from workflows.durable.database import Database
-from workflows.durable.tables import job, reply
+from workflows.durable.tables import hook, job, reply
 
 USER = "postgres"
 _numbers = itertools.count(1)
@@ -122,4 +122,5 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     with database.write() as connection:
         connection.execute(sa.delete(job))
         connection.execute(sa.delete(reply))
+        connection.execute(sa.delete(hook))
     return str(request.getfixturevalue("postgres_server").url(sa.make_url(database.name).database))

@@ -5,6 +5,9 @@ ReelrayError                    fault     retry
 ├─ InvalidSettings              caller    never     a profile, an environment variable or a --set that is wrong
 ├─ UnknownJob                   caller    never
 ├─ UnknownPart                  caller    never     the job has no such shot, take or file
+├─ UnknownWebhook               caller    never     no such webhook, or no such delivery to it
+├─ WebhookConflict              caller    never     the webhook is disabled, or there are too many
+├─ WebhookFailed                system    counted   a webhook could not be delivered: no connection, no reply, refused
 ├─ JobConflict                  caller    never     same id, other content; or a state that forbids the verb
 ├─ IllegalMove                  system    never     a status changed in a way the move table forbids (a bug)
 ├─ ImpossibleResources          capacity  never     a deployment asks for GPUs that the cluster does not have
@@ -160,6 +163,45 @@ class JobConflict(ReelrayError):
     def message(self) -> str:
         """Name the job and the reason."""
         return f"job {self.job_id}: {self.problem}"
+
+
+@dataclass(kw_only=True, eq=False)
+class UnknownWebhook(ReelrayError):
+    """No webhook has this id, or nothing with this message id was ever sent to it."""
+
+    fault: ClassVar[Fault] = Fault.CALLER
+    webhook_id: str
+    message_id: str = ""
+
+    def message(self) -> str:
+        """Name the ids."""
+        return f"no delivery {self.message_id!r} to webhook {self.webhook_id!r}" if self.message_id else (
+            f"no webhook {self.webhook_id!r}")
+
+
+@dataclass(kw_only=True, eq=False)
+class WebhookConflict(ReelrayError):
+    """The verb does not fit the webhook as it is now."""
+
+    fault: ClassVar[Fault] = Fault.CALLER
+    webhook_id: str
+    problem: str
+
+    def message(self) -> str:
+        """Name the webhook and the reason."""
+        return f"webhook {self.webhook_id}: {self.problem}"
+
+
+@dataclass(kw_only=True, eq=False)
+class WebhookFailed(ReelrayError):
+    """A webhook could not be delivered."""
+
+    retry: ClassVar[Retry] = Retry.COUNTED
+    reason: str
+
+    def message(self) -> str:
+        """The reason."""
+        return self.reason
 
 
 @dataclass(kw_only=True, eq=False)

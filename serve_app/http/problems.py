@@ -2,8 +2,8 @@
 
 | error                                   | status                       |
 |-----------------------------------------|------------------------------|
-| UnknownJob, UnknownPart, ArtifactMissing| 404                          |
-| JobConflict                             | 409                          |
+| UnknownJob/Part/Webhook, ArtifactMissing| 404                          |
+| JobConflict, WebhookConflict            | 409                          |
 | any other that the caller can mend      | 422, with `errors[]`         |
 | any other of the system                 | 500                          |
 | capacity, a database that is away       | 503 with Retry-After         |
@@ -34,6 +34,8 @@ from workflows.errors import (
     ReelrayError,
     UnknownJob,
     UnknownPart,
+    UnknownWebhook,
+    WebhookConflict,
 )
 from workflows.types import Json
 
@@ -43,7 +45,8 @@ MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:reelray:problem:"
 RETRY_AFTER_S = 5
 STATUS_OF_FAULT = {Fault.CALLER: 422, Fault.SYSTEM: 500, Fault.CAPACITY: 503}
-NOT_FOUND = (UnknownJob, UnknownPart, ArtifactMissing)
+NOT_FOUND = (UnknownJob, UnknownPart, UnknownWebhook, ArtifactMissing)
+CONFLICT = (JobConflict, WebhookConflict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +151,7 @@ async def _of_ours(request: Request, error: Exception) -> Response:
     if isinstance(error, InvalidDocument):
         refused = refused_document(error)
         return problem_response(422, refused.code, str(refused.detail), errors=refused.errors, instance=path)
-    status = 404 if isinstance(error, NOT_FOUND) else 409 if isinstance(error, JobConflict) else (
+    status = 404 if isinstance(error, NOT_FOUND) else 409 if isinstance(error, CONFLICT) else (
         STATUS_OF_FAULT[error.fault])
     if status == 500:
         log.error("%s failed", path, exc_info=error)

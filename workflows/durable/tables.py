@@ -1,4 +1,4 @@
-"""The tables: jobs, their nodes, what happened to them, earlier takes, and replies kept for repeated requests.
+"""The tables: jobs, their nodes, what happened to them, earlier takes, replies kept for repeated requests, webhooks.
 
 Knows SQLAlchemy Core, not who reads or writes.
 A change here needs a revision under `migrations/versions`; a test compares the two.
@@ -21,6 +21,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    UniqueConstraint,
 )
 
 ID_CHARS = 200
@@ -128,5 +129,61 @@ event = Table(
     ForeignKeyConstraint(["job_id"], ["job.id"], ondelete="CASCADE"),
     Index("event_by_job", "job_id", "seq"),
     # A number is never given twice, even after rows were deleted: readers resume after the last one they saw.
+    sqlite_autoincrement=True,
+)
+
+hook = Table(
+    "hook", metadata,
+    Column("id", String(40), primary_key=True),
+    Column("url", Text, nullable=False),
+    # In the clear: every delivery is signed with it.
+    Column("secret", String(100), nullable=False),
+    # Types of events that are sent there; empty: all.
+    Column("events", JSON, nullable=False),
+    # Only events of this job; empty: of every one. No foreign key: what is undelivered outlives the job.
+    Column("job_id", String(ID_CHARS), nullable=False),
+    Column("note", Text, nullable=False),
+    # Why nothing is sent there any more; empty while it is.
+    Column("disabled", Text, nullable=False),
+    Column("created_at", Double, nullable=False),
+)
+
+delivery = Table(
+    "delivery", metadata,
+    Column("seq", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    Column("hook_id", String(40), ForeignKey("hook.id", ondelete="CASCADE"), nullable=False),
+    # The same for every endpoint and every attempt.
+    Column("message_id", String(40), nullable=False),
+    Column("type", String(40), nullable=False),
+    Column("job_id", String(ID_CHARS), nullable=False),
+    # The very bytes that are signed and sent.
+    Column("body", Text, nullable=False),
+    Column("status", String(20), nullable=False),
+    # Attempts since it was last asked for.
+    Column("attempt", Integer, nullable=False),
+    Column("next_at", Double, nullable=False),
+    # The token of the claim that sends it, as a job has one.
+    Column("owner", String(64)),
+    Column("lease_until", Double),
+    Column("created_at", Double, nullable=False),
+    Column("finished_at", Double),
+    UniqueConstraint("hook_id", "message_id", name="delivery_once"),
+    Index("delivery_by_time", "status", "next_at"),
+    sqlite_autoincrement=True,
+)
+
+delivery_try = Table(
+    "delivery_try", metadata,
+    Column("seq", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    Column("delivery_seq", BigInteger().with_variant(Integer, "sqlite"),
+           ForeignKey("delivery.seq", ondelete="CASCADE"), nullable=False),
+    Column("at", Double, nullable=False),
+    Column("latency_s", Double, nullable=False),
+    # 0: there was no reply.
+    Column("http_status", Integer, nullable=False),
+    Column("error", Text, nullable=False),
+    # The first bytes of the reply, as text.
+    Column("reply", Text, nullable=False),
+    Index("delivery_try_by_delivery", "delivery_seq", "seq"),
     sqlite_autoincrement=True,
 )

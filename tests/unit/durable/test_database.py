@@ -82,7 +82,7 @@ class TestMigrations:
         first.submit(film())
         with first.database.write() as connection:
             connection.execute(sa.text("DROP INDEX node_by_end"))
-            for table in ("take", "reply"):
+            for table in ("take", "reply", "delivery_try", "delivery", "hook"):
                 connection.execute(sa.text(f"DROP TABLE {table}"))
             connection.execute(sa.text(f"UPDATE {VERSION_TABLE} SET version_num = '0001'"))
         first.close()

@@ -1,0 +1,75 @@
+"""Webhook endpoints as HTTP has them: register, look, test, send again. Blocking; knows no route."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from serve_app.webhooks.guard import Guard
+from workflows.durable.hooks import DeliveryRow, HookRow, Hooks
+from workflows.durable.ledger import Ledger
+from workflows.durable.outbox import DeliveryStatus, HookEvent
+from workflows.types import Json
+
+
+class Webhooks:
+    """The endpoints of one ledger, behind one guard."""
+
+    def __init__(self, ledger: Ledger, guard: Guard) -> None:
+        """`guard` says which addresses may be registered."""
+        self._ledger = ledger
+        self._guard = guard
+        self._hooks = Hooks(ledger.database)
+
+    def register(self, url: str, *, events: Collection[HookEvent], job_id: str | None, note: str) -> dict[str, Json]:
+        """A new endpoint, with its secret. Raises InvalidDocument, UnknownJob, WebhookConflict."""
+        self._guard.admit(url)
+        if job_id is not None:
+            self._ledger.job(job_id)
+        row, secret = self._hooks.register(url, events=[event.value for event in events], job_id=job_id or "",
+                                           note=note)
+        return {**hook_json(row), "secret": secret}
+
+    def all(self) -> dict[str, Json]:
+        """Every endpoint."""
+        return {"webhooks": [hook_json(row) for row in self._hooks.hooks()]}
+
+    def one(self, hook_id: str) -> dict[str, Json]:
+        """One endpoint. Raises UnknownWebhook."""
+        return hook_json(self._hooks.hook(hook_id))
+
+    def delete(self, hook_id: str) -> None:
+        """Forget an endpoint and what waits for it. Raises UnknownWebhook."""
+        self._hooks.delete(hook_id)
+
+    def test(self, hook_id: str) -> dict[str, Json]:
+        """Queue a test event. Raises UnknownWebhook, WebhookConflict."""
+        return delivery_json(self._hooks.test(hook_id))
+
+    def redeliver(self, hook_id: str, message_id: str) -> dict[str, Json]:
+        """Queue a delivery again. Raises UnknownWebhook, WebhookConflict."""
+        return delivery_json(self._hooks.redeliver(hook_id, message_id))
+
+    def deliveries(self, hook_id: str, *, status: DeliveryStatus | None, limit: int, cursor: int) -> dict[str, Json]:
+        """An endpoint's log. Raises UnknownWebhook."""
+        rows = self._hooks.deliveries(hook_id, status=status, before=cursor, limit=limit + 1)
+        shown = rows[:limit]
+        return {"deliveries": [delivery_json(row) for row in shown],
+                "next_cursor": str(shown[-1].seq) if len(rows) > limit else ""}
+
+
+def hook_json(row: HookRow) -> dict[str, Json]:
+    """An endpoint, without its secret."""
+    return {"id": row.id, "url": row.url, "events": list(row.events), "job_id": row.job_id or None, "note": row.note,
+            "disabled": row.disabled or None, "created_at": row.created_at_s}
+
+
+def delivery_json(row: DeliveryRow) -> dict[str, Json]:
+    """A delivery and its attempts."""
+    return {"id": row.message_id, "type": row.type, "job_id": row.job_id or None, "status": row.status.value,
+            "next_attempt_at": row.next_at_s, "created_at": row.created_at_s, "finished_at": row.finished_at_s,
+            "attempts": _attempts(row)}
+
+
+def _attempts(row: DeliveryRow) -> list[Json]:
+    return [{"at": found.at_s, "latency_s": found.latency_s, "http_status": found.http_status or None,
+             "error": found.error or None, "reply": found.reply} for found in row.attempts]
