@@ -33,8 +33,7 @@ async def register(desk: TheDesk, asked: WebhookRequest) -> Response:
 
     The address must be `https://` and public: what it leads to is looked up now, and again before each delivery.
     """
-    made = await asyncio.to_thread(desk.webhooks.register, asked.url, events=asked.events, job_id=asked.job_id,
-                                   note=asked.note)
+    made = await desk.webhooks.register(asked.url, events=asked.events, job_id=asked.job_id, note=asked.note)
     return JSONResponse(made, 201, {"Location": f"/api/webhooks/{made['id']}", **NO_STORE})
 
 

@@ -1,28 +1,47 @@
-"""Webhook endpoints as HTTP has them: register, look, test, send again. Blocking; knows no route."""
+"""Webhook endpoints as HTTP has them: register, look, test, send again. Blocking but for `register`; knows no route."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 
 from serve_app.webhooks.guard import Guard
 from workflows.durable.hooks import DeliveryRow, HookRow, Hooks
 from workflows.durable.ledger import Ledger
 from workflows.durable.outbox import DeliveryStatus, HookEvent
+from workflows.errors import InvalidDocument, Problem
 from workflows.types import Json
+
+LOOKUP_S = 5.0
+RESOLVERS = 8
+"""Threads of their own: who registers names that nobody answers for holds up nobody else."""
 
 
 class Webhooks:
     """The endpoints of one ledger, behind one guard."""
 
-    def __init__(self, ledger: Ledger, guard: Guard) -> None:
-        """`guard` says which addresses may be registered."""
+    def __init__(self, ledger: Ledger, guard: Guard, *, lookup_s: float = LOOKUP_S) -> None:
+        """`guard` says which addresses may be registered; a name must be found within `lookup_s`."""
         self._ledger = ledger
         self._guard = guard
         self._hooks = Hooks(ledger.database)
+        self._lookup_s = lookup_s
+        self._threads = ThreadPoolExecutor(RESOLVERS, thread_name_prefix="reelray-dns")
 
-    def register(self, url: str, *, events: Collection[HookEvent], job_id: str | None, note: str) -> dict[str, Json]:
+    async def register(
+        self, url: str, *, events: Collection[HookEvent], job_id: str | None, note: str,
+    ) -> dict[str, Json]:
         """A new endpoint, with its secret. Raises InvalidDocument, UnknownJob, WebhookConflict."""
-        self._guard.admit(url)
+        try:
+            async with asyncio.timeout(self._lookup_s):
+                await asyncio.get_running_loop().run_in_executor(self._threads, self._guard.admit, url)
+        except TimeoutError:
+            raise InvalidDocument(problems=(Problem(
+                field="url", problem=f"nobody says within {self._lookup_s:g} s where this name leads"),)) from None
+        return await asyncio.to_thread(self._register, url, events, job_id, note)
+
+    def _register(self, url: str, events: Collection[HookEvent], job_id: str | None, note: str) -> dict[str, Json]:
         if job_id is not None:
             self._ledger.job(job_id)
         row, secret = self._hooks.register(url, events=[event.value for event in events], job_id=job_id or "",

@@ -23,8 +23,8 @@ from workflows.errors import InvalidDocument, WebhookFailed
 MAX_REPLY_BYTES = 4096
 """Of the reply's body; the rest is never read."""
 CHUNK_BYTES = 4096
-RESOLVERS = 4
-"""Threads of their own: a resolver that hangs holds up nothing else in this process."""
+RESOLVERS = 32
+"""Threads of their own: a resolver that hangs holds up nothing else in this process, and few of its own kind."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
 
 from serve_app.http.schemas import Problem
 from serve_app.http.webhook_schemas import DeliveryList, DeliveryReply, WebhookCreated, WebhookList, WebhookReply
+from serve_app.service.webhooks import Webhooks
+from serve_app.webhooks.guard import Guard
 from tests.desk import Shop
 from workflows.durable.mail import Attempt, Mail
 from workflows.durable.outbox import DeliveryStatus, HookEvent
+from workflows.errors import InvalidDocument
 
 URL = "https://93.184.216.34/hook"
 
@@ -129,3 +133,19 @@ def test_a_deleted_webhook_is_gone(shop: Shop) -> None:
 @pytest.mark.parametrize("path", ["a%0ab", "..%2f..", "%ed%a0%80", "x" * 41, "A"])
 def test_an_id_that_is_none_is_refused(shop: Shop, path: str) -> None:
     assert shop.client.get(f"/api/webhooks/{path}").status_code in (404, 422)
+
+
+async def test_a_name_that_nobody_answers_for_is_refused_in_time(closed_shop: Shop) -> None:
+    free = threading.Event()
+
+    def hang(host: str, port: int) -> list[str]:
+        free.wait(10)
+        return []
+
+    webhooks = Webhooks(closed_shop.ledger, Guard(closed_shop.settings.webhooks, hang), lookup_s=0.1)
+    try:
+        with pytest.raises(InvalidDocument, match=r"nobody says within 0\.1 s"):
+            await webhooks.register("https://slow.example.com/", events=(), job_id=None, note="")
+    finally:
+        free.set()
+    assert webhooks.all() == {"webhooks": []}

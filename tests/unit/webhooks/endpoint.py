@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -59,10 +60,10 @@ class Endpoint:
 
 
 @asynccontextmanager
-async def listening() -> AsyncIterator[Endpoint]:
+async def listening(tls: ssl.SSLContext | None = None) -> AsyncIterator[Endpoint]:
     """An endpoint at work."""
     endpoint = Endpoint()
-    server = await asyncio.start_server(endpoint.serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(endpoint.serve, "127.0.0.1", 0, ssl=tls)
     endpoint.port = server.sockets[0].getsockname()[1]
     try:
         yield endpoint

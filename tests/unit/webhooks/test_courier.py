@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
+import ssl
 import threading
+from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from configs.settings import WebhookSettings
 from serve_app.webhooks.courier import MAX_REPLY_BYTES, SocketCourier
@@ -156,3 +162,35 @@ async def test_plain_http_behind_https_is_a_failure() -> None:
         with pytest.raises(WebhookFailed):
             await courier(2).post(endpoint.url.replace("http:", "https:"), HEADERS, b"{}")
         assert endpoint.received == []
+
+
+def certificate(name: str, directory: Path) -> Path:
+    """A certificate for this name and its key, signed by itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (x509.CertificateBuilder().subject_name(subject).issuer_name(subject).public_key(key.public_key())
+            .serial_number(1).not_valid_before(now - datetime.timedelta(days=1))
+            .not_valid_after(now + datetime.timedelta(days=1))
+            .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+            .sign(key, hashes.SHA256()))
+    path = directory / "both.pem"
+    path.write_bytes(made.public_bytes(serialization.Encoding.PEM) + key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
+    return path
+
+
+async def test_a_certificate_is_checked_against_the_name_although_a_number_is_connected_to(tmp_path: Path) -> None:
+    pem = certificate("hooks.example.com", tmp_path)
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context(cafile=str(pem))
+    server.load_cert_chain(pem)
+    guard = Guard(OPEN, lambda host, port: ["127.0.0.1"])
+    trusting, strangers = SocketCourier(guard, timeout_s=10, tls=client), SocketCourier(guard, timeout_s=10)
+    async with listening(server) as endpoint:
+        good, other = (f"https://{host}:{endpoint.port}/" for host in ("hooks.example.com", "other.example.com"))
+        assert (await trusting.post(good, HEADERS, b"{}")).status == 200
+        with pytest.raises(WebhookFailed, match="certificate is not valid for 'other"):
+            await trusting.post(other, HEADERS, b"{}")
+        with pytest.raises(WebhookFailed, match="self-signed"):
+            await strangers.post(good, HEADERS, b"{}")
+        assert len(endpoint.received) == 1
