@@ -13,7 +13,7 @@ from pydantic import JsonValue, ValidationError
 
 from serve_app.http.deps import JobId, ShotId, TheDesk, refusals
 from serve_app.http.idempotency import IdempotencyKey, fingerprint, once, reserve
-from serve_app.http.problems import Refused, body_detail, refused_change, refused_document
+from serve_app.http.problems import Detail, Refused, body_detail, refused_change, refused_document
 from serve_app.http.schemas import Accepted, ChangeReply, PlanReply, ScriptRequest
 from serve_app.service.desk import Desk
 from serve_app.service.films import Draft, Sent, read_json, shot_ids_in
@@ -61,6 +61,8 @@ async def create_film(
     dry_run: Annotated[bool, Query(description="Only check and plan: nodes, what the store already has, "
                                                "estimated seconds.")] = False,
     priority: Annotated[Priority, Query(description="Interactive jobs go before batch jobs.")] = Priority.INTERACTIVE,
+    webhook_url: Annotated[str, Query(max_length=2000, description=(
+        "Tell this address, and it alone, of this job; the reply has the secret."))] = "",
 ) -> Response:
     """Queue a film, from a storyboard (JSON or YAML, by content type) or from a script (plain text, Fountain, or JSON
     with `script`).
@@ -73,17 +75,22 @@ async def create_film(
 
     async def make(token: str) -> Mapping[str, Json]:
         draft = await _drafted(desk, body, media_type)
-        row = await asyncio.to_thread(desk.films.submit, draft, token=token, priority=priority)
+        await _admit(desk, webhook_url)
+        row = await asyncio.to_thread(desk.films.submit, draft, token=token, priority=priority,
+                                      webhook_url=webhook_url)
         desk.submitted(row.id)
-        return {"id": row.id, "status": row.status.value, "title": row.title, "warnings": list(draft.warnings),
+        hook = {"webhook": await asyncio.to_thread(desk.webhooks.made_with, row.id)} if webhook_url else {}
+        return {**hook, "id": row.id, "status": row.status.value, "title": row.title, "warnings": list(draft.warnings),
                 "links": {**job_links(row.id)}}
 
     if dry_run:
         draft = await _drafted(desk, body, media_type)
+        await _admit(desk, webhook_url)
         return JSONResponse(await asyncio.to_thread(desk.films.preview, draft))
     if idempotency_key is None:
         return _accepted(await make(uuid.uuid4().hex))
-    digest = fingerprint(media_type.encode(), priority.value.encode(), body)
+    more = (webhook_url.encode(),) if webhook_url else ()
+    digest = fingerprint(media_type.encode(), priority.value.encode(), body, *more)
     found = await reserve(desk.replies, SCOPE, idempotency_key, digest)
     if isinstance(found, Stored):
         return _accepted(found.body, replayed=True)
@@ -146,6 +153,16 @@ async def _drafted(desk: Desk, body: bytes, media_type: str) -> Draft:
         return await asyncio.to_thread(desk.films.draft, sent)
     except InvalidDocument as error:
         raise refused_document(error, await asyncio.to_thread(shot_ids_in, sent)) from None
+
+
+async def _admit(desk: Desk, webhook_url: str) -> None:
+    try:
+        if webhook_url:
+            await desk.webhooks.admit(webhook_url)
+    except InvalidDocument as error:
+        wrong = error.problems[0]
+        raise Refused(422, "invalid-request", f"webhook_url: {wrong.problem}", errors=(
+            Detail(detail=wrong.problem, parameter="webhook_url", nearest=wrong.nearest),)) from None
 
 
 def _accepted(body: Mapping[str, Json], *, replayed: bool = False) -> Response:

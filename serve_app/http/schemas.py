@@ -78,6 +78,14 @@ class Links(Part):
     log: str = Field(examples=["/api/jobs/shapes-5f0c1b2a9d/log"])
 
 
+class JobWebhook(Part):
+    """The webhook that was registered with a job."""
+
+    id: str
+    secret: str
+    """Deliveries are signed with it."""
+
+
 class Accepted(Part):
     """A job that waits to be run."""
 
@@ -87,6 +95,8 @@ class Accepted(Part):
     warnings: tuple[str, ...]
     """What will be done otherwise than asked, and why."""
     links: Links
+    webhook: JobWebhook | None = None
+    """With `webhook_url` only."""
 
 
 class PlannedNode(Part):

@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse, Response
 
 from serve_app.http.deps import TheDesk, refusals
 from serve_app.http.webhook_schemas import (
+    PRINTABLE,
     DeliveryList,
     DeliveryReply,
     WebhookCreated,
@@ -37,10 +38,13 @@ async def register(desk: TheDesk, asked: WebhookRequest) -> Response:
     return JSONResponse(made, 201, {"Location": f"/api/webhooks/{made['id']}", **NO_STORE})
 
 
-@router.get("", response_model=WebhookList, responses=refusals(), summary="List webhooks")
-async def list_webhooks(desk: TheDesk) -> Response:
-    """Every webhook, oldest first; secrets are not shown."""
-    return JSONResponse(await asyncio.to_thread(desk.webhooks.all), headers=NO_STORE)
+@router.get("", response_model=WebhookList, responses=refusals(422), summary="List webhooks")
+async def list_webhooks(
+    desk: TheDesk, job_id: Annotated[str, Query(pattern=PRINTABLE, max_length=200, description=(
+        "The webhooks of this job alone, instead of those that hear of every job."))] = "",
+) -> Response:
+    """Webhooks, oldest first; secrets are not shown."""
+    return JSONResponse(await asyncio.to_thread(desk.webhooks.all, job_id), headers=NO_STORE)
 
 
 @router.get("/{webhook_id}", response_model=WebhookReply, responses=refusals(404, 422), summary="Look at a webhook")

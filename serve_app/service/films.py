@@ -91,11 +91,11 @@ class Films:
         document: dict[str, Json] = {"storyboard": dump_storyboard(storyboard), "warnings": list(plan.warnings)}
         return Draft(title=storyboard.title, document=document, nodes=plan.nodes, plan=plan)
 
-    def submit(self, draft: Draft, *, token: str, priority: Priority) -> JobRow:
+    def submit(self, draft: Draft, *, token: str, priority: Priority, webhook_url: str = "") -> JobRow:
         """Queue the film; the same draft with the same token (hex digits) is the same job."""
         return self._ledger.submit(NewJob(
             id=f"{slug_of(draft.title)}-{token[:10]}", title=draft.title, priority=priority, document=draft.document,
-            document_digest=plan_digest(draft.nodes), nodes=draft.nodes))
+            document_digest=plan_digest(draft.nodes), nodes=draft.nodes, webhook_url=webhook_url))
 
     def preview(self, draft: Draft) -> dict[str, Json]:
         """What submitting the draft would do, as the dry run's reply."""

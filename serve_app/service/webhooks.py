@@ -33,13 +33,22 @@ class Webhooks:
         self, url: str, *, events: Collection[HookEvent], job_id: str | None, note: str,
     ) -> dict[str, Json]:
         """A new endpoint, with its secret. Raises InvalidDocument, UnknownJob, WebhookConflict."""
+        await self.admit(url)
+        return await asyncio.to_thread(self._register, url, events, job_id, note)
+
+    async def admit(self, url: str) -> None:
+        """Check an address before it is registered. Raises InvalidDocument."""
         try:
             async with asyncio.timeout(self._lookup_s):
                 await asyncio.get_running_loop().run_in_executor(self._threads, self._guard.admit, url)
         except TimeoutError:
             raise InvalidDocument(problems=(Problem(
                 field="url", problem=f"nobody says within {self._lookup_s:g} s where this name leads"),)) from None
-        return await asyncio.to_thread(self._register, url, events, job_id, note)
+
+    def made_with(self, job_id: str) -> dict[str, Json]:
+        """Id and secret of the endpoint that was registered with a job. Raises UnknownWebhook."""
+        hook_id, secret = self._hooks.made_with(job_id)
+        return {"id": hook_id, "secret": secret}
 
     def _register(self, url: str, events: Collection[HookEvent], job_id: str | None, note: str) -> dict[str, Json]:
         if job_id is not None:
@@ -48,9 +57,9 @@ class Webhooks:
                                            note=note)
         return {**hook_json(row), "secret": secret}
 
-    def all(self) -> dict[str, Json]:
-        """Every endpoint."""
-        return {"webhooks": [hook_json(row) for row in self._hooks.hooks()]}
+    def all(self, job_id: str = "") -> dict[str, Json]:
+        """The endpoints of all jobs together, or those of one job alone."""
+        return {"webhooks": [hook_json(row) for row in self._hooks.hooks(job_id=job_id)]}
 
     def one(self, hook_id: str) -> dict[str, Json]:
         """One endpoint. Raises UnknownWebhook."""

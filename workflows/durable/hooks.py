@@ -20,7 +20,7 @@ from workflows.errors import UnknownWebhook, WebhookConflict
 
 SECRET_BYTES = 32
 MAX_HOOKS = 200
-"""Every end of a shot looks at all of them."""
+"""Of all jobs together, and of one job; every end of a shot looks at both."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,21 +76,27 @@ class Hooks:
 
         Raises WebhookConflict when there are too many.
         """
-        secret = "whsec_" + base64.b64encode(secrets.token_bytes(SECRET_BYTES)).decode()
-        hook_id = f"wh_{uuid.uuid4().hex[:20]}"
         with self._database.write() as connection:
-            if (connection.scalar(sa.select(sa.func.count()).select_from(hook)) or 0) >= MAX_HOOKS:
-                raise WebhookConflict(webhook_id=hook_id, problem=f"there are {MAX_HOOKS} webhooks; delete one first")
-            connection.execute(sa.insert(hook).values(
-                id=hook_id, url=url, secret=secret, events=sorted(events), job_id=job_id, note=note, disabled="",
-                created_at=time.time()))
+            there = sa.select(sa.func.count()).select_from(hook).where(hook.c.job_id == job_id)
+            if (connection.scalar(there) or 0) >= MAX_HOOKS:
+                raise WebhookConflict(webhook_id="new", problem=f"there are {MAX_HOOKS} webhooks; delete one first")
+            hook_id, secret = add_hook(connection, url, events=events, job_id=job_id, note=note)
         return self.hook(hook_id), secret
 
-    def hooks(self) -> tuple[HookRow, ...]:
-        """Every endpoint, oldest first."""
+    def hooks(self, *, job_id: str = "") -> tuple[HookRow, ...]:
+        """The endpoints of all jobs together, or those of one job alone, oldest first."""
         with self._database.read() as connection:
             return tuple(HookRow.of(row) for row in connection.execute(
-                sa.select(hook).order_by(hook.c.created_at, hook.c.id)).mappings())
+                sa.select(hook).where(hook.c.job_id == job_id).order_by(hook.c.created_at, hook.c.id)).mappings())
+
+    def made_with(self, job_id: str) -> tuple[str, str]:
+        """Id and secret of the endpoint that was registered with a job. Raises UnknownWebhook."""
+        with self._database.read() as connection:
+            row = connection.execute(sa.select(hook.c.id, hook.c.secret).where(hook.c.job_id == job_id)
+                                     .order_by(hook.c.created_at).limit(1)).first()
+        if row is None:
+            raise UnknownWebhook(webhook_id=f"of job {job_id}")
+        return row.id, row.secret
 
     def hook(self, hook_id: str) -> HookRow:
         """One endpoint; raises UnknownWebhook."""
@@ -171,6 +177,17 @@ class Hooks:
                 sa.select(delivery_try).where(delivery_try.c.delivery_seq.in_([row["seq"] for row in rows]))
                 .order_by(delivery_try.c.seq)).mappings().all() if rows else []
         return tuple(_delivery(row, [found for found in tries if found["delivery_seq"] == row["seq"]]) for row in rows)
+
+
+def add_hook(connection: sa.Connection, url: str, *, events: Collection[str] = (), job_id: str = "",
+             note: str = "") -> tuple[str, str]:
+    """A new endpoint in the caller's transaction; its id and its secret."""
+    hook_id = f"wh_{uuid.uuid4().hex[:20]}"
+    secret = "whsec_" + base64.b64encode(secrets.token_bytes(SECRET_BYTES)).decode()
+    connection.execute(sa.insert(hook).values(
+        id=hook_id, url=url, secret=secret, events=sorted(events), job_id=job_id, note=note, disabled="",
+        created_at=time.time()))
+    return hook_id, secret
 
 
 def _delivery(row: sa.RowMapping, tries: Collection[sa.RowMapping]) -> DeliveryRow:

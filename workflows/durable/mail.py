@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from workflows.durable.database import Database
 from workflows.durable.outbox import DeliveryStatus
-from workflows.durable.tables import delivery, delivery_try, hook
+from workflows.durable.tables import delivery, delivery_try, hook, job
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,10 +108,16 @@ class Mail:
         return mine
 
     def forget(self, older_than_s: float) -> int:
-        """Drop what was settled longer ago than this, with its log; how many."""
+        """Drop what was settled longer ago than this, with its log, and endpoints of deleted jobs; how many of the
+        former."""
         with self._database.write() as connection:
-            return connection.execute(sa.delete(delivery).where(
+            dropped = connection.execute(sa.delete(delivery).where(
                 delivery.c.finished_at < self._database.now_s() - older_than_s)).rowcount
+            # Of a job that is no more there is nothing left to tell.
+            connection.execute(sa.delete(hook).where(
+                hook.c.job_id != "", hook.c.job_id.not_in(sa.select(job.c.id)),
+                hook.c.id.not_in(sa.select(delivery.c.hook_id))))
+        return dropped
 
     def _due(self, without: Collection[str]) -> sa.ColumnElement[bool]:
         now_s = self._database.now_s()

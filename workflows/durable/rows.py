@@ -56,6 +56,8 @@ class NewJob:
     """What makes a second submission under the same id the same one; empty: the digest of `document`."""
     nodes: tuple[NodeSpec, ...]
     """The DAG; its last node makes the job's result."""
+    webhook_url: str = ""
+    """A webhook of this job alone, registered in the commit that queues it; empty: none."""
 
     @property
     def identity(self) -> str:

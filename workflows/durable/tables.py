@@ -146,6 +146,7 @@ hook = Table(
     # Why nothing is sent there any more; empty while it is.
     Column("disabled", Text, nullable=False),
     Column("created_at", Double, nullable=False),
+    Index("hook_by_job", "job_id"),
 )
 
 delivery = Table(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,9 +13,10 @@ import sqlalchemy as sa
 from tests.studio import Studio, film
 from workflows.durable.hooks import Hooks
 from workflows.durable.ledger import Ledger, close_cancelled
+from workflows.durable.mail import Attempt, Mail
 from workflows.durable.rows import NewJob
 from workflows.durable.tables import delivery
-from workflows.errors import ModelFailed, UnknownWebhook
+from workflows.errors import JobConflict, ModelFailed, UnknownWebhook
 from workflows.types import JobStatus, NodeKind, NodeSpec
 
 
@@ -148,3 +150,30 @@ def test_the_secret_is_given_once_and_is_of_the_standards_length(ledger: Ledger)
     row, secret = hooks.register("https://example.com/hook")
     assert 24 <= len(base64.b64decode(secret.removeprefix("whsec_"))) <= 64
     assert secret not in repr(hooks.hook(row.id))
+
+
+def test_a_webhook_comes_with_its_job_or_not_at_all(ledger: Ledger) -> None:
+    hooks = Hooks(ledger.database)
+    first = replace(film(), webhook_url="https://example.com/one")
+    for _ in range(2):  # the answer to the first was lost
+        ledger.submit(first)
+    [row] = hooks.hooks(job_id="film")
+    assert (row.url, hooks.made_with("film")[0]) == ("https://example.com/one", row.id)
+    with pytest.raises(JobConflict):
+        ledger.submit(replace(first, document={"title": "other"}))
+    assert len(hooks.hooks(job_id="film")) == 1
+    assert hooks.hooks() == ()
+
+
+def test_the_webhook_of_a_deleted_job_goes_when_it_has_nothing_left_to_tell(ledger: Ledger) -> None:
+    hooks, mail = Hooks(ledger.database), Mail(ledger.database, lease_s=60)
+    lasting, _ = hooks.register("https://example.com/all", events=["job.failed"])
+    ledger.submit(replace(film(), webhook_url="https://example.com/one"))
+    ledger.cancel("film")
+    ledger.delete("film")
+    mail.forget(0)
+    [letter] = mail.claim()
+    mail.delivered(letter, Attempt(at_s=1.0, latency_s=0.1, http_status=200))
+    mail.forget(-60)
+    assert hooks.hooks(job_id="film") == ()
+    assert [row.id for row in hooks.hooks()] == [lasting.id]

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from serve_app.http.schemas import Problem
+from serve_app.http.schemas import Accepted, Problem
 from serve_app.http.webhook_schemas import DeliveryList, DeliveryReply, WebhookCreated, WebhookList, WebhookReply
 from serve_app.service.webhooks import Webhooks
 from serve_app.webhooks.guard import Guard
-from tests.desk import Shop
+from tests.desk import TWO_SHOTS, Shop
 from workflows.durable.mail import Attempt, Mail
 from workflows.durable.outbox import DeliveryStatus, HookEvent
 from workflows.errors import InvalidDocument
@@ -149,3 +149,37 @@ async def test_a_name_that_nobody_answers_for_is_refused_in_time(closed_shop: Sh
     finally:
         free.set()
     assert webhooks.all() == {"webhooks": []}
+
+
+class TestWithAFilm:
+    PATH = f"/api/films?webhook_url={URL}"
+
+    def test_it_hears_of_this_job_alone_and_its_secret_is_in_the_reply(self, shop: Shop) -> None:
+        reply = shop.client.post(self.PATH, json=TWO_SHOTS)
+        made = Accepted.model_validate_json(reply.content)
+        assert reply.status_code == 202
+        assert made.webhook is not None
+        assert made.webhook.secret.startswith("whsec_")
+        shop.film({**TWO_SHOTS, "seed": 5})
+        shop.render(made.id)
+        assert {entry.job_id for entry in log(shop, made.webhook.id).deliveries} == {made.id}
+        assert shop.client.get("/api/webhooks").json()["webhooks"] == []
+        assert [found["id"] for found in shop.client.get(f"/api/webhooks?job_id={made.id}").json()["webhooks"]] == [
+            made.webhook.id]
+
+    def test_a_repeated_request_makes_no_second_one(self, shop: Shop) -> None:
+        first, second = (shop.client.post(self.PATH, json=TWO_SHOTS, headers={"Idempotency-Key": "k"})
+                         for _ in range(2))
+        assert first.json() == second.json()
+        assert len(shop.client.get(f"/api/webhooks?job_id={first.json()['id']}").json()["webhooks"]) == 1
+        other = shop.client.post("/api/films", json=TWO_SHOTS, headers={"Idempotency-Key": "k"})
+        assert other.status_code == 422
+
+    @pytest.mark.parametrize("query", ["", "&dry_run=true"])
+    def test_an_address_that_leads_inside_is_refused_and_nothing_is_queued(self, shop: Shop, query: str) -> None:
+        reply = shop.client.post(f"/api/films?webhook_url=https://10.0.0.1/{query}", json=TWO_SHOTS)
+        assert (reply.status_code, reply.json()["errors"][0]["parameter"]) == (422, "webhook_url")
+        assert shop.client.get("/api/jobs").json()["jobs"] == []
+
+    def test_without_one_the_reply_does_not_speak_of_it(self, shop: Shop) -> None:
+        assert "webhook" not in shop.client.post("/api/films", json=TWO_SHOTS).json()

@@ -25,6 +25,7 @@ def upgrade() -> None:
         sa.Column("disabled", sa.Text(), nullable=False),
         sa.Column("created_at", sa.Double(), nullable=False),
     )
+    op.create_index("hook_by_job", "hook", ["job_id"])
     op.create_table(
         "delivery",
         sa.Column("seq", NUMBER, primary_key=True, autoincrement=True),
