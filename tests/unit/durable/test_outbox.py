@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +17,7 @@ from workflows.durable.hooks import Hooks
 from workflows.durable.ledger import Ledger, close_cancelled
 from workflows.durable.mail import Attempt, Mail
 from workflows.durable.rows import NewJob
-from workflows.durable.tables import delivery
+from workflows.durable.tables import delivery, hook
 from workflows.errors import JobConflict, ModelFailed, UnknownWebhook
 from workflows.types import JobStatus, NodeKind, NodeSpec
 
@@ -177,3 +179,15 @@ def test_the_webhook_of_a_deleted_job_goes_when_it_has_nothing_left_to_tell(ledg
     mail.forget(-60)
     assert hooks.hooks(job_id="film") == ()
     assert [row.id for row in hooks.hooks()] == [lasting.id]
+
+
+def test_a_job_ends_although_an_endpoint_is_deleted_at_that_moment(ledger: Ledger) -> None:
+    row, _ = Hooks(ledger.database).register("https://example.com/hook")
+    ledger.submit(film())
+    with ThreadPoolExecutor(1) as threads:
+        with ledger.database.write() as connection:
+            connection.execute(sa.delete(hook).where(hook.c.id == row.id))
+            ending = threads.submit(ledger.cancel, "film")
+            time.sleep(0.3)  # by now it waits for the endpoint's row, or for SQLite's write lock
+        assert ending.result(30).status is JobStatus.CANCELLED
+    assert types(ledger) == []
