@@ -51,6 +51,7 @@ VIDEO_KIND = "video"
 """Kind of the jobs that stand for one video of the OpenAI-compatible API; they tell `video.*` too."""
 ENDS = {EventType.NODE_SUCCEEDED, EventType.NODE_CACHED, EventType.NODE_FAILED, EventType.NODE_SKIPPED}
 """Events that may be the end of a shot."""
+SHOT_EVENTS = frozenset({HookEvent.SHOT_SUCCEEDED.value, HookEvent.SHOT_FAILED.value})
 LOST = (NodeStatus.FAILED, NodeStatus.SKIPPED)
 
 
@@ -77,7 +78,9 @@ def post(connection: sa.Connection, job_id: str, told: Sequence[tuple[EventType,
     listening = _listening(connection, job_id)
     if not listening:
         return
-    messages = _of_shots(connection, job_id, ended) if ended else []
+    # Many want to hear of jobs only: for them a shot's end costs this one look.
+    hear_shots = any(not wanted or wanted & SHOT_EVENTS for _, wanted in listening)
+    messages = _of_shots(connection, job_id, ended) if ended and hear_shots else []
     if over:
         messages += _of_job(connection, job_id)
     for hook_id, wanted in listening:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from configs.settings import WebhookSettings
 from serve_app.webhooks.guard import Guard
@@ -106,3 +110,24 @@ def test_the_host_header_has_the_port_where_it_is_not_the_schemes_own() -> None:
     assert [guard().admit(url).authority for url in (
         "https://example.com/", "https://example.com:8443/", "https://[2606:2800:220:1:248:1893:25c8:1946]:99/")] == [
         "example.com", "example.com:8443", "[2606:2800:220:1:248:1893:25c8:1946]:99"]
+
+
+PIECES = st.sampled_from([
+    "https://", "http:", "//", "[", "]", "::", "@", ":", "/", "?", "#", ".", "%", "\\", "\r\n", "\0", "127.0.0.1",
+    "0x7f", "0177", "localhost", "example.com", "443", "fe80::1", "1", "\uff0e", "\u3002", "xn--", "\ud800", "a" * 64])
+
+
+@given(st.one_of(st.lists(PIECES, max_size=12).map("".join), st.text(max_size=60).map("https://{}".format)))
+def test_whatever_is_sent_is_refused_or_leads_outside(url: str) -> None:
+    reached: list[str] = []
+
+    def remember(host: str, port: int) -> list[str]:
+        reached.append(host)
+        return resolve(host, port)
+
+    try:
+        target = Guard(WebhookSettings(), remember).admit(url)
+    except InvalidDocument:
+        return
+    assert reached == [target.host]
+    assert all(ipaddress.ip_address(address).is_global for address in resolve(target.host, target.port))
