@@ -25,9 +25,10 @@ def resolve(host: str, port: int) -> list[str]:
     """As the machine's resolver: numbers are themselves, names are looked up."""
     if host in NAMES:
         return NAMES[host]
-    if host[0].isdigit() or ":" in host:
-        return [host]
-    raise OSError("Name or service not known")
+    try:
+        return [str(ipaddress.ip_address(host))]
+    except ValueError:
+        raise OSError("Name or service not known") from None
 
 
 def guard(**settings: object) -> Guard:
