@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, IPvAnyNetwork, model_validator
 
 from configs.base import Frozen
 
@@ -183,6 +183,34 @@ class HttpSettings(Frozen):
         return f"http://{f'[{host}]' if ':' in host and not host.startswith('[') else host}:{self.port}"
 
 
+class WebhookSettings(Frozen):
+    """Where webhooks may go, and how they are sent."""
+
+    allow_http: bool = False
+    """Send to `http://` addresses too; what is sent can then be read on the way."""
+    allowed_networks: tuple[IPvAnyNetwork, ...] = ()
+    """Private networks that webhooks may reach, e.g. 10.1.0.0/16; without it only public addresses are sent to."""
+    timeout_s: Seconds = 15.0
+    """For one attempt: name, connection, request and reply."""
+    lease_s: Seconds = 60.0
+    """A delivery whose sender is silent for this long is sent by another one; more than `timeout_s`."""
+    poll_s: Seconds = 1.0
+    """How often deliveries that are due are looked for."""
+    parallel: Count = 16
+    """Attempts at the same time, per Director."""
+    parallel_per_webhook: Count = 4
+    """Attempts at the same time to one webhook, per Director: a slow one does not hold up the others."""
+    keep_days: Seconds = 30.0
+    """Deliveries and their log are kept this long after their end."""
+
+    @model_validator(mode="after")
+    def _lease_outlasts_an_attempt(self) -> WebhookSettings:
+        if self.lease_s < self.timeout_s * 2:
+            raise ValueError(f"lease_s {self.lease_s:g} must be at least twice timeout_s {self.timeout_s:g}; "
+                             f"nearest {self.timeout_s * 2:g}")
+        return self
+
+
 class Settings(Frozen):
     """The whole tree. `reelray profile show` prints it resolved."""
 
@@ -203,6 +231,7 @@ class Settings(Frozen):
     progress: ProgressSettings = ProgressSettings()
     ray: RaySettings = RaySettings()
     http: HttpSettings = HttpSettings()
+    webhooks: WebhookSettings = WebhookSettings()
 
     @property
     def database(self) -> str:

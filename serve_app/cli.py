@@ -23,6 +23,7 @@ from configs.settings import Settings
 from serve_app.cluster import prepare_environment
 from serve_app.keys_cli import keys_app
 from serve_app.options import JsonOption, ProfileOption, SetOption
+from serve_app.webhook_commands import webhooks_app
 from workflows.errors import Fault, InvalidDocument, ReelrayError
 from workflows.types import JobStatus
 
@@ -42,6 +43,7 @@ profile_app = typer.Typer(no_args_is_help=True, help="Settings in force.")
 app.add_typer(models_app, name="models")
 app.add_typer(profile_app, name="profile")
 app.add_typer(keys_app, name="keys")
+app.add_typer(webhooks_app, name="webhooks")
 
 LEVEL_STYLES = {"ok": "green", "note": "yellow", "fail": "bold red"}
 EXIT_FAILED, EXIT_INPUT, EXIT_PARTIAL, EXIT_INTERRUPTED = 1, 2, 3, 130

@@ -6,6 +6,7 @@ worker and the command line import it too, and each would pay seconds for it.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,9 @@ from serve_app.cluster import scratch_dir
 from serve_app.director import Director, Ports
 from serve_app.handles import MediaHandle, model_handles
 from serve_app.media_worker import MediaWorker
+from serve_app.webhooks.courier import SocketCourier
+from serve_app.webhooks.guard import Guard
+from serve_app.webhooks.postman import Postman
 from workflows.durable.ledger import Ledger
 from workflows.ports import RenderCall
 from workflows.store import Store
@@ -67,17 +71,27 @@ class MediaDeployment(MediaWorker):
 
 
 class DirectorDeployment(Director):
-    """The Director; one on SQLite, any number on Postgres."""
+    """The Director, and the postman beside it; one on SQLite, any number on Postgres."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it; the engine's task needs the replica's event loop
         self, settings: Settings, models: Mapping[str, DeploymentHandle], media: DeploymentHandle,
         only: tuple[str, ...] = (),
     ) -> None:
         """Start the engine at once."""
+        ledger = Ledger(settings.database)
         super().__init__(settings, Ports(
-            ledger=Ledger(settings.database), store=open_store(settings), models=model_handles(models),
+            ledger=ledger, store=open_store(settings), models=model_handles(models),
             media=MediaHandle(media), board=ActorTransport(settings.progress, settings.ray.namespace),
         ), only=frozenset(only) or None)
+        courier = SocketCourier(Guard(settings.webhooks), timeout_s=settings.webhooks.timeout_s)
+        self._postman = Postman(ledger.database, courier, settings.webhooks)
+        self._posting = asyncio.create_task(self._postman.run(), name="postman")
+
+    async def stop(self) -> None:
+        """As the Director does; webhooks under way are cut off and sent again by the next one."""
+        await super().stop()
+        await self._postman.stop()
+        await asyncio.wait([self._posting])
 
 
 def open_store(settings: Settings) -> Store:

@@ -40,7 +40,10 @@ ROUTES = {
     "/api/jobs/{job_id}": {"get", "delete"}, "/api/jobs/{job_id}/log": {"get"}, "/api/jobs/{job_id}/events": {"get"},
     "/api/jobs/{job_id}/cancel": {"post"}, "/api/jobs/{job_id}/retry": {"post"}, "/api/jobs/{job_id}/video": {"get"},
     "/api/jobs/{job_id}/shots/{shot_id}/{file}": {"get"}, "/api/models": {"get"}, "/api/capacity": {"get"},
-    "/healthz": {"get"}, "/readyz": {"get"}, "/metrics": {"get"},
+    "/healthz": {"get"}, "/readyz": {"get"}, "/metrics": {"get"}, "/api/webhooks": {"get", "post"},
+    "/api/webhooks/{webhook_id}": {"get", "delete"}, "/api/webhooks/{webhook_id}/test": {"post"},
+    "/api/webhooks/{webhook_id}/deliveries": {"get"},
+    "/api/webhooks/{webhook_id}/deliveries/{message_id}/redeliver": {"post"},
 }
 
 

@@ -7,6 +7,9 @@ ReelrayError                    fault     retry
 ├─ UnknownPart                  caller    never     the job has no such shot, take or file
 ├─ UnknownKey                   caller    never     no API key has this id
 ├─ BudgetSpent                  capacity  never     the job's API key has used up its GPU-seconds
+├─ UnknownWebhook               caller    never     no such webhook, or no such delivery to it
+├─ WebhookConflict              caller    never     the webhook is disabled, or there are too many
+├─ WebhookFailed                system    counted   a webhook could not be delivered: no connection, no reply, refused
 ├─ JobConflict                  caller    never     same id, other content; or a state that forbids the verb
 ├─ IllegalMove                  system    never     a status changed in a way the move table forbids (a bug)
 ├─ ImpossibleResources          capacity  never     a deployment asks for GPUs that the cluster does not have
@@ -189,6 +192,45 @@ class BudgetSpent(ReelrayError):
         """Name the key and the numbers, and say how the job goes on."""
         return (f"{self.problem}; `reelray keys change {self.key_id} --gpu-seconds MORE`, then retry job "
                 f"{self.job_id}: it goes on where it stopped")
+
+
+@dataclass(kw_only=True, eq=False)
+class UnknownWebhook(ReelrayError):
+    """No webhook has this id, or nothing with this message id was ever sent to it."""
+
+    fault: ClassVar[Fault] = Fault.CALLER
+    webhook_id: str
+    message_id: str = ""
+
+    def message(self) -> str:
+        """Name the ids."""
+        return f"no delivery {self.message_id!r} to webhook {self.webhook_id!r}" if self.message_id else (
+            f"no webhook {self.webhook_id!r}")
+
+
+@dataclass(kw_only=True, eq=False)
+class WebhookConflict(ReelrayError):
+    """The verb does not fit the webhook as it is now."""
+
+    fault: ClassVar[Fault] = Fault.CALLER
+    webhook_id: str
+    problem: str
+
+    def message(self) -> str:
+        """Name the webhook and the reason."""
+        return f"webhook {self.webhook_id}: {self.problem}"
+
+
+@dataclass(kw_only=True, eq=False)
+class WebhookFailed(ReelrayError):
+    """A webhook could not be delivered."""
+
+    retry: ClassVar[Retry] = Retry.COUNTED
+    reason: str
+
+    def message(self) -> str:
+        """The reason."""
+        return self.reason
 
 
 @dataclass(kw_only=True, eq=False)

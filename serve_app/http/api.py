@@ -11,7 +11,7 @@ from fastapi import Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
-from serve_app.http import access, films, jobs, problems, system
+from serve_app.http import access, films, jobs, problems, system, webhooks
 from serve_app.http.guard import Guard
 from serve_app.http.schemas import Problem, ScriptRequest
 from serve_app.service.desk import Desk
@@ -36,7 +36,7 @@ def build_api(desk: Desk) -> FastAPI:
                   openapi_url="/api/openapi.json", docs_url=None, redoc_url=None,
                   dependencies=[Depends(access.own_jobs_only)])
     app.state.desk = desk
-    for router in (films.router, jobs.router, jobs.files, system.router):
+    for router in (films.router, jobs.router, jobs.files, system.router, webhooks.router):
         app.include_router(router)
     problems.install(app)
     # The last one added is passed first: the guard, then CORS, then keys.

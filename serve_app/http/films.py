@@ -14,8 +14,8 @@ from pydantic import JsonValue, ValidationError
 from serve_app.http.access import TheCaller
 from serve_app.http.deps import JobId, ShotId, TheDesk, refusals
 from serve_app.http.idempotency import IdempotencyKey, fingerprint, once, reserve
-from serve_app.http.problems import Refused, body_detail, refused_change, refused_document
-from serve_app.http.schemas import Accepted, ChangeReply, PlanReply, ScriptRequest
+from serve_app.http.problems import Detail, Refused, body_detail, refused_change, refused_document
+from serve_app.http.schemas import Accepted, ChangeReply, FilmQuery, PlanReply, ScriptRequest
 from serve_app.service.desk import Desk
 from serve_app.service.films import Draft, Sent, read_json, shot_ids_in
 from serve_app.service.links import job_links, job_url
@@ -57,12 +57,8 @@ CHANGE_BODY: dict[str, Any] = {"required": True, "content": {
 @router.post("/api/films", status_code=202, response_model=Accepted, openapi_extra=REQUEST_BODY,
              responses={200: {"model": PlanReply, "description": "The plan (`dry_run`); nothing was done"},
                         **refusals(403, 409, 413, 415, 422)}, summary="Make a film")
-async def create_film(
-    request: Request, desk: TheDesk, caller: TheCaller, idempotency_key: IdempotencyKey = None,
-    dry_run: Annotated[bool, Query(description="Only check and plan: nodes, what the store already has, "
-                                               "estimated seconds.")] = False,
-    priority: Annotated[Priority, Query(description="Interactive jobs go before batch jobs.")] = Priority.INTERACTIVE,
-) -> Response:
+async def create_film(request: Request, desk: TheDesk, caller: TheCaller, ask: Annotated[FilmQuery, Query()],
+                      idempotency_key: IdempotencyKey = None) -> Response:
     """Queue a film, from a storyboard (JSON or YAML, by content type) or from a script (plain text, Fountain, or JSON
     with `script`).
 
@@ -74,17 +70,22 @@ async def create_film(
 
     async def make(token: str) -> Mapping[str, Json]:
         draft = await _drafted(desk, body, media_type)
-        row = await asyncio.to_thread(desk.films.submit, draft, token=token, priority=priority, key_id=caller.key_id)
+        await _admit(desk, ask.webhook_url)
+        row = await asyncio.to_thread(desk.films.submit, draft, token=token, priority=ask.priority,
+                                      key_id=caller.key_id, webhook_url=ask.webhook_url)
         desk.submitted(row.id)
-        return {"id": row.id, "status": row.status.value, "title": row.title, "warnings": list(draft.warnings),
+        hook = {"webhook": await asyncio.to_thread(desk.webhooks.made_with, row.id)} if ask.webhook_url else {}
+        return {**hook, "id": row.id, "status": row.status.value, "title": row.title, "warnings": list(draft.warnings),
                 "links": {**job_links(row.id)}}
 
-    if dry_run:
+    if ask.dry_run:
         draft = await _drafted(desk, body, media_type)
+        await _admit(desk, ask.webhook_url)
         return JSONResponse(await asyncio.to_thread(desk.films.preview, draft))
     if idempotency_key is None:
         return _accepted(await make(uuid.uuid4().hex))
-    digest = fingerprint(media_type.encode(), priority.value.encode(), body)
+    more = (ask.webhook_url.encode(),) if ask.webhook_url else ()
+    digest = fingerprint(media_type.encode(), ask.priority.value.encode(), body, *more)
     found = await reserve(desk.replies, f"{SCOPE} {caller.key_id}".strip(), idempotency_key, digest)
     if isinstance(found, Stored):
         return _accepted(found.body, replayed=True)
@@ -147,6 +148,16 @@ async def _drafted(desk: Desk, body: bytes, media_type: str) -> Draft:
         return await asyncio.to_thread(desk.films.draft, sent)
     except InvalidDocument as error:
         raise refused_document(error, await asyncio.to_thread(shot_ids_in, sent)) from None
+
+
+async def _admit(desk: Desk, webhook_url: str) -> None:
+    try:
+        if webhook_url:
+            await desk.webhooks.admit(webhook_url)
+    except InvalidDocument as error:
+        wrong = error.problems[0]
+        raise Refused(422, "invalid-request", f"webhook_url: {wrong.problem}", errors=(
+            Detail(detail=wrong.problem, parameter="webhook_url", nearest=wrong.nearest),)) from None
 
 
 def _accepted(body: Mapping[str, Json], *, replayed: bool = False) -> Response:

@@ -3,7 +3,7 @@
 | error                                   | status                       |
 |-----------------------------------------|------------------------------|
 | Unknown..., ArtifactMissing             | 404                          |
-| JobConflict                             | 409                          |
+| JobConflict, WebhookConflict            | 409                          |
 | any other that the caller can mend      | 422, with `errors[]`         |
 | any other of the system                 | 500                          |
 | capacity, a database that is away       | 503 with Retry-After         |
@@ -35,6 +35,8 @@ from workflows.errors import (
     UnknownJob,
     UnknownKey,
     UnknownPart,
+    UnknownWebhook,
+    WebhookConflict,
 )
 from workflows.types import Json
 
@@ -44,7 +46,8 @@ MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:reelray:problem:"
 RETRY_AFTER_S = 5
 STATUS_OF_FAULT = {Fault.CALLER: 422, Fault.SYSTEM: 500, Fault.CAPACITY: 503}
-NOT_FOUND = (UnknownJob, UnknownPart, UnknownKey, ArtifactMissing)
+NOT_FOUND = (UnknownJob, UnknownPart, UnknownKey, UnknownWebhook, ArtifactMissing)
+CONFLICT = (JobConflict, WebhookConflict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +152,7 @@ async def _of_ours(request: Request, error: Exception) -> Response:
     if isinstance(error, InvalidDocument):
         refused = refused_document(error)
         return problem_response(422, refused.code, str(refused.detail), errors=refused.errors, instance=path)
-    status = 404 if isinstance(error, NOT_FOUND) else 409 if isinstance(error, JobConflict) else (
+    status = 404 if isinstance(error, NOT_FOUND) else 409 if isinstance(error, CONFLICT) else (
         STATUS_OF_FAULT[error.fault])
     if status == 500:
         log.error("%s failed", path, exc_info=error)

@@ -57,6 +57,19 @@ class Problem(Part):
 # -- films ---------------------------------------------------------------------------------------------------------
 
 
+class FilmQuery(BaseModel):
+    """How a film is asked for; what is to be made is the body."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    dry_run: bool = False
+    """Only check and plan: nodes, what the store already has, estimated seconds."""
+    priority: Priority = Priority.INTERACTIVE
+    """Interactive jobs go before batch jobs."""
+    webhook_url: Annotated[str, Field(max_length=2000)] = ""
+    """Tell this address, and it alone, of this job; the reply has the secret."""
+
+
 class ScriptRequest(Part):
     """A script, as JSON: it is broken into shots by fixed rules."""
 
@@ -78,6 +91,14 @@ class Links(Part):
     log: str = Field(examples=["/api/jobs/shapes-5f0c1b2a9d/log"])
 
 
+class JobWebhook(Part):
+    """The webhook that was registered with a job."""
+
+    id: str
+    secret: str
+    """Deliveries are signed with it."""
+
+
 class Accepted(Part):
     """A job that waits to be run."""
 
@@ -87,6 +108,8 @@ class Accepted(Part):
     warnings: tuple[str, ...]
     """What will be done otherwise than asked, and why."""
     links: Links
+    webhook: JobWebhook | None = None
+    """With `webhook_url` only."""
 
 
 class PlannedNode(Part):

@@ -35,10 +35,12 @@ class Act(StrEnum):
     """Make, change, cancel, retry, delete."""
     OVERSEE = "oversee"
     """See the jobs of every key, and the metrics."""
+    MANAGE = "manage"
+    """Say where this server tells of all jobs, and see what was answered there."""
 
 
 MAY: Mapping[Role, frozenset[Act]] = {
-    Role.ADMIN: frozenset({Act.LOOK, Act.CHANGE, Act.OVERSEE}),
+    Role.ADMIN: frozenset(Act),
     Role.USER: frozenset({Act.LOOK, Act.CHANGE}),
     Role.READ: frozenset({Act.LOOK, Act.OVERSEE}),
 }
@@ -47,6 +49,8 @@ LOOKING = frozenset({"GET", "HEAD", "OPTIONS"})
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/api/openapi.json"})
 """Answered without a key: whoever watches the server needs none."""
 OVERSEEING_PATHS = frozenset({"/metrics"})
+MANAGING_PATHS = ("/api/webhooks",)
+"""These and all below them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +82,8 @@ def act_of(method: str, path: str) -> Act:
     """What a request does."""
     if path in OVERSEEING_PATHS:
         return Act.OVERSEE
+    if any(path == managed or path.startswith(f"{managed}/") for managed in MANAGING_PATHS):
+        return Act.MANAGE
     return Act.LOOK if method in LOOKING else Act.CHANGE
 
 

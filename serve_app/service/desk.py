@@ -20,6 +20,8 @@ from serve_app.service.links import job_links
 from serve_app.service.metrics import Metrics
 from serve_app.service.streams import Streams
 from serve_app.service.views import Sources, Views, summary_json
+from serve_app.service.webhooks import Webhooks
+from serve_app.webhooks.guard import Guard
 from workflows.durable.ledger import Ledger
 from workflows.durable.meters import Meters
 from workflows.durable.overview import Overview
@@ -89,6 +91,7 @@ class Desk:
         self.views = Views(Sources(ledger=ports.ledger, overview=self.overview, takes=self.takes,
                                    forecast=self.forecast, live=self.hub.live))
         self.streams = Streams(self.hub, self.views, ports.ledger, heartbeat_s=settings.http.heartbeat_s)
+        self.webhooks = Webhooks(ports.ledger, Guard(settings.webhooks))
         self._studio = ports.studio
 
     async def close(self) -> None:

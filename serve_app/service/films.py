@@ -91,14 +91,14 @@ class Films:
         document: dict[str, Json] = {"storyboard": dump_storyboard(storyboard), "warnings": list(plan.warnings)}
         return Draft(title=storyboard.title, document=document, nodes=plan.nodes, plan=plan)
 
-    def submit(self, draft: Draft, *, token: str, priority: Priority, key_id: str) -> JobRow:
+    def submit(self, draft: Draft, *, token: str, priority: Priority, key_id: str, webhook_url: str = "") -> JobRow:
         """Queue the film; the same draft with the same token (hex digits) is the same job.
 
         `key_id`: the API key that pays for it, empty where nobody is asked.
         """
         return self._ledger.submit(NewJob(
             id=f"{slug_of(draft.title)}-{token[:10]}", title=draft.title, priority=priority, document=draft.document,
-            document_digest=plan_digest(draft.nodes), nodes=draft.nodes, key_id=key_id))
+            document_digest=plan_digest(draft.nodes), nodes=draft.nodes, key_id=key_id, webhook_url=webhook_url))
 
     def preview(self, draft: Draft) -> dict[str, Json]:
         """What submitting the draft would do, as the dry run's reply."""

@@ -1,4 +1,5 @@
-"""Appends to a job's history: one row per thing that happened, with a line for people. Knows the event table only."""
+"""Appends to a job's history: one row per thing that happened, with a line for people. Knows the event table only;
+what webhooks must hear of it, `outbox` writes in the same transaction."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from dataclasses import dataclass, field
 
 import sqlalchemy as sa
 
+from workflows.durable import outbox
 from workflows.durable.rows import EventType, Level
 from workflows.durable.tables import event
 from workflows.types import Json
@@ -38,11 +40,12 @@ def append(connection: sa.Connection, job_id: str, notes: Iterable[Note]) -> Non
     The caller holds the job's row lock (or SQLite's write lock): numbers then grow in the order of the commits,
     and a reader that asks for what came after the last number it saw misses nothing.
     """
-    at = time.time()
+    at, notes = time.time(), list(notes)
     rows = [{"job_id": job_id, "at": at, "type": note.type.value, "node_id": note.node_id, "level": note.level.value,
              "line": _storable(note.line), "data": dict(note.data)} for note in notes]
     if rows:
         connection.execute(_INSERT, rows)
+        outbox.post(connection, job_id, [(note.type, note.node_id) for note in notes])
 
 
 def _storable(text: str) -> str:

@@ -18,6 +18,7 @@ from sqlalchemy.exc import IntegrityError
 from workflows.durable import graph
 from workflows.durable.database import Database
 from workflows.durable.events import Note, append, log_notes
+from workflows.durable.hooks import add_hook
 from workflows.durable.reopening import check_inputs, lock_finished, lock_job, nodes_of, reopen
 from workflows.durable.rows import EventRow, EventType, JobRow, Level, LogPage, NewJob, NodeRow, Page
 from workflows.durable.tables import ID_CHARS, event, job, node
@@ -200,6 +201,8 @@ def _insert(connection: sa.Connection, new: NewJob) -> None:
         created_at=time.time(), warnings=[], key_id=new.key_id or None))
     rows = [NodeRow.planned(new.id, spec, ord=ord) for ord, spec in enumerate(new.nodes)]
     connection.execute(sa.insert(node), [row.plan_columns() | row.state_columns() for row in rows])
+    if new.webhook_url:
+        add_hook(connection, new.webhook_url, job_id=new.id)
     append(connection, new.id, [Note(type=EventType.JOB_QUEUED, line=f"job: queued, {len(rows)} nodes",
                                      data={"nodes": len(rows)})])
 

@@ -58,6 +58,8 @@ class NewJob:
     """The DAG; its last node makes the job's result."""
     key_id: str = ""
     """The API key that asks for it and pays for it; empty: nobody was asked."""
+    webhook_url: str = ""
+    """A webhook of this job alone, registered in the commit that queues it; empty: none."""
 
     @property
     def identity(self) -> str:

@@ -1,4 +1,4 @@
-"""The tables: jobs, their nodes, what happened to them, earlier takes, replies kept for repeated requests, keys, usage.
+"""The tables: jobs, their nodes, what happened to them, earlier takes, replies kept for repeats, keys, usage, webhooks.
 
 Knows SQLAlchemy Core, not who reads or writes.
 A change here needs a revision under `migrations/versions`; a test compares the two.
@@ -21,6 +21,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    UniqueConstraint,
 )
 
 ID_CHARS = 200
@@ -169,4 +170,61 @@ usage = Table(
     Column("diffusion_s", Double, nullable=False),
     Index("usage_by_key", "key_id", "gpu_s"),
     Index("usage_by_node_key", "node_key", "outcome"),
+)
+
+hook = Table(
+    "hook", metadata,
+    Column("id", String(40), primary_key=True),
+    Column("url", Text, nullable=False),
+    # In the clear: every delivery is signed with it.
+    Column("secret", String(100), nullable=False),
+    # Types of events that are sent there; empty: all.
+    Column("events", JSON, nullable=False),
+    # Only events of this job; empty: of every one. No foreign key: what is undelivered outlives the job.
+    Column("job_id", String(ID_CHARS), nullable=False),
+    Column("note", Text, nullable=False),
+    # Why nothing is sent there any more; empty while it is.
+    Column("disabled", Text, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Index("hook_by_job", "job_id"),
+)
+
+delivery = Table(
+    "delivery", metadata,
+    Column("seq", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    Column("hook_id", String(40), ForeignKey("hook.id", ondelete="CASCADE"), nullable=False),
+    # The same for every endpoint and every attempt.
+    Column("message_id", String(40), nullable=False),
+    Column("type", String(40), nullable=False),
+    Column("job_id", String(ID_CHARS), nullable=False),
+    # The very bytes that are signed and sent.
+    Column("body", Text, nullable=False),
+    Column("status", String(20), nullable=False),
+    # Attempts since it was last asked for.
+    Column("attempt", Integer, nullable=False),
+    Column("next_at", Double, nullable=False),
+    # The token of the claim that sends it, as a job has one.
+    Column("owner", String(64)),
+    Column("lease_until", Double),
+    Column("created_at", Double, nullable=False),
+    Column("finished_at", Double),
+    UniqueConstraint("hook_id", "message_id", name="delivery_once"),
+    Index("delivery_by_time", "status", "next_at"),
+    sqlite_autoincrement=True,
+)
+
+delivery_try = Table(
+    "delivery_try", metadata,
+    Column("seq", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    Column("delivery_seq", BigInteger().with_variant(Integer, "sqlite"),
+           ForeignKey("delivery.seq", ondelete="CASCADE"), nullable=False),
+    Column("at", Double, nullable=False),
+    Column("latency_s", Double, nullable=False),
+    # 0: there was no reply.
+    Column("http_status", Integer, nullable=False),
+    Column("error", Text, nullable=False),
+    # The first bytes of the reply, as text.
+    Column("reply", Text, nullable=False),
+    Index("delivery_try_by_delivery", "delivery_seq", "seq"),
+    sqlite_autoincrement=True,
 )
