@@ -22,7 +22,7 @@ from serve_app.service.links import job_links, job_url
 from workflows.durable.replies import Stored
 from workflows.errors import InvalidDocument
 from workflows.source import decode_text
-from workflows.types import Json, Priority
+from workflows.types import Json
 
 router = APIRouter(tags=["films"])
 
