@@ -14,6 +14,7 @@ from pydantic.json_schema import models_json_schema
 from serve_app.http import films, jobs, problems, system
 from serve_app.http.guard import Guard
 from serve_app.http.schemas import Problem, ScriptRequest
+from serve_app.http.ui import install_page
 from serve_app.service.desk import Desk
 from workflows.storyboard import Shot, Storyboard
 
@@ -37,6 +38,7 @@ def build_api(desk: Desk) -> FastAPI:
     app.state.desk = desk
     for router in (films.router, jobs.router, jobs.files, system.router):
         app.include_router(router)
+    install_page(app)
     problems.install(app)
     app.add_middleware(Guard, settings=desk.settings)
     app.openapi = lambda: openapi(app)  # type: ignore[method-assign]  # FastAPI's own way of extending the document

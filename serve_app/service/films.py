@@ -144,6 +144,10 @@ class Films:
             shot_id=shot_id, shot_before=before, generations=generations,
             document={**job.document, "storyboard": dump_storyboard(changed), "warnings": list(plan.warnings)}))
 
+    def storyboard_of(self, job_id: str) -> Storyboard:
+        """The storyboard in force. Raises UnknownJob, and JobConflict for a script that was not told yet."""
+        return self._storyboard(self._ledger.job(job_id), self._ledger.nodes(job_id))
+
     def _storyboard(self, job: JobRow, nodes: tuple[NodeRow, ...]) -> Storyboard:
         """The storyboard in force: sent, revised, or made of a script."""
         text = job.document.get("storyboard")
