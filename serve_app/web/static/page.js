@@ -28,7 +28,7 @@
     if (!card) return;
     card.querySelector(".going progress").value = 100 * shot.progress;
     card.querySelector(".going").hidden = shot.status !== "running";
-    if (shot.message) card.querySelector(".says").textContent = shot.message;
+    if (shot.message) card.querySelector(".says").textContent = shot.message === "done" ? "next step …" : shot.message;
     const running = shot.status === "running";
     if (card.dataset.status !== shot.status || (running && shot.message && card.dataset.kind !== shot.kind)) {
       card.dataset.status = shot.status;
