@@ -20,11 +20,17 @@
     const film = $("film");
     if (film) htmx.ajax("GET", film.dataset.url, { source: document.body, target: "#film", select: "#film", swap: "outerHTML show:none" });
   }
+  /** The film's bar never falls, whether an event or a part of the page says how far it is. */
+  function grow(percent) {
+    const film = $("film"), overall = $("overall");
+    if (!film || !overall) return;
+    overall.value = film.dataset.best = Math.max(overall.value, percent, Number(film.dataset.best || 0));
+  }
   function announce(text) { $("announce").textContent = text; }
 
   function shotMoved(data) {
-    const shot = data.shot, card = $(`shot-${shot.id}`), overall = $("overall");
-    if (overall) overall.value = Math.max(overall.value, 100 * data.progress);
+    const shot = data.shot, card = $(`shot-${shot.id}`);
+    grow(100 * data.progress);
     if (!card) return;
     card.querySelector(".going progress").value = 100 * shot.progress;
     card.querySelector(".going").hidden = shot.status !== "running";
@@ -39,7 +45,10 @@
   }
   const heard = {
     shot_update: shotMoved,
-    progress(data) { const stage = $("stage"); if (stage) stage.textContent = data.message; },
+    progress(data) {
+      const stage = $("stage");
+      if (data.storyboard) refresh("now"); else if (stage) stage.textContent = data.message;
+    },
     image_generated(data) { refresh(`shot-${data.storyboard_id}`); },
     stage_update() {
       refresh("now");
@@ -173,6 +182,7 @@
     }
     const film = $("film");
     if (film && film.dataset.word) document.title = `${film.dataset.word}: ${film.querySelector("h1").textContent}`;
+    grow(0);
     showStill();
     number();
   }

@@ -57,3 +57,12 @@ def test_jobs_can_be_asked_for_by_kind(ledger: Ledger) -> None:
     ledger.submit(film("film"))
     ledger.submit(replace(film("edit"), kind="edit"))
     assert [row.id for row in ledger.jobs(kind="edit").jobs] == ["edit"]
+
+
+async def test_the_first_picture_of_a_job_is_of_its_first_shot_that_has_one(studio: Studio) -> None:
+    overview = Overview(studio.ledger.database)
+    studio.ledger.submit(film("made", shots=2))
+    await studio.render("made")
+    studio.ledger.submit(film("waiting", shots=2))
+    assert overview.first_pictures(["made", "waiting", "none"]) == {"made": "s1"}
+    assert overview.first_pictures([]) == {}
