@@ -62,6 +62,7 @@
   document.addEventListener("htmx:sseBeforeMessage", (event) => {
     event.preventDefault();
     const { type, data, lastEventId } = event.detail;
+    if (data === undefined) return; // a lost connection is an event called `error` too, one without data
     if (lastEventId) lastId = lastEventId;
     const film = $("film");
     if (film) film.dataset.heard = String(Number(film.dataset.heard || 0) + 1);
