@@ -114,11 +114,6 @@ class FilmPage:
         """Shots that are finished."""
         return sum(shot.status is NodeStatus.SUCCEEDED for shot in self.shots)
 
-    @property
-    def unfinished(self) -> int:
-        """Shots that are not, and may be tried again once the job is over."""
-        return len(self.shots) - self.done
-
     def shot(self, shot_id: str) -> ShotCard | None:
         """The card of one shot."""
         return next((card for card in self.shots if card.id == shot_id), None)

@@ -73,8 +73,20 @@
 
   // -- a server that is away, and back -------------------------------------------------------------------------
   let away = false;
+  const AGAIN_MS = 3000;
+  /** The event source comes back by itself; a film whose last event was heard has none any more. */
+  function tryAgain() {
+    if (!away) return;
+    refreshFilm();
+    setTimeout(tryAgain, AGAIN_MS);
+  }
   function lost() {
-    if (!away) { away = true; $("link").className = "strip"; $("link").textContent = "Connection lost. What is being rendered goes on; reconnecting …"; }
+    if (!away) {
+      setTimeout(tryAgain, AGAIN_MS);
+      away = true;
+      $("link").className = "strip";
+      $("link").textContent = "Connection lost. What is being rendered goes on; reconnecting …";
+    }
   }
   function found() {
     if (!away) return;
@@ -93,9 +105,12 @@
   // Proxies and the server's own guard answer with other things than a page: those are told, not shown.
   document.addEventListener("htmx:beforeSwap", (event) => {
     const reply = event.detail.xhr;
-    if ((reply.getResponseHeader("Content-Type") || "").startsWith("text/html") && reply.status !== 502) return;
+    const isPage = (reply.getResponseHeader("Content-Type") || "").startsWith("text/html") && reply.status !== 502;
+    if (isPage && reply.status === 404 && away) { location.reload(); return; } // forgotten meanwhile: say so in full
+    if (isPage) return;
     event.detail.shouldSwap = false;
-    if (reply.status >= 502) { lost(); return; }
+    // While the server starts, what stands before it says 404 to everything.
+    if (away || reply.status >= 502) { lost(); return; }
     let text = `The server said ${reply.status}.`;
     try { text = JSON.parse(reply.responseText).detail || text; } catch { /* not JSON: the number must do */ }
     notice(text);

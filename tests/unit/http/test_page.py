@@ -276,3 +276,24 @@ def test_the_time_left_has_a_bound_where_it_differs() -> None:
     assert eta_text({"p50_s": 40, "p90_s": 61}) == "about 40 s left, at most 61 s"
     assert eta_text({"p50_s": 40.1, "p90_s": 40.2}) == "about 40 s left"
     assert eta_text(None) == ""
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of `#rrggbb`, as WCAG defines it."""
+    parts = [int(colour[place:place + 2], 16) / 255 for place in (1, 3, 5)]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+@pytest.mark.parametrize(("ink", "ground"), [
+    ("ink", "paper"), ("ink", "sheet"), ("soft", "paper"), ("soft", "sheet"), ("soft", "idle-soft"),
+    ("accent", "paper"), ("accent", "accent-soft"), ("accent-ink", "accent"), ("good", "good-soft"), ("bad", "bad-soft"),
+    ("bad", "sheet"), ("warn", "warn-soft")])
+def test_every_text_stands_out_from_its_ground(scheme: int, ink: str, ground: str) -> None:
+    """WCAG AA: 4.5 to 1."""
+    css = (STATIC / "page.css").read_text(encoding="utf-8")
+    block = re.findall(r":root \{(.*?)\}", css, re.DOTALL)[scheme]
+    colours = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6})", block))
+    light, dark = sorted((luminance(colours[ink]), luminance(colours[ground])), reverse=True)
+    assert (light + 0.05) / (dark + 0.05) >= 4.5
