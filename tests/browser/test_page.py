@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import Eyes, Served
+from tests.browser.conftest import CHROMIUM, Eyes, Served
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.skipif(not CHROMIUM, reason="there is no chromium")]
 
 LONG_MS = 120_000
 RED = "a red circle moves left over a blue background"
@@ -20,6 +20,8 @@ SHORT: dict[str, Any] = {"title": "Short", "shots": [{"prompt": RED, "steps": 2}
     "prompt": "a yellow star falls down over a black background", "steps": 2}]}
 LONG: dict[str, Any] = {"title": "Long", "shots": [
     {"prompt": RED, "steps": 100, "seed": seed} for seed in range(8)]}
+WIDE: dict[str, Any] = {"title": "長" * 80 + "w" * 100, "shots": [{"id": "i" * 64, "prompt": RED, "caption": "w" * 90,
+                                                                  "steps": 1}]}
 WATCH_BARS = """() => {
   window.bars = [];
   new MutationObserver(() => {
@@ -104,6 +106,7 @@ def test_a_shot_is_written_anew_and_its_old_take_is_chosen_again(eyes: Eyes, ser
     page.locator("#shot-s1 input").fill("x" * 5000)
     page.locator("#change-s1").click()
     expect(page.locator("#notice")).to_contain_text("caption")
+    expect(page.locator("#notice")).to_be_in_viewport()
     status(page, "succeeded")
 
 
@@ -136,7 +139,8 @@ def test_everything_has_a_name_fits_a_phone_and_is_reached_by_keyboard(
         eyes: Eyes, served: Served, scheme: str) -> None:
     job_id = served.finished(SHORT)
     page = eyes.window(360, 740, scheme=scheme, motion="reduce")
-    for path in ("/", "/new", "/new?form=script", f"/films/{job_id}", "/films/none"):
+    wide = f"/films/{served.finished(WIDE)}"
+    for path in ("/", "/new", "/new?form=script", f"/films/{job_id}", wide, "/films/none"):
         page.goto(path)
         assert page.evaluate(NAMELESS) == [], path
         assert page.locator("h1").count() == 1, path

@@ -115,6 +115,9 @@
     try { text = JSON.parse(reply.responseText).detail || text; } catch { /* not JSON: the number must do */ }
     notice(text);
   });
+  document.addEventListener("htmx:beforeRequest", (event) => {
+    if (event.detail.elt.matches("form")) $("notice").replaceChildren();
+  });
   function notice(text) {
     const box = document.createElement("div"), words = document.createElement("p"), close = document.createElement("button");
     box.className = "notice bad";

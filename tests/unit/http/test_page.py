@@ -288,8 +288,8 @@ def luminance(colour: str) -> float:
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
 @pytest.mark.parametrize(("ink", "ground"), [
     ("ink", "paper"), ("ink", "sheet"), ("soft", "paper"), ("soft", "sheet"), ("soft", "idle-soft"),
-    ("accent", "paper"), ("accent", "accent-soft"), ("accent-ink", "accent"), ("good", "good-soft"), ("bad", "bad-soft"),
-    ("bad", "sheet"), ("warn", "warn-soft")])
+    ("accent", "paper"), ("accent", "accent-soft"), ("accent-ink", "accent"), ("good", "good-soft"),
+    ("bad", "bad-soft"), ("bad", "sheet"), ("warn", "warn-soft")])
 def test_every_text_stands_out_from_its_ground(scheme: int, ink: str, ground: str) -> None:
     """WCAG AA: 4.5 to 1."""
     css = (STATIC / "page.css").read_text(encoding="utf-8")
