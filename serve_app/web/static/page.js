@@ -18,7 +18,9 @@
   }
   function refreshFilm() {
     const film = $("film");
-    if (film) htmx.ajax("GET", film.dataset.url, { source: document.body, target: "#film", select: "#film", swap: "outerHTML show:none" });
+    if (!film) return;
+    const into = { source: document.body, target: "#film", select: "#film", swap: "outerHTML show:none" };
+    htmx.ajax("GET", film.dataset.url, into).catch(() => {}); // a server that is away is told by `htmx:sendError`
   }
   /** The film's bar never falls, whether an event or a part of the page says how far it is. */
   function grow(percent) {
