@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import uuid
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Annotated, Any
@@ -16,6 +17,7 @@ from fastapi.routing import APIRoute
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
 
 from serve_app.http.deps import JobId, ShotId, TheDesk
 from serve_app.http.problems import NOT_FOUND, STATUS_OF_FAULT, Refused
@@ -41,6 +43,7 @@ TITLES = {404: "Not here", 409: "Not now", 413: "Too long", 422: "That does not 
 ENVIRONMENT = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
                           trim_blocks=True, lstrip_blocks=True)
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+PathLike = str | os.PathLike[str]
 
 
 class PageRoute(APIRoute):
@@ -67,10 +70,21 @@ class PageRoute(APIRoute):
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
 
+class PageFiles(StaticFiles):
+    """The page's own files; asked for every time, so that a newer server never meets an older script."""
+
+    def file_response(self, full_path: PathLike, stat_result: os.stat_result, scope: Scope,
+                      status_code: int = 200) -> Response:
+        """The file, or 304."""
+        response = super().file_response(full_path, stat_result, scope, status_code)
+        response.headers.update({"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"})
+        return response
+
+
 def install_page(app: FastAPI) -> None:
     """Serve the page and its files from this application."""
     app.include_router(router)
-    app.mount("/static", StaticFiles(directory=STATIC), name="static")
+    app.mount("/static", PageFiles(directory=STATIC), name="static")
 
 
 @router.get("/")

@@ -75,7 +75,10 @@ def test_every_file_that_a_page_names_is_served(shop: Shop) -> None:
     names = [tag.get("src") or tag.get("href") for kind in ("script", "link", "img") for tag in page.all(kind)]
     assert len(names) >= 6
     for name in names:
-        assert shop.client.get(str(name)).status_code == 200, name
+        reply = shop.client.get(str(name))
+        assert (reply.status_code, reply.headers["cache-control"]) == (200, "no-cache"), name
+        again = shop.client.get(str(name), headers={"If-None-Match": reply.headers["etag"]})
+        assert (again.status_code, again.headers["cache-control"]) == (304, "no-cache"), name
     assert shop.client.get("/static/../page.css").status_code == 404
     assert shop.client.get("/static/%2e%2e/templates/base.html").status_code == 404
 
@@ -178,6 +181,25 @@ def test_what_cannot_be_is_refused_as_a_page_and_as_a_notice(
         reply = shop.client.post(path, data=fields, headers=HX)
         assert (reply.status_code, reply.headers["hx-retarget"]) == (status, "#notice")
         assert reply.text.startswith('<div id="problem"')
+
+
+@pytest.mark.parametrize("body", [
+    b"", b"\xff\xfe", b"text=%00&form=storyboard", b"text=%ED%A0%80&form=script", b"text=%FF&form=storyboard&token=%00",
+    b"text=shots%3A%0A+-+prompt%3A+%22%5Cud800%22&form=storyboard", b"prompt=%00&caption=%ED%A0%80",
+    b"text=" + b"a" * 200_000 + b"&form=script"], ids=lambda body: body[:30].decode("latin-1"))
+def test_no_form_breaks_the_page(shop: Shop, body: bytes) -> None:
+    job_id = shop.film()
+    for path in ("/new", "/new/check", f"/films/{job_id}/shots/s1", f"/films/{job_id}/shots/s1/takes/0"):
+        reply = shop.client.post(path, content=body, follow_redirects=False)
+        assert reply.status_code < 500, (path, reply.text)
+        assert reply.status_code == 303 or reply.headers["content-type"].startswith("text/html")
+
+
+@pytest.mark.parametrize(("path", "status"), [
+    ("/?cursor=zzz", 422), ("/?status=%00", 422), ("/new?film=%ED%A0%80", 404), ("/new?form=%00", 422),
+    ("/films/%ED%A0%80", 404), ("/films/" + "a" * 300, 422), ("/films/%0d%0aX:y", 404)])
+def test_an_address_that_is_none_is_said_so_on_a_page(shop: Shop, path: str, status: int) -> None:
+    assert "All films" in page_of(shop, path, status)
 
 
 def test_a_waiting_film_has_its_place_in_the_queue(shop: Shop) -> None:
