@@ -54,11 +54,11 @@ def test_a_film_is_written_its_bars_move_by_true_steps_and_it_plays(eyes: Eyes) 
     page.goto("/")
     page.get_by_role("link", name="New film").click()
     page.locator("#text").fill("shots:\n  - promt: x\n")
-    expect(page.locator(".gutter b")).to_have_text("2")
+    expect(page.locator(".gutter b")).to_have_text("2", timeout=LONG_MS)
     page.get_by_role("button", name="Line 2").first.click()
     assert page.evaluate("getSelection().toString()") == "  - promt: x"
     page.locator("#text").fill(f"title: 画面 <b>\nshots:\n  - {{prompt: {RED}, steps: 60}}\n")
-    expect(page.locator(".planned h2")).to_contain_text("1 shot,")
+    expect(page.locator(".planned h2")).to_contain_text("1 shot,", timeout=LONG_MS)
     page.locator("#text").press("Control+Enter")
     page.wait_for_url("**/films/*")
     page.evaluate(WATCH_BARS)
@@ -88,7 +88,7 @@ def test_a_shot_is_written_anew_and_its_old_take_is_chosen_again(eyes: Eyes, ser
     page.locator("#change-s1").click()
     expect(page.locator("#take-s1-1")).to_be_enabled(timeout=LONG_MS)
     status(page, "succeeded")
-    expect(page.locator("#shot-s1 .prompt")).to_have_text(GREEN)
+    expect(page.locator("#shot-s1 .prompt")).to_have_text(GREEN, timeout=LONG_MS)
     assert page.locator("#shot-s1 video").get_attribute("src") != first
 
     page.locator("#take-s1-1").click()
@@ -105,7 +105,7 @@ def test_a_shot_is_written_anew_and_its_old_take_is_chosen_again(eyes: Eyes, ser
     page.locator("#shot-s1 textarea").fill(RED)
     page.locator("#shot-s1 input").fill("x" * 5000)
     page.locator("#change-s1").click()
-    expect(page.locator("#notice")).to_contain_text("caption")
+    expect(page.locator("#notice")).to_contain_text("caption", timeout=LONG_MS)
     expect(page.locator("#notice")).to_be_in_viewport()
     status(page, "succeeded")
 
@@ -118,7 +118,7 @@ def test_a_film_is_cancelled_and_what_is_missing_is_made_afterwards(eyes: Eyes, 
     status(page, "cancelled")
     page.get_by_role("button", name="Retry what is missing").click()
     status(page, "succeeded")
-    expect(page.locator("#player")).to_be_visible()
+    expect(page.locator("#player")).to_be_visible(timeout=LONG_MS)
 
 
 def test_the_page_recovers_when_the_server_is_started_again_under_it(eyes: Eyes, served: Served) -> None:
@@ -126,11 +126,11 @@ def test_the_page_recovers_when_the_server_is_started_again_under_it(eyes: Eyes,
     page.goto(f"/films/{served.submit(LONG)}")
     expect(page.locator(".says", has_text="diffusion step").first).to_be_visible(timeout=LONG_MS)
     served.stop()
-    expect(page.locator("#link")).to_contain_text("reconnecting")
+    expect(page.locator("#link")).to_contain_text("reconnecting", timeout=LONG_MS)
     served.start()
     expect(page.locator("#link")).not_to_contain_text("reconnecting", timeout=LONG_MS)
     status(page, "succeeded")
-    expect(page.locator("#player")).to_be_visible()
+    expect(page.locator("#player")).to_be_visible(timeout=LONG_MS)
     expect(page.locator(".shot[data-status=succeeded]")).to_have_count(len(LONG["shots"]))
 
 
@@ -155,7 +155,7 @@ def test_everything_has_a_name_fits_a_phone_and_is_reached_by_keyboard(
     true_at_last(page, "document.querySelector('#shot-s1 video').currentTime > 0")
     assert page.locator("#shot-s2 video").evaluate("clip => clip.paused"), "less motion was asked for"
     page.locator("#log summary").press("Enter")
-    expect(page.locator(".lines")).to_contain_text("queued")
+    expect(page.locator(".lines")).to_contain_text("queued", timeout=LONG_MS)
 
 
 def test_without_scripts_it_is_forms_and_links(eyes: Eyes) -> None:

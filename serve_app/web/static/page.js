@@ -210,4 +210,9 @@
   document.addEventListener("htmx:afterSwap", arrived);
   document.addEventListener("htmx:afterSettle", arrived);
   arrived();
+  // Written before this script was there, or brought back by the browser: not checked yet.
+  document.addEventListener("DOMContentLoaded", () => {
+    const text = $("text");
+    if (text && text.value !== text.defaultValue) { number(); htmx.trigger($("checkit"), "click"); }
+  });
 })();
