@@ -14,6 +14,7 @@ from pydantic.json_schema import models_json_schema
 from serve_app.http import access, films, jobs, problems, system, webhooks
 from serve_app.http.guard import Guard
 from serve_app.http.schemas import Problem, ScriptRequest
+from serve_app.http.ui import install_page
 from serve_app.service.desk import Desk
 from workflows.storyboard import Shot, Storyboard
 
@@ -38,6 +39,7 @@ def build_api(desk: Desk) -> FastAPI:
     app.state.desk = desk
     for router in (films.router, jobs.router, jobs.files, system.router, webhooks.router):
         app.include_router(router)
+    install_page(app)
     problems.install(app)
     # The last one added is passed first: the guard, then CORS, then keys.
     app.add_middleware(access.Doorman, access=desk.access)

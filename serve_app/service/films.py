@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from configs.model_card import ModelCard, Task
 from serve_app.service.forecast import Forecast, work_of
@@ -147,15 +148,19 @@ class Films:
             shot_id=shot_id, shot_before=before, generations=generations,
             document={**job.document, "storyboard": dump_storyboard(changed), "warnings": list(plan.warnings)}))
 
+    def storyboard_of(self, job_id: str) -> Storyboard:
+        """The storyboard in force. Raises UnknownJob, and JobConflict for a script that was not told yet."""
+        return self._storyboard(self._ledger.job(job_id), self._ledger.nodes(job_id))
+
     def _storyboard(self, job: JobRow, nodes: tuple[NodeRow, ...]) -> Storyboard:
         """The storyboard in force: sent, revised, or made of a script."""
         text = job.document.get("storyboard")
         if isinstance(text, str):
-            return parse_storyboard(text)
+            return _parsed(text)
         told = next((node.artifact for node in nodes if node.kind is NodeKind.STORY), None)
         if told is None:
             raise JobConflict(job_id=job.id, problem="its script was not broken into shots yet, or it has none")
-        return parse_storyboard(self._store.fetch(told).read_text(encoding="utf-8"))
+        return _parsed(self._store.fetch(told).read_text(encoding="utf-8"))
 
     def _restored(self, job_id: str, shot_id: str, before: Mapping[str, Json], changes: Mapping[str, Json],
                   ) -> tuple[Mapping[str, Json], Mapping[str, int]]:
@@ -170,6 +175,12 @@ class Films:
                               nearest=", ".join(str(kept.number) for kept in takes))
         fields = before if kept.shot is None else kept.shot
         return {**dict.fromkeys(before), **fields}, kept.generations
+
+
+@lru_cache(maxsize=16)
+def _parsed(text: str) -> Storyboard:
+    """Long ones take a second, and the page asks for the same one at every shot that moves."""
+    return parse_storyboard(text)
 
 
 def shot_ids_in(sent: Sent) -> list[str]:

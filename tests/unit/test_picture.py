@@ -22,7 +22,7 @@ PARTS = {
     "models": ("serve_app.models",),
     "deployments": ("serve_app.app", "serve_app.deployments", "serve_app.director", "serve_app.media_worker",
                     "serve_app.handles", "serve_app.ingress"),
-    "service": ("serve_app.service", "serve_app.http", "serve_app.submit"),
+    "service": ("serve_app.service", "serve_app.http", "serve_app.web", "serve_app.submit"),
     "webhooks": ("serve_app.webhooks",),
     "commands": ("serve_app.",),
     "cluster": ("serve_app.cluster",),

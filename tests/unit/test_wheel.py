@@ -62,3 +62,14 @@ def test_the_command_line_answers(unpacked: Path, tmp_path: Path) -> None:
 def test_tests_and_examples_stay_out_of_the_wheel(unpacked: Path) -> None:
     assert {path.name for path in unpacked.iterdir() if path.is_dir() and "dist-info" not in path.name} == {
         "configs", "workflows", "actors", "serve_app"}
+
+
+def test_the_page_is_inside_with_the_licences_of_what_it_uses(unpacked: Path, tmp_path: Path) -> None:
+    out = run(unpacked, tmp_path, (
+        "import json\nfrom serve_app.web import EXAMPLES, STATIC, TEMPLATES\n"
+        "places = (TEMPLATES, STATIC, STATIC / 'vendor', EXAMPLES)\n"
+        "print(json.dumps([str(file) for place in places for file in place.iterdir()]))"))
+    files = [Path(name) for name in json.loads(out)]
+    assert all(file.is_relative_to(unpacked) for file in files)
+    assert {"base.html", "film.html", "page.css", "page.js", "htmx.min.js", "htmx.LICENSE", "sse.min.js", "sse.LICENSE",
+            "first_film.yaml"} <= {file.name for file in files}

@@ -103,6 +103,16 @@ class Overview:
             shots = {job_id: int(count) for job_id, count in connection.execute(counted)}
         return {job_id: Tally(costs=costs[job_id], shots=shots.get(job_id, 0)) for job_id in job_ids}
 
+    def first_pictures(self, job_ids: Sequence[str]) -> dict[str, str]:
+        """The first shot of each of these jobs that has a picture; a job without one is missing."""
+        first = (sa.select(node.c.job_id, sa.func.min(node.c.ord).label("ord"))
+                 .where(node.c.job_id.in_(job_ids), node.c.shot_id != "", node.c.status == NodeStatus.SUCCEEDED.value)
+                 .group_by(node.c.job_id).subquery())
+        wanted = sa.select(node.c.job_id, node.c.shot_id).join(
+            first, sa.and_(node.c.job_id == first.c.job_id, node.c.ord == first.c.ord))
+        with self._database.read() as connection:
+            return {job_id: shot_id for job_id, shot_id in connection.execute(wanted)}
+
     def newest_events(self, job_ids: Sequence[str]) -> dict[str, int]:
         """Number of the newest event of each of these jobs; a job that is gone is missing."""
         wanted = (sa.select(event.c.job_id, sa.func.max(event.c.seq)).where(event.c.job_id.in_(job_ids))

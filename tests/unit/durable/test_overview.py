@@ -74,3 +74,12 @@ def test_the_history_of_all_jobs_is_one_with_the_shot_of_each_node(ledger: Ledge
                     ("two", EventType.LOG, ""), ("one", EventType.NODE_STARTED, "s1")]
     assert overview.newest() == overview.happened(before, 10)[-1].event.seq
     assert len(overview.happened(before, 2)) == 2
+
+
+async def test_the_first_picture_of_a_job_is_of_its_first_shot_that_has_one(studio: Studio) -> None:
+    overview = Overview(studio.ledger.database)
+    studio.ledger.submit(film("made", shots=2))
+    await studio.render("made")
+    studio.ledger.submit(film("waiting", shots=2))
+    assert overview.first_pictures(["made", "waiting", "none"]) == {"made": "s1"}
+    assert overview.first_pictures([]) == {}
