@@ -40,7 +40,8 @@ ROUTES = {
     "/api/jobs/{job_id}": {"get", "delete"}, "/api/jobs/{job_id}/log": {"get"}, "/api/jobs/{job_id}/events": {"get"},
     "/api/jobs/{job_id}/cancel": {"post"}, "/api/jobs/{job_id}/retry": {"post"}, "/api/jobs/{job_id}/video": {"get"},
     "/api/jobs/{job_id}/shots/{shot_id}/{file}": {"get"}, "/api/models": {"get"}, "/api/capacity": {"get"},
-    "/healthz": {"get"}, "/readyz": {"get"},
+    "/healthz": {"get"}, "/readyz": {"get"}, "/v1/models": {"get"}, "/v1/models/{model}": {"get"},
+    "/v1/videos": {"post"}, "/v1/videos/{video_id}": {"get", "delete"}, "/v1/videos/{video_id}/content": {"get"},
 }
 
 

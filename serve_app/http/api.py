@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
-from serve_app.http import films, jobs, problems, system
+from serve_app.http import films, jobs, openai, problems, system
 from serve_app.http.guard import Guard
 from serve_app.http.schemas import Problem, ScriptRequest
 from serve_app.service.desk import Desk
@@ -35,7 +35,7 @@ def build_api(desk: Desk) -> FastAPI:
     app = FastAPI(title="reelray", version=version("reelray"), description=DESCRIPTION, lifespan=life,
                   openapi_url="/api/openapi.json", docs_url=None, redoc_url=None)
     app.state.desk = desk
-    for router in (films.router, jobs.router, jobs.files, system.router):
+    for router in (films.router, jobs.router, jobs.files, system.router, openai.router):
         app.include_router(router)
     problems.install(app)
     app.add_middleware(Guard, settings=desk.settings)
