@@ -41,7 +41,7 @@ ROUTES = {
     "/api/jobs/{job_id}/cancel": {"post"}, "/api/jobs/{job_id}/retry": {"post"}, "/api/jobs/{job_id}/video": {"get"},
     "/api/jobs/{job_id}/shots/{shot_id}/{file}": {"get"}, "/api/models": {"get"}, "/api/capacity": {"get"},
     "/healthz": {"get"}, "/readyz": {"get"}, "/v1/models": {"get"}, "/v1/models/{model}": {"get"},
-    "/v1/videos": {"post"}, "/v1/videos/{video_id}": {"get", "delete"}, "/v1/videos/{video_id}/content": {"get"},
+    "/v1/videos": {"get", "post"}, "/v1/videos/{video_id}": {"get", "delete"}, "/v1/videos/{video_id}/content": {"get"},
 }
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Body, Path, Query, Request
+from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import Field, JsonValue, ValidationError
 
 from configs.model_card import ModelCard, Task
 from serve_app.http.artifacts import artifact_response
 from serve_app.http.deps import TheDesk
+from serve_app.http.forms import FORM_TYPE, JSON_TYPE, read_fields
 from serve_app.http.problems import Detail, Refused
 from serve_app.http.schemas import Part
 from serve_app.service.desk import Desk
@@ -27,6 +28,12 @@ router = APIRouter(prefix="/v1", tags=["openai"])
 
 POLL_MS = 500
 """How soon a client should ask again while a video is made."""
+_ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "object"}}}
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"description": "Refused", "content": {"application/json": {"schema": _ERROR}}}
+    for status in (400, 404, 422)}
+BODY: dict[str, Any] = {"requestBody": {"required": True, "content": {
+    kind: {"schema": {"type": "object", "required": ["prompt"]}} for kind in (JSON_TYPE, FORM_TYPE)}}}
 KNOWN = "prompt, model, seconds, size, num_frames, fps, seed, num_inference_steps, guidance_scale, negative_prompt"
 VideoId = Annotated[str, Path(description="Id of a video.", max_length=200)]
 ModelId = Annotated[str, Path(description="Name of a model card.", max_length=200)]
@@ -48,13 +55,13 @@ class VideoRequest(Part):
     negative_prompt: str | None = None
 
 
-@router.get("/models", summary="List models")
+@router.get("/models", summary="List models", responses=REFUSALS)
 async def list_models(desk: TheDesk) -> Response:
     """Every model card, as OpenAI lists models."""
     return JSONResponse({"object": "list", "data": [_model(card) for card in desk.cards.values()]})
 
 
-@router.get("/models/{model}", summary="Show a model")
+@router.get("/models/{model}", summary="Show a model", responses=REFUSALS)
 async def retrieve_model(model: ModelId, desk: TheDesk) -> Response:
     """One model card; 404 names those that there are."""
     if model not in desk.cards:
@@ -62,12 +69,13 @@ async def retrieve_model(model: ModelId, desk: TheDesk) -> Response:
     return JSONResponse(_model(desk.cards[model]))
 
 
-@router.post("/videos", summary="Make a video")
-async def create_video(desk: TheDesk, body: Annotated[dict[str, JsonValue], Body()]) -> Response:
-    """Queue a video from a prompt; look at it until it is completed. What the model cannot do is refused, with the
-    nearest valid value.
+@router.post("/videos", summary="Make a video", openapi_extra=BODY, responses=REFUSALS)
+async def create_video(request: Request, desk: TheDesk) -> Response:
+    """Queue a video from a prompt, sent as JSON or as a form; look at it until it is completed.
+
+    What the model cannot do is refused, with the nearest valid value.
     """
-    asked = _read(body)
+    asked = _read(read_fields(await request.body(), request.headers.get("content-type", "")))
     model = desk.cast[Task.TEXT_TO_VIDEO].name
     if asked.model not in (None, model):
         raise _no_model(str(asked.model), model, 400)
@@ -80,13 +88,26 @@ async def create_video(desk: TheDesk, body: Annotated[dict[str, JsonValue], Body
     return await _shown(desk, row)
 
 
-@router.get("/videos/{video_id}", summary="Show a video")
+@router.get("/videos", summary="List videos", responses=REFUSALS)
+async def list_videos(
+    desk: TheDesk, after: Annotated[str, Query(description="Id of the last video of the page before.")] = "",
+    limit: Annotated[int, Query(ge=1, le=100, description="Videos in one page.")] = 20,
+    order: Annotated[Literal["desc"], Query(description="Newest first; there is no other order.")] = "desc",
+) -> Response:
+    """Videos, newest first."""
+    rows, more = await asyncio.to_thread(_videos(desk).page, after, limit)
+    data = [await _object(desk, row) for row in rows]
+    return JSONResponse({"object": "list", "data": data, "first_id": rows[0].id if rows else None,
+                         "last_id": rows[-1].id if rows else None, "has_more": more})
+
+
+@router.get("/videos/{video_id}", summary="Show a video", responses=REFUSALS)
 async def retrieve_video(video_id: VideoId, desk: TheDesk) -> Response:
     """The video object; the header `openai-poll-after-ms` says when to ask again."""
     return await _shown(desk, await asyncio.to_thread(_videos(desk).find, video_id))
 
 
-@router.delete("/videos/{video_id}", summary="Forget a video")
+@router.delete("/videos/{video_id}", summary="Forget a video", responses=REFUSALS)
 async def delete_video(video_id: VideoId, desk: TheDesk) -> Response:
     """Forget a video that is over; 409 while it is made (cancel its job first)."""
     row = await asyncio.to_thread(_videos(desk).find, video_id)
@@ -94,7 +115,7 @@ async def delete_video(video_id: VideoId, desk: TheDesk) -> Response:
     return JSONResponse({"id": row.id, "object": "video.deleted", "deleted": True})
 
 
-@router.get("/videos/{video_id}/content", summary="Download a video")
+@router.get("/videos/{video_id}/content", summary="Download a video", responses=REFUSALS)
 async def video_content(
     request: Request, video_id: VideoId, desk: TheDesk,
     variant: Annotated[Literal["video", "thumbnail"], Query(description="MP4, or a small PNG.")] = "video",
@@ -151,10 +172,13 @@ def _no_model(model: str, known: str, status: int) -> Refused:
 
 
 async def _shown(desk: Desk, row: JobRow) -> Response:
-    seen = await desk.views.job(row.id)
-    reasons = await asyncio.to_thread(_videos(desk).reasons, row)
     headers = {} if row.status.is_terminal else {"openai-poll-after-ms": str(POLL_MS)}
-    return JSONResponse(video_json(row, seen.progress, reasons), headers=headers)
+    return JSONResponse(await _object(desk, row), headers=headers)
+
+
+async def _object(desk: Desk, row: JobRow) -> dict[str, Json]:
+    seen = await desk.views.job(row.id)
+    return video_json(row, seen.progress, await asyncio.to_thread(_videos(desk).reasons, row))
 
 
 def _model(card: ModelCard) -> dict[str, Json]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from serve_app.service.films import Draft, Films, Sent
 from serve_app.submit import plan_digest
-from workflows.durable.ledger import Ledger
+from workflows.durable.ledger import Ledger, cursor_after
 from workflows.durable.rows import JobRow, NewJob
 from workflows.errors import UnknownJob
 from workflows.types import JobStatus, Json
@@ -61,7 +61,7 @@ class Videos:
         draft = self._films.draft(Sent(text=json.dumps(wish.storyboard()), file="video.json", is_script=False))
         return self._ledger.submit(NewJob(
             id=f"video_{token}", kind=VIDEO, title=wish.prompt[:80], nodes=draft.nodes,
-            document={**draft.document, "video": _facts(draft, wish, model)},
+            document={**draft.document, "video": {**_facts(draft, wish, model)}},
             document_digest=plan_digest(draft.nodes)))
 
     def find(self, video_id: str) -> JobRow:
@@ -70,6 +70,12 @@ class Videos:
         if row.kind != VIDEO:
             raise UnknownJob(job_id=video_id)
         return row
+
+    def page(self, after: str, limit: int) -> tuple[tuple[JobRow, ...], bool]:
+        """Videos, newest first, behind the one called `after`; whether there are more. Raises UnknownJob."""
+        cursor = cursor_after(self.find(after)) if after else ""
+        found = self._ledger.jobs(kind=VIDEO, limit=limit, cursor=cursor)
+        return found.jobs, bool(found.next_cursor)
 
     def reasons(self, row: JobRow) -> str:
         """Why it failed; empty when nothing did."""

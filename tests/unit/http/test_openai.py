@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from openai import BadRequestError, OpenAI
 
 from tests.desk import Shop
 
@@ -77,3 +78,25 @@ def test_every_error_below_v1_has_the_envelope_and_no_other_has(shop: Shop) -> N
         assert 400 <= reply.status_code < 500, path
         assert set(reply.json()["error"]) == {"message", "type", "param", "code"}, path
     assert shop.client.get("/api/nothing").headers["content-type"] == "application/problem+json"
+
+
+# OpenAI's own service for videos ends; its API lives on in the SDK and in servers like this one.
+@pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
+def test_the_sdk_makes_lists_and_downloads(shop: Shop) -> None:
+    client = OpenAI(api_key="none", base_url="http://127.0.0.1:8000/v1", http_client=shop.client, max_retries=0)
+    assert {model.id for model in client.models.list()} == set(shop.desk.cards)
+    first, second = client.videos.create(prompt=PROMPT), client.videos.create(prompt=PROMPT)
+    assert [video.id for video in client.videos.list(limit=1)] == [second.id, first.id]
+    shop.render(first.id)
+    shop.desk.views.forget(first.id)
+    assert client.videos.poll(first.id).status == "completed"
+    assert client.videos.download_content(first.id).read()[4:8] == b"ftyp"
+    with pytest.raises(BadRequestError) as refused:
+        client.videos.create(prompt=PROMPT, input_reference=("a.png", b"x", "image/png"))
+    assert refused.value.param == "input_reference"
+
+
+@pytest.mark.parametrize("body", [b"", b"--x\r\n", b"--x\r\nnonsense", b"--x--\r\n"], ids=repr)
+def test_a_form_that_cannot_be_read_is_refused(shop: Shop, body: bytes) -> None:
+    reply = shop.client.post("/v1/videos", content=body, headers={"Content-Type": "multipart/form-data; boundary=x"})
+    assert (reply.status_code, reply.json()["error"]["type"]) == (400, "invalid_request_error")
