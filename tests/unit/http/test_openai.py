@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -100,3 +102,18 @@ def test_the_sdk_makes_lists_and_downloads(shop: Shop) -> None:
 def test_a_form_that_cannot_be_read_is_refused(shop: Shop, body: bytes) -> None:
     reply = shop.client.post("/v1/videos", content=body, headers={"Content-Type": "multipart/form-data; boundary=x"})
     assert (reply.status_code, reply.json()["error"]["type"]) == (400, "invalid_request_error")
+
+
+@pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
+def test_the_sdk_waits_for_its_video(shop: Shop) -> None:
+    def render_what_comes() -> None:
+        while not (jobs := shop.ledger.jobs().jobs):
+            time.sleep(0.02)
+        shop.render(jobs[0].id)
+
+    client = OpenAI(api_key="none", base_url="http://127.0.0.1:8000/v1", http_client=shop.client, max_retries=0)
+    with ThreadPoolExecutor(1) as pool:
+        rendering = pool.submit(render_what_comes)
+        video = client.videos.create_and_poll(prompt=PROMPT)
+        rendering.result()
+    assert (video.status, video.progress) == ("completed", 100)
