@@ -44,6 +44,8 @@ ROUTES = {
     "/api/webhooks/{webhook_id}": {"get", "delete"}, "/api/webhooks/{webhook_id}/test": {"post"},
     "/api/webhooks/{webhook_id}/deliveries": {"get"},
     "/api/webhooks/{webhook_id}/deliveries/{message_id}/redeliver": {"post"},
+    "/v1/models": {"get"}, "/v1/models/{model}": {"get"}, "/v1/videos": {"get", "post"},
+    "/v1/videos/{video_id}": {"get", "delete"}, "/v1/videos/{video_id}/content": {"get"},
 }
 
 

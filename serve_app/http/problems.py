@@ -44,6 +44,8 @@ log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:reelray:problem:"
+OPENAI_PATH = "/v1/"
+"""Under it errors come in OpenAI's envelope."""
 RETRY_AFTER_S = 5
 STATUS_OF_FAULT = {Fault.CALLER: 422, Fault.SYSTEM: 500, Fault.CAPACITY: 503}
 NOT_FOUND = (UnknownJob, UnknownPart, UnknownKey, UnknownWebhook, ArtifactMissing)
@@ -124,6 +126,8 @@ def body_detail(message: str, path: Sequence[str]) -> Detail:
 def problem_response(status: int, code: str, detail: str, *, errors: Sequence[Detail] = (), instance: str = "",
                      headers: Mapping[str, str] | None = None) -> Response:
     """A problem as a reply."""
+    if instance.startswith(OPENAI_PATH):
+        return _openai_response(status, code, detail, errors, headers)
     body: dict[str, Json] = {"type": TYPE_PREFIX + code, "title": HTTPStatus(status).phrase, "status": status,
                              "detail": detail, "code": code}
     if instance:
@@ -134,6 +138,17 @@ def problem_response(status: int, code: str, detail: str, *, errors: Sequence[De
     # What is quoted of a request may hold half a character.
     content = json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
     return Response(content, status, {**retry, **(headers or {})}, MEDIA_TYPE)
+
+
+def _openai_response(status: int, code: str, detail: str, errors: Sequence[Detail],
+                     headers: Mapping[str, str] | None) -> Response:
+    """The same in the envelope that OpenAI's clients read."""
+    param = (errors[0].parameter or errors[0].pointer.removeprefix("#/")) if errors else ""
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    body: Json = {"error": {"message": detail, "type": kind, "param": param or None, "code": code}}
+    retry = {"Retry-After": str(RETRY_AFTER_S)} if status == 503 else {}
+    content = json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
+    return Response(content, status, {**retry, **(headers or {})}, "application/json")
 
 
 def crashed(error: Exception, path: str) -> Response:

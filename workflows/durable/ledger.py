@@ -150,7 +150,7 @@ class Ledger:
         with self.database.read() as connection:
             rows = tuple(JobRow.of(row) for row in connection.execute(wanted).mappings())
         more = len(rows) > limit
-        return Page(jobs=rows[:limit], next_cursor=_write_cursor(rows[limit - 1]) if more else "")
+        return Page(jobs=rows[:limit], next_cursor=cursor_after(rows[limit - 1]) if more else "")
 
     def log(self, job_id: str, line: str, level: str = "info") -> None:
         """Append to the job's log; a text of several lines becomes several lines. Raises UnknownJob."""
@@ -214,7 +214,8 @@ def _limit(limit: int) -> int:
     return limit
 
 
-def _write_cursor(row: JobRow) -> str:
+def cursor_after(row: JobRow) -> str:
+    """The cursor that continues a list of jobs behind this one."""
     return base64.urlsafe_b64encode(json.dumps([row.created_at_s, row.id]).encode()).decode()
 
 

@@ -11,7 +11,7 @@ import pytest
 from tests.desk import ROUTES, Shop
 
 ROOT = Path(__file__).resolve().parents[3]
-PAGES = (ROOT / "docs" / "api.md", ROOT / "README.md")
+PAGES = (ROOT / "docs" / "api.md", ROOT / "docs" / "openai.md", ROOT / "README.md")
 THREE = {"shots": [{"id": "s1", "prompt": "a red circle"}, {"id": "s2", "prompt": "a star"},
                    {"id": "ball", "prompt": "a red ball"}]}
 
@@ -56,7 +56,7 @@ def test_there_are_curl_commands() -> None:
 
 
 def test_every_route_is_on_the_page() -> None:
-    page = PAGES[0].read_text(encoding="utf-8")
+    page = "".join(page.read_text(encoding="utf-8") for page in PAGES[:2])
     for path in ROUTES:
         shown = path.replace("{job_id}", "{id}").replace("{shot_id}", "{shot}").replace("{file}", "")
         assert shown in page, path

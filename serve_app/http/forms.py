@@ -1,0 +1,52 @@
+"""A small body of named values, as JSON or as a multipart form without files. Knows no route."""
+
+from __future__ import annotations
+
+from email import policy
+from email.parser import BytesParser
+
+from pydantic import JsonValue
+
+from serve_app.http.problems import Detail, Refused, refused_document
+from serve_app.service.films import read_json
+from workflows.errors import InvalidDocument
+from workflows.source import decode_text
+
+JSON_TYPE, FORM_TYPE = "application/json", "multipart/form-data"
+
+
+def read_fields(body: bytes, content_type: str) -> dict[str, JsonValue]:
+    """The values by name. Raises Refused for another type, a body that cannot be read, a file, a name given twice."""
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind == FORM_TYPE:
+        return _form(body, content_type)
+    if kind != JSON_TYPE:
+        raise Refused(415, "unsupported_media_type", f"send {JSON_TYPE} or {FORM_TYPE}, not {kind[:100] or 'nothing'}")
+    try:
+        value = read_json(decode_text(body), "body.json")
+    except InvalidDocument as error:
+        raise refused_document(error) from None
+    if not isinstance(value, dict):
+        raise Refused(400, "invalid_value", "the body is an object of fields, as in {\"prompt\": \"...\"}")
+    return value
+
+
+def _form(body: bytes, content_type: str) -> dict[str, JsonValue]:
+    head = b"Content-Type: " + content_type.encode("latin-1", "replace") + b"\r\n\r\n"
+    message = BytesParser(policy=policy.HTTP).parsebytes(head + body)
+    if not message.is_multipart() or message.defects:
+        raise Refused(400, "invalid_value", "the body is no multipart form, or is cut off")
+    fields: dict[str, JsonValue] = {}
+    for part in message.iter_parts():
+        name = str(part.get_param("name", "", "content-disposition"))
+        text = ""
+        if not name or name in fields:
+            text = f"{name or 'a part'} is given twice, or has no name"
+        elif part.get_filename() is not None:
+            text = f"{name}: files are not supported here; leave it out"
+        data = part.get_payload(decode=True)
+        if text or not isinstance(data, bytes):
+            raise Refused(400, "unsupported_parameter", text or "a part inside a part",
+                          errors=[Detail(detail=text, parameter=name)])
+        fields[name] = data.decode("utf-8", "replace")
+    return fields
