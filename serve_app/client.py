@@ -1,9 +1,8 @@
-"""A Python client of the HTTP API. Knows httpx and the wire, no other module of reelray: quick to import anywhere."""
+"""A Python client of the HTTP API. Knows httpx and the wire, nothing of how films are made: quick to import."""
 
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,8 @@ from urllib.parse import quote
 
 import httpx2
 
-KEY_VARIABLE = "REELRAY_API_KEY"
+from configs.load import client_key
+
 TYPE_OF_SUFFIX = {".json": "application/json", ".yaml": "application/yaml", ".yml": "application/yaml",
                   ".fountain": "text/fountain", ".spmd": "text/fountain", ".txt": "text/plain", ".md": "text/markdown"}
 SILENCE_S = 60.0
@@ -70,7 +70,7 @@ class Client:
     def __init__(self, server: str = "http://127.0.0.1:8000", *, api_key: str = "", http: httpx2.Client | None = None,
                  patience_s: float = 60.0) -> None:
         """`patience_s`: how long `events` and `download` try to reach a server that is away."""
-        key = api_key or os.environ.get(KEY_VARIABLE, "")
+        key = api_key or client_key()
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._http = http or httpx2.Client(base_url=server.rstrip("/"), timeout=httpx2.Timeout(30.0, read=SILENCE_S))
         self._patience_s = patience_s

@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from configs.load import client_key, load_settings
 from serve_app.client import ApiError, Client, ServerAway
 from tests.desk import TWO_SHOTS, Shop
 
@@ -120,3 +121,9 @@ def test_the_client_loads_neither_ray_nor_torch_nor_fastapi() -> None:
     code = "import sys, serve_app.client; print(sorted({'ray', 'torch', 'fastapi', 'workflows'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_key_in_the_environment_is_the_clients_and_no_setting() -> None:
+    environ = {"REELRAY_API_KEY": "secret"}
+    assert client_key(environ) == "secret"
+    assert load_settings("laptop", (), environ) == load_settings("laptop", (), {})
