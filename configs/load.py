@@ -22,6 +22,8 @@ PROFILES_DIR = HERE / "profiles"
 CARDS_DIR = HERE / "models"
 ENV_PREFIX = "REELRAY_"
 PROFILE_VARIABLE = "REELRAY_PROFILE"
+KEY_VARIABLE = "REELRAY_API_KEY"
+NOT_SETTINGS = frozenset({PROFILE_VARIABLE, KEY_VARIABLE})
 
 
 class SettingsError(ValueError):
@@ -40,7 +42,7 @@ def load_settings(
     name = profile or environ.get(PROFILE_VARIABLE, "") or "laptop"
     tree = _read_profile(name)
     for variable, text in sorted(environ.items()):
-        if variable.startswith(ENV_PREFIX) and variable != PROFILE_VARIABLE:
+        if variable.startswith(ENV_PREFIX) and variable not in NOT_SETTINGS:
             _assign(tree, variable.removeprefix(ENV_PREFIX).lower().split("__"), text, source=variable)
     for override in overrides:
         key, separator, text = override.partition("=")
@@ -51,6 +53,11 @@ def load_settings(
         return Settings(**tree)
     except ValidationError as error:
         raise SettingsError(_first_problem(error, name)) from error
+
+
+def client_key(environ: Mapping[str, str] | None = None) -> str:
+    """The key that a client of the HTTP API sends ($REELRAY_API_KEY); empty when there is none."""
+    return (os.environ if environ is None else environ).get(KEY_VARIABLE, "")
 
 
 def profile_names() -> tuple[str, ...]:

@@ -93,12 +93,8 @@ def key_in(headers: Mapping[str, str]) -> str:
 
 def refusal_response(refused: Refused, path: str) -> Response:
     """A refusal at the door, in the words of the route it was sent to: OpenAI's envelope under /v1, else a problem."""
-    headers = dict(refused.headers or {})
-    if path.startswith("/v1/"):
-        error = {"message": str(refused.detail), "type": OPENAI_TYPES.get(refused.status_code, "invalid_request_error"),
-                 "param": None, "code": refused.code.replace("-", "_")}
-        return Response(json.dumps({"error": error}), refused.status_code, headers, "application/json")
-    return problem_response(refused.status_code, refused.code, str(refused.detail), instance=path, headers=headers)
+    return problem_response(refused.status_code, refused.code, str(refused.detail), instance=path,
+                            headers=refused.headers)
 
 
 def allow_origins(app: FastAPI, settings: HttpSettings) -> None:
