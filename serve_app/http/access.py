@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -27,7 +26,6 @@ JOB_PARAMETERS = ("job_id", "video_id")
 """Path parameters that name a job."""
 CHALLENGE = 'Bearer realm="reelray"'
 BROWSER_CHALLENGE = 'Basic realm="reelray: any name, your key as the password", charset="UTF-8"'
-OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 SENT_HEADERS = ("Authorization", "Content-Type", "Idempotency-Key", "If-None-Match", "Last-Event-ID", "Range")
 TOLD_HEADERS = ("Content-Range", "ETag", "Idempotency-Replayed", "Location", "RateLimit", "RateLimit-Policy",
                 "Retry-After", "openai-poll-after-ms")

@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:reelray:problem:"
 OPENAI_PATH = "/v1/"
+OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 """Under it errors come in OpenAI's envelope."""
 RETRY_AFTER_S = 5
 STATUS_OF_FAULT = {Fault.CALLER: 422, Fault.SYSTEM: 500, Fault.CAPACITY: 503}
@@ -144,8 +145,8 @@ def _openai_response(status: int, code: str, detail: str, errors: Sequence[Detai
                      headers: Mapping[str, str] | None) -> Response:
     """The same in the envelope that OpenAI's clients read."""
     param = (errors[0].parameter or errors[0].pointer.removeprefix("#/")) if errors else ""
-    kind = "server_error" if status >= 500 else "invalid_request_error"
-    body: Json = {"error": {"message": detail, "type": kind, "param": param or None, "code": code}}
+    kind = "server_error" if status >= 500 else OPENAI_TYPES.get(status, "invalid_request_error")
+    body: Json = {"error": {"message": detail, "type": kind, "param": param or None, "code": code.replace("-", "_")}}
     retry = {"Retry-After": str(RETRY_AFTER_S)} if status == 503 else {}
     content = json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
     return Response(content, status, {**retry, **(headers or {})}, "application/json")

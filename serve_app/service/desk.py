@@ -17,7 +17,7 @@ from serve_app.service.films import Films
 from serve_app.service.forecast import Forecast
 from serve_app.service.hub import Hub
 from serve_app.service.links import job_links
-from serve_app.service.metrics import Metrics
+from serve_app.service.metrics import Metrics, webhook_deliveries
 from serve_app.service.streams import Streams
 from serve_app.service.views import Sources, Views, summary_json
 from serve_app.service.webhooks import Webhooks
@@ -83,7 +83,6 @@ class Desk:
         self.replies = Replies(ports.ledger.database)
         self.overview = Overview(ports.ledger.database)
         self.takes = Takes(ports.ledger.database)
-        self.metrics = Metrics(Meters(ports.ledger.database), self.overview, ports.slots)
         self.forecast = Forecast(self.overview, ports.slots)
         self.films = Films(ports.ledger, ports.store, self.forecast, self.cast)
         self.files = Files(ports.ledger, ports.store, self.takes)
@@ -92,6 +91,8 @@ class Desk:
                                    forecast=self.forecast, live=self.hub.live))
         self.streams = Streams(self.hub, self.views, ports.ledger, heartbeat_s=settings.http.heartbeat_s)
         self.webhooks = Webhooks(ports.ledger, Guard(settings.webhooks))
+        self.metrics = Metrics(Meters(ports.ledger.database), self.overview, ports.slots,
+                               (lambda: webhook_deliveries(self.webhooks.tally()),))
         self._studio = ports.studio
 
     async def close(self) -> None:

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from serve_app.service.exposition import Metric, MetricType, Sample, exposition, histogram_samples
 from serve_app.service.forecast import Remembered
 from workflows.durable.meters import BUCKETS_S, Meters, Readings, Spell
+from workflows.durable.outbox import DeliveryStatus
 from workflows.durable.overview import Load, Overview
 from workflows.durable.usage import CPU_LANE, Outcome
 from workflows.types import JobStatus, NodeKind, NodeStatus, Priority
@@ -49,6 +50,12 @@ class Metrics:
         return exposition([*_now(readings), *_lanes(self._overview.load(), self._slots), *_durations(readings),
                            *_gpu(readings, [lane for lane in self._slots if lane != CPU_LANE]),
                            *(metric for source in self._sources for metric in source())])
+
+
+def webhook_deliveries(tally: Mapping[DeliveryStatus, int]) -> Iterable[Metric]:
+    """What is known of webhooks; a gauge, since old deliveries are forgotten."""
+    yield _gauge("reelray_webhook_deliveries", "Webhook deliveries that are kept, by status.",
+                 [({"status": status.value}, count) for status, count in tally.items()])
 
 
 def _now(readings: Readings) -> Iterable[Metric]:

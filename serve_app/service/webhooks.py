@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from serve_app.webhooks.guard import Guard
@@ -28,6 +28,10 @@ class Webhooks:
         self._hooks = Hooks(ledger.database)
         self._lookup_s = lookup_s
         self._threads = ThreadPoolExecutor(RESOLVERS, thread_name_prefix="reelray-dns")
+
+    def tally(self) -> Mapping[DeliveryStatus, int]:
+        """How many deliveries there are by status, among those that are kept. Blocking."""
+        return self._hooks.tally()
 
     async def register(
         self, url: str, *, events: Collection[HookEvent], job_id: str | None, note: str,
