@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import random
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -11,13 +12,15 @@ from diffusers import WanImageToVideoPipeline, WanPipeline
 from transformers import AutoTokenizer
 
 from serve_app.models.sketch import evaluate, scenes
-from serve_app.models.sketch.evaluate import CHECKPOINT
+from serve_app.models.sketch.evaluate import CHECKPOINT, Sample
+from serve_app.models.sketch.meter import measure
 from serve_app.models.sketch.parts import MAX_TOKENS, build_tokenizer
 from serve_app.models.sketch.scenes import Scene
+from serve_app.models.sketch.sheet import write_sheet
 
 CARD = scenes.load_card()
 WORLD = scenes.load_world()
-HELD_OUT_CLIPS = 6
+HELD_OUT_CLIPS = 12
 STEPS, FRAMES = CARD.defaults.steps, CARD.defaults.frames
 SIZE = {"height": CARD.defaults.height_px, "width": CARD.defaults.width_px}
 
@@ -28,10 +31,8 @@ def pipe() -> WanPipeline:
 
 
 @pytest.fixture(scope="module")
-def image_pipe() -> WanImageToVideoPipeline:
-    pipe = WanImageToVideoPipeline.from_pretrained(CHECKPOINT, dtype=torch.float32)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+def image_pipe(pipe: WanPipeline) -> WanImageToVideoPipeline:
+    return evaluate.load_image_pipeline(pipe)
 
 
 def held_out_scenes() -> list[Scene]:
@@ -70,28 +71,33 @@ def test_the_card_calls_the_model_as_it_was_trained():
     assert scenes.FRAMES == FRAMES
 
 
-def test_the_codec_keeps_the_first_frame_above_25_db_and_the_others_above_24(pipe: WanPipeline):
-    clip, _ = scenes.draw_batch(WORLD, random.Random(5), 12)
+def test_the_codec_keeps_the_first_frame_above_30_db_and_the_others_above_27(pipe: WanPipeline):
+    clip, _ = scenes.draw_batch(WORLD, random.Random(5), 8)
     with torch.no_grad():
         error = (pipe.vae.decode(pipe.vae.latents(clip)).sample - clip).square().mean((0, 1, 3, 4))
     quality_db = 10 * torch.log10(4 / error)
-    assert quality_db[0] > 25
-    assert quality_db[1:].min() > 24
+    assert quality_db[0] > 30
+    assert quality_db[1:].min() > 27
 
 
-def test_one_object_in_the_right_colours_follows_prompts_never_seen_in_training(pipe: WanPipeline):
+def test_prompts_never_seen_in_training_are_obeyed(pipe: WanPipeline):
+    """A small fixed part of `python -m serve_app.models.sketch.evaluate`, with room for two wrong clips of twelve."""
     asked = held_out_scenes()
     clips = call(pipe, [scenes.caption(scene, WORLD) for scene in asked])
-    readings = [evaluate.measure(clip, WORLD) for clip in clips]
-    right = np.array([(reading.colour == scene.colour, reading.background == scene.background, reading.one_piece)
-                      for reading, scene in zip(readings, asked, strict=True)])
-    assert right.sum(0).min() >= HELD_OUT_CLIPS - 1, list(zip(asked, readings, strict=True))
+    readings = [measure(clip, WORLD) for clip in clips]
+    right = np.array([reading.hits(scene) for reading, scene in zip(readings, asked, strict=True)])
+    assert right.sum(0).min() >= HELD_OUT_CLIPS - 2, list(zip(asked, readings, strict=True))
+
+
+def test_a_motion_that_is_not_named_is_none(pipe: WanPipeline):
+    clip = call(pipe, "a yellow star over a blue background")[0]
+    assert measure(clip, WORLD).motion == scenes.STILL
 
 
 def test_a_picture_is_a_clip_of_one_frame(pipe: WanPipeline):
     clip = call(pipe, "a yellow star moves right over a blue background", frames=1)[0]
     assert clip.shape == (1, scenes.HEIGHT_PX, scenes.WIDTH_PX, 3)
-    assert evaluate.measure(clip, WORLD).background == "blue"
+    assert measure(clip, WORLD).background == "blue"
 
 
 def test_words_the_model_does_not_know_change_nothing(pipe: WanPipeline):
@@ -108,20 +114,29 @@ def test_the_seed_decides_the_clip(pipe: WanPipeline):
     assert not np.array_equal(first, other)
 
 
-def test_image_to_video_keeps_the_given_frame(image_pipe: WanImageToVideoPipeline):
-    rng = random.Random(12)
-    scene = Scene(colour="red", shape="circle", motion="left", background="white")
-    frame = evaluate.to_frames_THWC(scenes.render([scene], [scenes.draw_layout(scene.motion, rng)], WORLD)[0])[0]
-    video = image_pipe(image=PIL.Image.fromarray(frame), prompt=scenes.caption(scene, WORLD), **SIZE,
-                       num_frames=FRAMES, num_inference_steps=STEPS, guidance_scale=CARD.defaults.guidance,
-                       max_sequence_length=MAX_TOKENS, generator=torch.Generator().manual_seed(0),
-                       output_type="np").frames[0]
-    # Kept means: nothing but the codec has touched it.
-    still = torch.from_numpy(frame / 127.5 - 1).float().permute(2, 0, 1)[None, :, None]
-    with torch.no_grad():
-        coded = image_pipe.vae.decode(image_pipe.vae.latents(still)).sample
-    codec_db = float(10 * torch.log10(4 / (coded - still).square().mean()))
-    psnr_db = 10 * np.log10(1 / np.mean((video[0] - frame / 255) ** 2))
-    assert psnr_db >= max(codec_db - 1.5, 24)  # the first latent frame is drawn with the next one in view
-    reading = evaluate.measure((video * 255).round().astype(np.uint8), WORLD)
-    assert (reading.colour, reading.background) == ("red", "white")
+def test_image_to_video_keeps_the_given_frame_and_moves_on_from_it(image_pipe: WanImageToVideoPipeline):
+    samples = evaluate.evaluate_pictures(image_pipe, CARD, WORLD, 4)
+    assert min(sample.first_frame_db for sample in samples) > evaluate.GOALS.first_frame_db
+    right = np.array([sample.reading.hits(sample.scene) for sample in samples])
+    assert right.sum(0).min() >= 3, evaluate.mistakes(samples)
+
+
+def test_a_goal_that_is_missed_is_told():
+    scene = held_out_scenes()[0]
+    frames = np.zeros((FRAMES, scenes.HEIGHT_PX, scenes.WIDTH_PX, 3), np.uint8)
+    reading = measure(frames, WORLD)
+    sample = evaluate.Sample(scene=scene, frames_THWC=frames, reading=reading, seconds=1.0, first_frame_db=30.0)
+    told = dict(evaluate.verdicts([sample], [sample]))
+    assert told["colour: 0.000, at least 0.97"] is False
+    assert told["first frame, dB: 30.000, at least 25"] is True
+    assert told["seconds per clip, median: 1.00, at most 6"] is True
+
+
+def test_a_contact_sheet_shows_every_clip(tmp_path: Path):
+    clips = [Sample(scene=scene, frames_THWC=np.full((FRAMES, scenes.HEIGHT_PX, scenes.WIDTH_PX, 3), 90, np.uint8),
+                    reading=measure(np.zeros((FRAMES, 64, 64, 3), np.uint8), WORLD), seconds=0.0)
+             for scene in held_out_scenes()[:3]]
+    write_sheet(evaluate.sheet_rows(clips, WORLD), tmp_path / "sheet.jpg")
+    sheet = np.asarray(PIL.Image.open(tmp_path / "sheet.jpg"))
+    assert sheet.shape[0] == 2 * (22 + 72)  # two rows of two, the last place empty
+    assert abs(int(sheet[60, 40, 0]) - 90) < 4

@@ -8,6 +8,7 @@ import torch
 
 from serve_app.models.sketch import evaluate, scenes
 from serve_app.models.sketch.codec import SketchCodec
+from serve_app.models.sketch.meter import measure
 from serve_app.models.sketch.parts import MAX_TOKENS, build_tokenizer
 from serve_app.models.sketch.scenes import Scene
 
@@ -63,19 +64,19 @@ def test_the_meter_reads_drawn_scenes_right():
 def test_the_meter_reads_a_scene_at_rest_as_still():
     scene = Scene(colour="red", shape="circle", motion=scenes.STILL, background="blue")
     clip = scenes.render([scene], [scenes.draw_layout(scene.motion, random.Random(0))], WORLD)
-    assert evaluate.measure(evaluate.to_frames_THWC(clip[0]), WORLD).motion == scenes.STILL
+    assert measure(evaluate.to_frames_THWC(clip[0]), WORLD).motion == scenes.STILL
 
 
 def test_the_meter_sees_that_scattered_scraps_are_no_object():
     scraps = np.full((scenes.FRAMES, scenes.HEIGHT_PX, scenes.WIDTH_PX, 3), WORLD.backgrounds["blue"], np.uint8)
-    scraps[:, 20:28, 20:28] = scraps[:, 40:48, 60:68] = WORLD.colours["red"]
-    reading = evaluate.measure(scraps, WORLD)
+    scraps[:, 40:56, 40:56] = scraps[:, 80:96, 120:136] = WORLD.colours["red"]
+    reading = measure(scraps, WORLD)
     assert (reading.colour, reading.background, reading.one_piece) == ("red", "blue", False)
 
 
 def test_the_meter_sees_no_object_on_an_empty_background():
-    empty = np.full((scenes.FRAMES, scenes.HEIGHT_PX, scenes.WIDTH_PX, 3), (45, 80, 220), np.uint8)
-    reading = evaluate.measure(empty, WORLD)
+    empty = np.full((scenes.FRAMES, scenes.HEIGHT_PX, scenes.WIDTH_PX, 3), WORLD.backgrounds["blue"], np.uint8)
+    reading = measure(empty, WORLD)
     assert (reading.background, reading.colour, reading.shape) == ("blue", "", "")
 
 
@@ -83,8 +84,8 @@ def test_the_start_of_a_clip_is_drawn_as_in_the_whole_clip():
     rng = random.Random(4)
     scene = scenes.draw_scene(WORLD, rng, held_out=False)
     layout = scenes.draw_layout(scene.motion, rng)
-    whole, start = (scenes.render([scene], [layout], WORLD, frames) for frames in (scenes.FRAMES, 5))
-    assert torch.equal(whole[:, :, :5], start)
+    whole, start = (scenes.render([scene], [layout], WORLD, frames) for frames in (scenes.FRAMES, 9))
+    assert torch.equal(whole[:, :, :9], start)
 
 
 @pytest.mark.parametrize(("call", "message"), [
@@ -101,17 +102,43 @@ def test_a_clip_of_any_length_starts_with_the_same_latents():
     clip, _ = scenes.draw_batch(WORLD, random.Random(6), 2)
     with torch.no_grad():
         whole = codec.latents(clip)
-        for frames in range(1, scenes.FRAMES, 4):
+        for frames in range(1, scenes.FRAMES, 8):
             part = codec.latents(clip[:, :, :frames])
             assert torch.allclose(part, whole[:, :, :part.shape[2]], atol=1e-5)
 
 
+@pytest.mark.parametrize("motion", [scenes.STILL, *WORLD.motions])
+def test_an_object_never_leaves_the_frame(motion: str):
+    rng = random.Random(8)
+    for _ in range(200):
+        layout = scenes.draw_layout(motion, rng)
+        assert 0 < min(layout.start_x_px, layout.end_x_px) <= max(layout.start_x_px, layout.end_x_px) < scenes.WIDTH_PX
+        assert 0 < min(layout.start_y_px, layout.end_y_px) <= max(layout.start_y_px, layout.end_y_px) < scenes.HEIGHT_PX
+
+
+def test_half_the_size_shows_the_same():
+    rng = random.Random(9)
+    drawn, layouts = scenes.draw_scenes(WORLD, rng, 4)
+    times = torch.linspace(0, 1, scenes.FRAMES).expand(4, -1)
+    whole, half = (scenes.draw_layers(drawn, layouts, WORLD, times, shrink).clip() for shrink in (1, 2))
+    assert (torch.nn.functional.avg_pool3d(whole, (1, 2, 2)) - half).abs().mean() < 0.01
+
+
 @pytest.mark.parametrize(("prompt", "tokens"), [
-    ("a red circle moves left over a blue background", ["red", "circle", "moves", "left", "blueground", "</s>"]),
-    ("Wide shot, 35mm: a RED ball on a dark blue wall!", ["red", "ball", "blueground", "</s>"]),
+    ("a red circle moves left over a blue background", ["red", "circle", "left", "blueground", "</s>"]),
+    ("Wide shot, 35mm: a RED ball on a dark blue wall!", ["red", "circle", "blueground", "</s>"]),
+    ("under a yellow sky, the white moon slowly sinks", ["yellowground", "white", "circle", "down", "</s>"]),
+    ("a green box gets bigger and falls down", ["green", "square", "grows", "down", "</s>"]),
     ("noir, moody", ["</s>"]),
-], ids=["plain", "film words are dropped", "nothing known"])
-def test_the_tokenizer_keeps_known_words_and_marks_the_background(prompt: str, tokens: list[str]):
+], ids=["plain", "film words are dropped", "synonyms, another order", "two motions", "nothing known"])
+def test_the_tokenizer_brings_words_to_their_meanings(prompt: str, tokens: list[str]):
     tokenizer = build_tokenizer(WORLD)
     ids = tokenizer(prompt, max_length=MAX_TOKENS, truncation=True).input_ids
     assert tokenizer.convert_ids_to_tokens(ids) == tokens
+
+
+def test_every_phrase_of_the_card_is_read_as_its_meaning_alone():
+    tokenizer = build_tokenizer(WORLD)
+    for meaning, phrases in {**WORLD.objects, **WORLD.motions}.items():
+        for phrase in phrases:
+            assert tokenizer.convert_ids_to_tokens(tokenizer(phrase).input_ids) == [meaning, "</s>"], phrase

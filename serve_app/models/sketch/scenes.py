@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import yaml
 from configs.model_card import ModelCard, PromptWorld
 
 CARD_PATH = Path(__file__).resolve().parents[3] / "configs" / "models" / "sketch.yaml"
-HEIGHT_PX, WIDTH_PX, FRAMES = 64, 96, 9
+HEIGHT_PX, WIDTH_PX, FRAMES = 128, 192, 17
 STILL = ""
 """The motion of a scene whose caption names none: nothing moves."""
 
@@ -93,41 +94,48 @@ def training_caption(scene: Scene, world: PromptWorld, rng: random.Random) -> st
     moves = f" {rng.choice(world.motions[scene.motion])}" if scene.motion else ""
     where = rng.choice(world.background_phrases).replace("{b}", scene.background)
     order = rng.random()
-    if order < 0.06:
+    if order < 0.04:
         return thing + moves
-    if order < 0.16:
+    if order < 0.2:
         return f"{where}, {thing}{moves}"
     return f"{thing}{moves} {where}"
 
 
 def draw_layout(motion: str, rng: random.Random) -> Layout:
-    """A random place and size for an object that moves so; the object stays inside the frame except when it is large.
+    """A random place and size for an object that moves so; its centre stays inside the frame.
+
+    Places are spread wide, so that a clip can go on from wherever an earlier one ended.
 
     Raises:
         ValueError: the motion has no drawing rule.
     """
-    x, y, radius = rng.uniform(0.3, 0.7) * WIDTH_PX, rng.uniform(0.36, 0.64) * HEIGHT_PX, rng.uniform(10, 15)
+    x, y, radius = rng.uniform(0.18, 0.82) * WIDTH_PX, rng.uniform(0.26, 0.74) * HEIGHT_PX, rng.uniform(17, 30)
     x2, y2, radius2 = x, y, radius
     if motion in ("left", "right"):
-        span = rng.uniform(36, 52)
-        x = (WIDTH_PX - span) / 2 + rng.uniform(-6, 6)
-        x2 = x + span
+        x, x2 = _travel(WIDTH_PX, 0.14, (0.34, 0.58), rng)
         if motion == "left":
             x, x2 = x2, x
     elif motion in ("up", "down"):
-        radius = radius2 = rng.uniform(9, 13)
-        span = rng.uniform(24, 32)
-        y = (HEIGHT_PX - span) / 2 + rng.uniform(-3, 3)
-        y2 = y + span
+        radius = radius2 = rng.uniform(17, 27)
+        y, y2 = _travel(HEIGHT_PX, 0.2, (0.34, 0.52), rng)
         if motion == "up":
             y, y2 = y2, y
     elif motion in ("grows", "shrinks"):
-        radius, radius2 = rng.uniform(5.5, 8), rng.uniform(19, 24)
+        x, y = rng.uniform(0.26, 0.74) * WIDTH_PX, rng.uniform(0.36, 0.64) * HEIGHT_PX
+        radius = rng.uniform(12, 25)
+        radius2 = min(48.0, radius * rng.uniform(1.8, 3.0))
         if motion == "shrinks":
             radius, radius2 = radius2, radius
     elif motion != STILL:
         raise ValueError(f"motion {motion!r} has no drawing rule; known: left, right, up, down, grows, shrinks, ''")
     return Layout(start_x_px=x, end_x_px=x2, start_y_px=y, end_y_px=y2, start_radius_px=radius, end_radius_px=radius2)
+
+
+def _travel(side_px: int, margin: float, share: tuple[float, float], rng: random.Random) -> tuple[float, float]:
+    """Start and end of a way of some share of a side, inside its margins, in pixels and ascending."""
+    span = rng.uniform(*share)
+    start = rng.uniform(margin, 1 - margin - span)
+    return start * side_px, (start + span) * side_px
 
 
 def distance(shape: str, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -158,33 +166,66 @@ def _star_distance(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return ((radius * torch.cos(folded) - tip_x) * normal_x + radius * torch.sin(folded) * normal_y) / length
 
 
-def render(scenes: list[Scene], layouts: list[Layout], world: PromptWorld, frames: int = FRAMES) -> torch.Tensor:
-    """The first `frames` frames of clips, (B, 3, frames, 64, 96), float32 in -1..1.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layers:
+    """Clips taken apart: what is seen is ground + (paint - ground) * matte. Values -1..1, matte 0..1."""
 
-    Edges are smooth over one pixel; background and object are softly shaded from top to bottom.
+    ground_BCTHW: torch.Tensor
+    """The background, one frame long."""
+    paint_BCTHW: torch.Tensor
+    """The object's colour, everywhere."""
+    matte_BCTHW: torch.Tensor
+    """How much of a pixel the object covers; one channel."""
+
+    def clip(self) -> torch.Tensor:
+        """The clips, (B, 3, T, H, W)."""
+        return self.ground_BCTHW + (self.paint_BCTHW - self.ground_BCTHW) * self.matte_BCTHW
+
+
+def draw_layers(scenes: Sequence[Scene], layouts: Sequence[Layout], world: PromptWorld, times: torch.Tensor,
+                shrink: int = 1) -> Layers:
+    """The scenes at `times`, (B, T) of 0 (first frame) to 1 (last frame), on the device of `times`.
+
+    Edges are smooth over one pixel; background and object are softly shaded from top to bottom. `shrink` 2 draws
+    pictures of half the size.
     """
-    time = torch.linspace(0, 1, FRAMES)[:frames]
+    device, width_px, height_px = times.device, WIDTH_PX // shrink, HEIGHT_PX // shrink
     ends = torch.tensor([[(a.start_x_px, a.end_x_px), (a.start_y_px, a.end_y_px),
-                          (a.start_radius_px, a.end_radius_px)] for a in layouts])
-    paths = ends[..., :1] + (ends[..., 1:] - ends[..., :1]) * time
+                          (a.start_radius_px, a.end_radius_px)] for a in layouts], device=device) / shrink
+    paths = ends[..., :1] + (ends[..., 1:] - ends[..., :1]) * times[:, None]
     centre_x, centre_y, radius = (paths[:, i, :, None, None] for i in range(3))
-    row = torch.arange(HEIGHT_PX, dtype=torch.float32)[:, None] + 0.5
-    column = torch.arange(WIDTH_PX, dtype=torch.float32)[None, :] + 0.5
-    x, y = (column - centre_x) / radius, (row - centre_y) / radius
-    x, y = torch.broadcast_tensors(x, y)
+    row = torch.arange(height_px, dtype=torch.float32, device=device)[:, None] + 0.5
+    column = torch.arange(width_px, dtype=torch.float32, device=device)[None, :] + 0.5
+    x, y = torch.broadcast_tensors((column - centre_x) / radius, (row - centre_y) / radius)
     inside = torch.empty_like(x)
     for shape in {scene.shape for scene in scenes}:
-        mine = torch.tensor([i for i, scene in enumerate(scenes) if scene.shape == shape])
+        mine = torch.tensor([i for i, scene in enumerate(scenes) if scene.shape == shape], device=device)
         inside[mine] = (0.5 - distance(shape, x[mine], y[mine]) * radius[mine]).clamp(0, 1)
-    paint = torch.tensor([world.colours[s.colour] for s in scenes])[:, :, None, None, None] / 255
-    ground = torch.tensor([world.backgrounds[s.background] for s in scenes])[:, :, None, None, None] / 255
-    ground = (ground * (0.9 + 0.2 * row / HEIGHT_PX)).clamp(0, 1)
-    paint = (paint * (1 - 0.1 * y[:, None]).clamp(0.85, 1.15)).clamp(0, 1)
-    return (ground + (paint - ground) * inside[:, None]) * 2 - 1
+    paint = torch.tensor([world.colours[s.colour] for s in scenes], device=device)[:, :, None, None, None] / 255
+    ground = torch.tensor([world.backgrounds[s.background] for s in scenes], device=device)
+    ground = ground[:, :, None, None, None] / 255
+    ground = (ground * (0.88 + 0.24 * row / height_px)).clamp(0, 1).expand(-1, -1, -1, -1, width_px)
+    shade = (1 - 0.1 * (row - centre_y) / radius).clamp(0.8, 1.2)[:, None]
+    paint = (paint * shade).clamp(0, 1).expand(-1, -1, -1, -1, width_px)
+    return Layers(ground_BCTHW=ground * 2 - 1, paint_BCTHW=paint * 2 - 1, matte_BCTHW=inside[:, None])
+
+
+def render(scenes: Sequence[Scene], layouts: Sequence[Layout], world: PromptWorld, frames: int = FRAMES,
+           ) -> torch.Tensor:
+    """The first `frames` frames of clips, (B, 3, frames, 128, 192), float32 in -1..1."""
+    times = torch.linspace(0, 1, FRAMES)[:frames].expand(len(scenes), -1)
+    return draw_layers(scenes, layouts, world, times).clip()
+
+
+def draw_scenes(world: PromptWorld, rng: random.Random, count: int, *, still_share: float = 0.1,
+                ) -> tuple[list[Scene], list[Layout]]:
+    """`count` training scenes and where things are in them."""
+    scenes = [draw_scene(world, rng, held_out=False, still_share=still_share) for _ in range(count)]
+    return scenes, [draw_layout(scene.motion, rng) for scene in scenes]
 
 
 def draw_batch(world: PromptWorld, rng: random.Random, count: int, *, frames: int = FRAMES, still_share: float = 0.1,
                ) -> tuple[torch.Tensor, list[Scene]]:
-    """`count` training clips (B, 3, frames, 64, 96) in -1..1 and what they show."""
-    scenes = [draw_scene(world, rng, held_out=False, still_share=still_share) for _ in range(count)]
-    return render(scenes, [draw_layout(scene.motion, rng) for scene in scenes], world, frames), scenes
+    """`count` training clips (B, 3, frames, 128, 192) in -1..1 and what they show."""
+    scenes, layouts = draw_scenes(world, rng, count, still_share=still_share)
+    return render(scenes, layouts, world, frames), scenes

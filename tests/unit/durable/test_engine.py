@@ -283,7 +283,7 @@ class TestInfrastructure:
             """Every clip runs in the same process; s2's ends it, and all that are inside with it."""
             replica[call.node_id] = asyncio.get_running_loop().create_future()
             try:
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.15)  # time for the others to get inside, on a busy machine too
                 if call.node_id == "s2.clip":
                     for victim in replica.values():
                         if not victim.done():

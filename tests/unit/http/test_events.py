@@ -90,7 +90,7 @@ async def test_a_whole_film_is_told_in_the_words_of_the_table(closed_shop: Shop,
     [image] = [event.data for event in events if event.name == "image_generated"]
     keyframe = next(node for node in shop.ledger.nodes(film) if node.id == "s1.keyframe")
     assert image == {"type": "image_generated", "storyboard_id": "s1", "image": {
-        "id": keyframe.key, "url": f"/api/jobs/{film}/shots/s1/keyframe", "width": 96, "height": 64}}
+        "id": keyframe.key, "url": f"/api/jobs/{film}/shots/s1/keyframe", "width": 192, "height": 128}}
     clips = [e.data["message"] for e in events if e.name == "progress" and e.data["stage"] == "videos"]
     assert clips == ["clip 1/2", "clip 2/2"]
     done = events[-1].data

@@ -58,7 +58,7 @@ def test_each_post_is_a_film_of_its_own_and_has_its_priority(shop: Shop) -> None
 
 @pytest.mark.parametrize(("document", "pointer", "nearest"), [
     ({"shots": [{"prompt": "x"}, {"promt": "y"}]}, "#/shots/1/promt", "prompt"),
-    ({"shots": [{"prompt": "x", "frames": 80}]}, "#/shots/0/frames", "9"),
+    ({"shots": [{"prompt": "x", "frames": 80}]}, "#/shots/0/frames", "17"),
     ({"shots": [{"prompt": "x", "id": "a"}, {"prompt": "y", "continues": "b"}]}, "#/shots/1/continues", "a"),
     ({"shots": [{"prompt": "x"}], "seed": -1}, "#/seed", "0"),
     ({"shots": [{"prompt": "x", "image": "/etc/passwd"}]}, "#/shots/0/image", "mode: keyframe"),

@@ -224,7 +224,7 @@ def test_a_film_that_moves_listens_to_its_events_and_one_that_is_over_does_not(s
 async def test_a_running_shot_shows_its_step(closed_shop: Shop) -> None:
     desk = closed_shop.desk
     draft = desk.films.draft(Sent(text="shots:\n  - prompt: a red circle\n", file="film.yaml", is_script=False))
-    job = desk.films.submit(draft, token="a" * 32, priority=Priority.INTERACTIVE)
+    job = desk.films.submit(draft, token="a" * 32, priority=Priority.INTERACTIVE, key_id="")
     [claim] = Leases(closed_shop.ledger.database, lease_s=60, interruption_limit=3).claim(1, Priority.INTERACTIVE)
     Journal(closed_shop.ledger.database).start(claim, closed_shop.ledger.nodes(job.id)[0], key="k")
     await closed_shop.board.board.report([step(job.id, "s1.clip", 12)])
