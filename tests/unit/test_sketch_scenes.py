@@ -116,6 +116,12 @@ def test_an_object_never_leaves_the_frame(motion: str):
         assert 0 < min(layout.start_y_px, layout.end_y_px) <= max(layout.start_y_px, layout.end_y_px) < scenes.HEIGHT_PX
 
 
+@pytest.mark.parametrize("motion", [scenes.STILL, "grows", "shrinks"])
+def test_what_only_changes_its_size_stays_in_its_place(motion: str):
+    layout = scenes.draw_layout(motion, random.Random(3))
+    assert (layout.start_x_px, layout.start_y_px) == (layout.end_x_px, layout.end_y_px)
+
+
 def test_half_the_size_shows_the_same():
     rng = random.Random(9)
     drawn, layouts = scenes.draw_scenes(WORLD, rng, 4)

@@ -121,7 +121,8 @@ def draw_layout(motion: str, rng: random.Random) -> Layout:
         if motion == "up":
             y, y2 = y2, y
     elif motion in ("grows", "shrinks"):
-        x, y = rng.uniform(0.26, 0.74) * WIDTH_PX, rng.uniform(0.36, 0.64) * HEIGHT_PX
+        x = x2 = rng.uniform(0.26, 0.74) * WIDTH_PX
+        y = y2 = rng.uniform(0.36, 0.64) * HEIGHT_PX
         radius = rng.uniform(12, 25)
         radius2 = min(48.0, radius * rng.uniform(1.8, 3.0))
         if motion == "shrinks":
