@@ -1,8 +1,8 @@
-"""Does the model do as it is told? `python -m serve_app.models.sketch.evaluate` asks it for scenes whose (colour, shape,
-motion) training never saw, reads the clips with the meter, and says of each goal whether it is reached (exit code 1: not
-all are).
+"""Does the model do as it is told? `python -m serve_app.models.sketch.evaluate` tells.
 
-The meter reads freshly drawn scenes first: that row is its own error.
+It asks the model for scenes whose (colour, shape, motion) training never saw, reads the clips with the meter, and says
+of each goal whether it is reached (exit code 1: not all are). The meter reads freshly drawn scenes first: that row is
+its own error.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("film", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--rows", type=int, default=12, help="equal parts of the film, a row each")
+    parser.add_argument("--rows", type=int, default=10, help="equal parts of the film, a row each")
     args = parser.parse_args()
     frames = read_frames(args.film)
     parts = np.array_split(np.arange(len(frames)), args.rows)
