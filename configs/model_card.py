@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Annotated, Literal
 
@@ -142,11 +143,20 @@ class PromptWorld(Frozen):
     def describe(self) -> str:
         """The whole world in a few lines, for `reelray models list` and for hints."""
         return "\n".join([
-            "objects:     " + ", ".join(self.objects),
+            "objects:     " + _with_synonyms(self.objects.items()),
             "colours:     " + ", ".join(self.colours),
             "backgrounds: " + ", ".join(self.backgrounds),
-            "motions:     " + ", ".join(phrases[0] for phrases in self.motions.values()),
+            "motions:     " + _with_synonyms([(phrases[0], phrases) for phrases in self.motions.values()]),
         ])
+
+
+def _with_synonyms(meanings: Iterable[tuple[str, Iterable[str]]]) -> str:
+    """`circle (ball, disc), square (box)`."""
+    told = []
+    for name, phrases in meanings:
+        others = ", ".join(phrase for phrase in phrases if phrase != name)
+        told.append(f"{name} ({others})" if others else name)
+    return ", ".join(told)
 
 
 class ModelCard(Frozen):

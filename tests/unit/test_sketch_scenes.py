@@ -148,3 +148,9 @@ def test_every_phrase_of_the_card_is_read_as_its_meaning_alone():
     for meaning, phrases in {**WORLD.objects, **WORLD.motions}.items():
         for phrase in phrases:
             assert tokenizer.convert_ids_to_tokens(tokenizer(phrase).input_ids) == [meaning, "</s>"], phrase
+
+
+def test_the_list_of_models_names_every_word_that_means_something():
+    told = WORLD.describe()
+    phrases = [phrase for group in (WORLD.objects, WORLD.motions) for words in group.values() for phrase in words]
+    assert [word for word in (*phrases, *WORLD.colours, *WORLD.backgrounds) if word not in told] == []
