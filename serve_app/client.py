@@ -65,7 +65,10 @@ class Event:
 
 
 class Client:
-    """Speaks to one server. `api_key` defaults to $REELRAY_API_KEY; every method raises ApiError or ServerAway."""
+    """Speaks to one server. `api_key` defaults to $REELRAY_API_KEY; every method raises ApiError or ServerAway.
+
+    A film whose suffix is not in TYPE_OF_SUFFIX is a ValueError before anything is sent.
+    """
 
     def __init__(self, server: str = "http://127.0.0.1:8000", *, api_key: str = "", http: httpx2.Client | None = None,
                  patience_s: float = 60.0) -> None:

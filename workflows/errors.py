@@ -1,4 +1,4 @@
-"""The error tree of reelray, safe across processes.
+"""The error tree of reelray, safe across processes. One tree, drawn once and read in one place, however long it gets.
 
 ReelrayError                    fault     retry
 ├─ InvalidDocument              caller    never     a storyboard, script or card that cannot be rendered

@@ -19,7 +19,6 @@ from serve_app.http.problems import Detail, Refused
 from serve_app.http.schemas import Part
 from serve_app.service.desk import Desk
 from serve_app.service.files import ShotFile
-from serve_app.service.films import Films
 from serve_app.service.videos import FIELD_OF, Videos, Wish, video_json
 from workflows.durable.rows import JobRow
 from workflows.errors import InvalidDocument
@@ -35,7 +34,6 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     for status in (400, 404, 422)}
 BODY: dict[str, Any] = {"requestBody": {"required": True, "content": {
     kind: {"schema": {"type": "object", "required": ["prompt"]}} for kind in (JSON_TYPE, FORM_TYPE)}}}
-KNOWN = "prompt, model, seconds, size, num_frames, fps, seed, num_inference_steps, guidance_scale, negative_prompt"
 VideoId = Annotated[str, Path(description="Id of a video.", max_length=200)]
 ModelId = Annotated[str, Path(description="Name of a model card.", max_length=200)]
 
@@ -54,6 +52,9 @@ class VideoRequest(Part):
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
     negative_prompt: str | None = None
+
+
+KNOWN = ", ".join(VideoRequest.model_fields)
 
 
 @router.get("/models", summary="List models", responses=REFUSALS)
@@ -132,8 +133,7 @@ async def video_content(
 
 
 def _videos(desk: Desk) -> Videos:
-    films: Films = desk.films
-    return Videos(desk.ledger, films)
+    return Videos(desk.ledger, desk.films)
 
 
 def _read(body: dict[str, JsonValue]) -> VideoRequest:

@@ -45,8 +45,8 @@ log = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:reelray:problem:"
 OPENAI_PATH = "/v1/"
-OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 """Under it errors come in OpenAI's envelope."""
+OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 RETRY_AFTER_S = 5
 STATUS_OF_FAULT = {Fault.CALLER: 422, Fault.SYSTEM: 500, Fault.CAPACITY: 503}
 NOT_FOUND = (UnknownJob, UnknownPart, UnknownKey, UnknownWebhook, ArtifactMissing)
@@ -126,30 +126,29 @@ def body_detail(message: str, path: Sequence[str]) -> Detail:
 
 def problem_response(status: int, code: str, detail: str, *, errors: Sequence[Detail] = (), instance: str = "",
                      headers: Mapping[str, str] | None = None) -> Response:
-    """A problem as a reply."""
-    if instance.startswith(OPENAI_PATH):
-        return _openai_response(status, code, detail, errors, headers)
+    """A problem as a reply; under /v1 in the envelope that OpenAI's clients read."""
+    is_openai = instance.startswith(OPENAI_PATH)
+    body = _envelope(status, code, detail, errors) if is_openai else _problem(status, code, detail, errors, instance)
+    retry = {"Retry-After": str(RETRY_AFTER_S)} if status == 503 else {}
+    # What is quoted of a request may hold half a character.
+    content = json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
+    return Response(content, status, {**retry, **(headers or {})}, "application/json" if is_openai else MEDIA_TYPE)
+
+
+def _problem(status: int, code: str, detail: str, errors: Sequence[Detail], instance: str) -> dict[str, Json]:
     body: dict[str, Json] = {"type": TYPE_PREFIX + code, "title": HTTPStatus(status).phrase, "status": status,
                              "detail": detail, "code": code}
     if instance:
         body["instance"] = instance
     if errors:
         body["errors"] = [error.to_json() for error in errors]
-    retry = {"Retry-After": str(RETRY_AFTER_S)} if status == 503 else {}
-    # What is quoted of a request may hold half a character.
-    content = json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
-    return Response(content, status, {**retry, **(headers or {})}, MEDIA_TYPE)
+    return body
 
 
-def _openai_response(status: int, code: str, detail: str, errors: Sequence[Detail],
-                     headers: Mapping[str, str] | None) -> Response:
-    """The same in the envelope that OpenAI's clients read."""
+def _envelope(status: int, code: str, detail: str, errors: Sequence[Detail]) -> dict[str, Json]:
     param = (errors[0].parameter or errors[0].pointer.removeprefix("#/")) if errors else ""
     kind = "server_error" if status >= 500 else OPENAI_TYPES.get(status, "invalid_request_error")
-    body: Json = {"error": {"message": detail, "type": kind, "param": param or None, "code": code.replace("-", "_")}}
-    retry = {"Retry-After": str(RETRY_AFTER_S)} if status == 503 else {}
-    content = json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
-    return Response(content, status, {**retry, **(headers or {})}, "application/json")
+    return {"error": {"message": detail, "type": kind, "param": param or None, "code": code.replace("-", "_")}}
 
 
 def crashed(error: Exception, path: str) -> Response:
