@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from workflows.durable.rows import JobRow, NodeRow
@@ -111,7 +111,7 @@ def job_view(job: JobRow, nodes: Sequence[NodeRow], live: Mapping[str, ProgressR
             shots.setdefault(node.shot_id, []).append(views[node.id])
     return JobView(
         id=job.id, kind=job.kind, title=job.title, status=job.status, priority=job.priority,
-        stage=job_stage([node.kind for node in nodes if not node.status.is_terminal], job.status),
+        stage=job_stage([(node.kind, node.status) for node in nodes], job.status),
         progress=job_fraction(shares, finished=job.status.is_terminal, floor=floor),
         created_at_s=job.created_at_s, started_at_s=job.started_at_s, finished_at_s=job.finished_at_s,
         shots=tuple(_shot_view(shot_id, mine) for shot_id, mine in shots.items()),
@@ -156,12 +156,18 @@ def _shot_view(shot_id: str, nodes: list[NodeView]) -> ShotView:
                     progress=sum(node.progress for node in nodes) / len(nodes))
 
 
-def job_stage(open_kinds: Collection[NodeKind], status: JobStatus) -> Stage:
-    """The earliest stage with open work; the last stage once the job is over."""
-    open_stages = {kind.stage for kind in open_kinds}
-    if status.is_terminal:
-        return Stage.COMPOSITION
-    return next((stage for stage in Stage if stage in open_stages), Stage.COMPOSITION)
+def job_stage(nodes: Collection[tuple[NodeKind, NodeStatus]], status: JobStatus) -> Stage:
+    """The earliest stage with open work; the job's last stage once it is over."""
+    open_stages = [kind.stage for kind, at in nodes if not at.is_terminal]
+    if status.is_terminal or not open_stages:
+        return last_stage(kind for kind, _ in nodes)
+    return min(open_stages, key=list(Stage).index)
+
+
+def last_stage(kinds: Iterable[NodeKind]) -> Stage:
+    """The stage after which a job with such nodes is over; a script that was not told yet would have become a film."""
+    stages = {kind.stage for kind in kinds}
+    return Stage.IMAGES if Stage.IMAGES in stages and Stage.COMPOSITION not in stages else Stage.COMPOSITION
 
 
 def _node_json(node: NodeView) -> dict[str, Json]:

@@ -22,7 +22,7 @@ from enum import StrEnum
 
 from workflows.durable.rows import EventRow, EventType, Level, NodeRow
 from workflows.progress import UNFINISHED_CEILING
-from workflows.status import shot_status
+from workflows.status import last_stage, shot_status
 from workflows.types import JobStatus, Json, NodeKind, NodeStatus, ProgressRecord, Stage
 
 
@@ -252,11 +252,11 @@ class Teller:
         good = sum(all(node.status is NodeStatus.SUCCEEDED for node in nodes) for nodes in self._shots.values())
         images: list[Json] = [node.key for node in self._nodes.values()
                               if node.row.kind is NodeKind.KEYFRAME and node.key]
-        last = self._stages[Stage.COMPOSITION]
-        last.status = STAGE_STATUS[status]
+        stage = last_stage(node.row.kind for node in self._nodes.values())
+        self._stages[stage].status = STAGE_STATUS[status]
         self._progress = 1.0
         return [Told(name=Name.DONE, data={
-            "message": row.line, "status": status.value, "stage": self._stage_json(Stage.COMPOSITION),
+            "message": row.line, "status": status.value, "stage": self._stage_json(stage),
             "data": {"total_storyboards": len(self._shots), "success_count": good,
                      "failed_count": len(self._shots) - good, "generated_image_ids": images}})]
 
