@@ -31,7 +31,10 @@ FILM_STATES = frozenset({JobStatus.SUCCEEDED, JobStatus.PARTIAL})
 
 
 def open_remote(server: str, *, api_key: str = "") -> RemoteSite:
-    """The server at this address, asked once; `api_key` defaults to $REELRAY_API_KEY. Raises InvalidSettings, ServerUnreachable, ServerRefused."""
+    """The server at this address, asked once; `api_key` defaults to $REELRAY_API_KEY.
+
+    Raises InvalidSettings, ServerUnreachable, ServerRefused.
+    """
     if not re.match(r"https?://[^/]", server):
         raise errors.InvalidSettings(problem=f"--server {server!r} is no address; nearest valid: "
                                              f"http://{server.rpartition('://')[2].strip('/') or '127.0.0.1:8000'}")
