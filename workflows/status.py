@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from workflows.durable.rows import JobRow, NodeRow
 from workflows.progress import NodeShare, job_fraction
@@ -95,6 +96,17 @@ class JobView:
             "video": self.result.to_json() if self.result else None,
         }
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> JobView:
+        """The inverse of `to_json`; also of a server's reply, which does not say where files lie."""
+        return cls(
+            id=data["id"], kind=data["kind"], title=data["title"], status=JobStatus(data["status"]),
+            stage=Stage(data["stage"]), progress=data["progress"], priority=Priority(data["priority"]),
+            created_at_s=data["created_at"], started_at_s=data["started_at"], finished_at_s=data["finished_at"],
+            shots=tuple(ShotView(id=shot["id"], status=NodeStatus(shot["status"]), progress=shot["progress"],
+                                 nodes=tuple(map(_node_of_json, shot["nodes"]))) for shot in data["shots"]),
+            film=tuple(map(_node_of_json, data["film"])), warnings=tuple(data["warnings"]), errors=dict(data["errors"]))
+
 
 def job_view(job: JobRow, nodes: Sequence[NodeRow], live: Mapping[str, ProgressRecord] | None = None,
              floor: float = 0.0) -> JobView:
@@ -177,6 +189,15 @@ def _node_json(node: NodeView) -> dict[str, Json]:
         "timestep": node.timestep, "progress": round(node.progress, 4), "message": node.message,
         "seconds": round(node.seconds, 3), "artifact": node.artifact.to_json() if node.artifact else None,
     }
+
+
+def _node_of_json(data: Mapping[str, Any]) -> NodeView:
+    artifact = data["artifact"]
+    return NodeView(
+        id=data["id"], kind=NodeKind(data["kind"]), stage=Stage(data["stage"]), status=NodeStatus(data["status"]),
+        attempt=data["attempt"], cached=data["cached"], step=data["step"], total_steps=data["total_steps"],
+        timestep=data["timestep"], progress=data["progress"], message=data["message"], seconds=data["seconds"],
+        artifact=Artifact.from_json({"uri": "", **artifact}) if artifact else None)
 
 
 def _shot_json(shot: ShotView) -> dict[str, Json]:

@@ -104,6 +104,7 @@ class Views:
         view = job_view(row, nodes, live, floor)
         eta = self._from.forecast.eta(row, nodes, live)
         data = job_json(view, nodes, self._from.takes.of(row.id))
+        data["document_digest"] = row.document_digest
         data["queue_position"] = self._from.overview.queue_position(row)
         data["eta"] = eta.to_json() if eta else None
         return view, json.dumps(data, ensure_ascii=False).encode()
