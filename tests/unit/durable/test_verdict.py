@@ -76,7 +76,8 @@ def rows(*statuses: str, joined: bool = True) -> list[NodeRow]:
     error = ErrorRecord(type="ModelFailed", message="grey frames")
     return [NodeRow(job_id="film", id=f"n{ord}", ord=ord, kind=NodeKind.CLIP, shot_id="", deps=(), payload={},
                     lane="cpu", cost=1.0, accepts_missing=joined and ord == len(statuses) - 1,
-                    status=NodeStatus(status), error=error if status == "failed" else None) for ord, status in enumerate(statuses)]
+                    status=NodeStatus(status), error=error if status == "failed" else None)
+            for ord, status in enumerate(statuses)]
 
 
 @pytest.mark.parametrize(("statuses", "status", "why"), [
