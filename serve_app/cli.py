@@ -25,7 +25,7 @@ from serve_app.keys_cli import keys_app
 from serve_app.options import JsonOption, ProfileOption, ServerOption, SetOption
 from serve_app.webhook_commands import webhooks_app
 from workflows.errors import Fault, InvalidDocument, ReelrayError
-from workflows.types import JobStatus
+from workflows.types import JobStatus, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,9 +47,13 @@ app.add_typer(keys_app, name="keys")
 app.add_typer(webhooks_app, name="webhooks")
 
 LEVEL_STYLES = {"ok": "green", "note": "yellow", "fail": "bold red"}
+EVERY_STAGE = ",".join(Stage)
 EXIT_FAILED, EXIT_INPUT, EXIT_PARTIAL, EXIT_INTERRUPTED = 1, 2, 3, 130
 
-OutputOption = Annotated[Path | None, typer.Option("-o", "--output", help="Where the film goes.")]
+OutputOption = Annotated[Path | None, typer.Option("-o", "--output", help="Where the film goes; for pictures, which "
+                                                                          "directory.")]
+StagesOption = Annotated[str, typer.Option(
+    help="How far to go: `images` makes the picture of every shot, as PNG files in a directory, and no film.")]
 
 out = Console()
 err = Console(stderr=True)
@@ -58,22 +62,28 @@ err = Console(stderr=True)
 @app.command()
 def render(
     storyboard: Annotated[Path, typer.Argument(help="Storyboard (YAML, JSON) or script (Fountain, paragraphs).")],
-    output: OutputOption = None, server: ServerOption = "", profile: ProfileOption = "", settings_: SetOption = None,
-    as_json: JsonOption = False,
+    output: OutputOption = None, stages: StagesOption = EVERY_STAGE, server: ServerOption = "",
+    profile: ProfileOption = "", settings_: SetOption = None, as_json: JsonOption = False,
 ) -> None:
     """Render a film on this machine, or on a server, with a live bar per shot.
 
     Finished shots are kept: stop it with Ctrl-C, or lose power, and the same command goes on where it was. Change one
     shot, and only what depends on it is rendered again. The film's path is printed last.
 
+    With --stages images only the shots' pictures are made; the film, rendered later, finds those that it draws.
+
     With --server the server renders it, and the film is downloaded; pictures that the storyboard names are uploaded.
     Ctrl-C leaves the job running there.
 
     Exit codes: 0 film complete, 3 film with shots missing, 1 no film, 2 bad input, 130 stopped.
     """
+    from workflows.plan import last_stage_of
+
+    last_stage = last_stage_of(stages)
     site = _site(server, profile, settings_)
     screen = _screen(as_json)
-    _finish(lambda: site.render(storyboard, screen), site, output or storyboard.with_suffix(".mp4"), screen)
+    ending = "" if last_stage is Stage.IMAGES else ".mp4"
+    _finish(lambda: site.render(storyboard, last_stage, screen), site, output or storyboard.with_suffix(ending), screen)
 
 
 @app.command()

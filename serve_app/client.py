@@ -102,22 +102,23 @@ class Client:
             content = self._with_pictures(content, path.parent)
         return Film(name=path.name, media_type=media_type, content=content)
 
-    def submit(self, film: Path | Film, *, idempotency_key: str = "", priority: str = "interactive") -> dict[str, Any]:
+    def submit(self, film: Path | Film, *, idempotency_key: str = "", priority: str = "interactive",
+               stages: str = "") -> dict[str, Any]:
         """Queue a film; `id`, `warnings` and `links` of the job. One call makes one job, however often it must be sent.
 
-        With an `idempotency_key` of yours, calls within 24 hours are one call.
+        `stages`: `story,images` for pictures alone. With an `idempotency_key` of yours, calls within 24 hours are one
+        call.
         """
         key = idempotency_key or uuid.uuid4().hex
-        return self._film(film, {"priority": priority}, {"Idempotency-Key": key})
+        return self._film(film, {"priority": priority, **_given(stages=stages)}, {"Idempotency-Key": key})
 
-    def plan(self, film: Path | Film) -> dict[str, Any]:
+    def plan(self, film: Path | Film, *, stages: str = "") -> dict[str, Any]:
         """What `submit` would do: nodes, what the store has, estimated seconds. Nothing is rendered."""
-        return self._film(film, {"dry_run": "true"}, {})
+        return self._film(film, {"dry_run": "true", **_given(stages=stages)}, {})
 
     def jobs(self, *, status: str = "", limit: int = 50, cursor: str = "") -> dict[str, Any]:
         """A page of jobs, newest first, and `next_cursor`."""
-        asked = {"limit": str(limit), "status": status, "cursor": cursor}
-        params = {name: value for name, value in asked.items() if value}
+        params = _given(limit=str(limit), status=status, cursor=cursor)
         return self._json(_Ask(method="GET", url="/api/jobs", params=params))
 
     def job(self, job_id: str) -> dict[str, Any]:
@@ -187,6 +188,13 @@ class Client:
 
     def download(self, job_id: str, to: Path) -> Path:
         """Save the film at `to`, which never holds half a film; a broken download goes on where it stopped."""
+        return self._download(job_id, f"{_path(job_id)}/video", to)
+
+    def download_picture(self, job_id: str, shot: str, to: Path) -> Path:
+        """Save the picture of a shot, as `download` does a film."""
+        return self._download(job_id, f"{_path(job_id)}/shots/{quote(shot, safe='')}/keyframe", to)
+
+    def _download(self, job_id: str, url: str, to: Path) -> Path:
         part = to.with_name(f".{to.name}.{job_id}.part")
         tag, tries = "", Tries(self._patience_s, "give the same call again")
         part.unlink(missing_ok=True)
@@ -195,7 +203,7 @@ class Client:
                 have = part.stat().st_size if part.exists() else 0
                 failure: ApiError | ServerAway = ServerAway(f"{job_id}: the download broke off")
                 try:
-                    tag, is_whole = self._fetch(f"{_path(job_id)}/video", part, have, tag)
+                    tag, is_whole = self._fetch(url, part, have, tag)
                     if is_whole:
                         part.replace(to)
                         return to
@@ -314,6 +322,10 @@ class _Over(Exception):
 def _change(method: str, url: str, body: Mapping[str, Any]) -> _Ask:
     return _Ask(method=method, url=url, again=False, content=json.dumps(body).encode(),
                 headers={"Content-Type": "application/json"})
+
+
+def _given(**params: str) -> dict[str, str]:
+    return {name: value for name, value in params.items() if value}
 
 
 def _path(job_id: str) -> str:

@@ -19,7 +19,7 @@ from serve_app.screen import Screen
 from serve_app.site import Interrupted, JobLine
 from workflows import errors
 from workflows.status import JobView
-from workflows.types import JobStatus
+from workflows.types import JobStatus, Stage
 
 OLDEST = (0, 1, 0)
 """Servers of an earlier version lack what is asked of them here."""
@@ -65,14 +65,15 @@ class RemoteSite:
                 f"it runs {f'reelray {found}' if found else 'an earlier reelray'}, and this command needs {needed} or "
                 "later there"))
 
-    def render(self, storyboard: Path, screen: Screen) -> JobView:
+    def render(self, storyboard: Path, last_stage: Stage, screen: Screen) -> JobView:
         """The same file for the same models is the same job, for a day: the command given again joins it."""
         with self._in_our_words(storyboard.name):
             film = self._steady.film(storyboard)
-            plan = self._steady.plan(film)
+            stages = "" if last_stage is Stage.COMPOSITION else f"{Stage.STORY},{last_stage}"
+            plan = self._steady.plan(film, stages=stages)
             for warning in plan["warnings"]:
                 screen.note(f"note: {warning}")
-            job = self._submitted(film, str(plan["document_digest"]))
+            job = self._submitted(film, stages, str(plan["document_digest"]))
             screen.note(f"job {job['id']} at {self._server}")
             return self._see_through(job, (), False, screen)
 
@@ -84,11 +85,16 @@ class RemoteSite:
 
     def deliver(self, view: JobView, output: Path) -> Path | None:
         """Downloaded; a broken download goes on where it stopped."""
-        if view.result is None or view.status not in FILM_STATES:
+        if view.status not in FILM_STATES or not (view.result or view.pictures):
             return None
-        output.parent.mkdir(parents=True, exist_ok=True)
         with self._in_our_words():
-            return self._patient.download(view.id, output)
+            if not view.pictures:
+                output.parent.mkdir(parents=True, exist_ok=True)
+                return self._patient.download(view.id, output)
+            output.mkdir(parents=True, exist_ok=True)
+            for shot_id, picture in view.pictures.items():
+                self._patient.download_picture(view.id, shot_id, output / f"{shot_id}{picture.media_type.suffix}")
+            return output
 
     def jobs(self, status: JobStatus | None, limit: int) -> list[JobLine]:
         """Those that the key may see."""
@@ -127,11 +133,11 @@ class RemoteSite:
         with self._in_our_words():
             return JobStatus(self._steady.cancel(job_id)["status"])
 
-    def _submitted(self, film: Film, digest: str) -> dict[str, Any]:
+    def _submitted(self, film: Film, stages: str, digest: str) -> dict[str, Any]:
         """The job of this film: an earlier one of the same file and plan, unless it was changed or deleted since."""
         key = f"render-{digest[:32]}-{hashlib.sha256(film.content).hexdigest()[:32]}"
         for number in itertools.count():
-            accepted = self._steady.submit(film, idempotency_key=f"{key}-{number}")
+            accepted = self._steady.submit(film, idempotency_key=f"{key}-{number}", stages=stages)
             try:
                 job = self._steady.job(accepted["id"])
             except ApiError as error:

@@ -104,10 +104,18 @@ async def _watch(job_id: str, place: Workplace, session: Session, screen: Screen
 
 
 def deliver(view: JobView, place: Workplace, output: Path) -> Path | None:
-    """Copy the film to where it was asked for, atomically; None when there is no film."""
-    if view.result is None or view.status not in {JobStatus.SUCCEEDED, JobStatus.PARTIAL}:
+    """Copy the film to where it was asked for, or the pictures into that directory; None when there is nothing."""
+    if view.status not in {JobStatus.SUCCEEDED, JobStatus.PARTIAL}:
         return None
-    source = place.store.fetch(view.result)
+    for shot_id, picture in view.pictures.items():
+        _copy(place.store.fetch(picture), output / f"{shot_id}{picture.media_type.suffix}")
+    if view.pictures:
+        return output
+    return _copy(place.store.fetch(view.result), output) if view.result else None
+
+
+def _copy(source: Path, output: Path) -> Path:
+    """Whole or not at all."""
     output.parent.mkdir(parents=True, exist_ok=True)
     scratch = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:

@@ -197,6 +197,8 @@ def summary(view: JobView) -> str:
     good = sum(shot.status is NodeStatus.SUCCEEDED for shot in view.shots)
     reused = sum(node.cached for shot in view.shots for node in shot.nodes)
     took = (view.finished_at_s or 0) - (view.started_at_s or 0)
-    text = {JobStatus.SUCCEEDED: f"film of {shots} shots", JobStatus.PARTIAL: f"film with {good} of {shots} shots",
-            JobStatus.FAILED: "no film", JobStatus.CANCELLED: "cancelled"}.get(view.status, view.status.value)
+    made = (f"pictures of {shots} shots", f"pictures of {good} of {shots} shots") if view.pictures else (
+        f"film of {shots} shots", f"film with {good} of {shots} shots")
+    text = {JobStatus.SUCCEEDED: made[0], JobStatus.PARTIAL: made[1],
+            JobStatus.FAILED: "nothing to show", JobStatus.CANCELLED: "cancelled"}.get(view.status, view.status.value)
     return f"{text}, {took:.1f} s" + (f", {reused} steps of the plan reused" if reused else "")

@@ -14,7 +14,7 @@ from typing import Protocol
 from serve_app.screen import Screen
 from serve_app.workplace import Workplace
 from workflows.status import JobView, job_view
-from workflows.types import JobStatus
+from workflows.types import JobStatus, Stage
 
 LOOK_S = 0.2
 LINES = 1000
@@ -44,14 +44,17 @@ class Site(Protocol):
     option: str
     """What a command needs to find this place again: empty, or ` --server URL`."""
 
-    def render(self, storyboard: Path, screen: Screen) -> JobView:
-        """See the film of a file through, from where it stands. Raises Interrupted on Ctrl-C."""
+    def render(self, storyboard: Path, last_stage: Stage, screen: Screen) -> JobView:
+        """See the film of a file, or its pictures, through from where it stands. Raises Interrupted on Ctrl-C."""
 
     def retry(self, job_id: str, shots: Sequence[str], force: bool, screen: Screen) -> JobView:
         """Run a finished job again where it has no result, or these shots, and see it through."""
 
     def deliver(self, view: JobView, output: Path) -> Path | None:
-        """Bring the film to where it was asked for, whole or not at all; None when there is no film."""
+        """Bring the film, or the pictures to a directory, to where it was asked for; None when there is nothing.
+
+        Every file is whole or not there.
+        """
 
     def jobs(self, status: JobStatus | None, limit: int) -> list[JobLine]:
         """Jobs, newest first."""
@@ -75,12 +78,12 @@ class LocalSite:
         """Nothing is started before something is rendered."""
         self._place = place
 
-    def render(self, storyboard: Path, screen: Screen) -> JobView:
+    def render(self, storyboard: Path, last_stage: Stage, screen: Screen) -> JobView:
         """Embedded: Ray and the models are started for it."""
         from serve_app.render import render
         from serve_app.submit import film_job
 
-        job = film_job(storyboard, self._place.settings, self._place.store)
+        job = film_job(storyboard, self._place.settings, self._place.store, last_stage=last_stage)
         for warning in job.warnings:
             screen.note(f"note: {warning}")
         return render(job.new, self._place, screen)

@@ -20,8 +20,10 @@ from workflows.source import read_text
 from workflows.store import Store, sha256_of
 from workflows.story import plan_script
 from workflows.storyboard import dump_storyboard, parse_storyboard
-from workflows.types import Artifact, Json, MediaType, NodeSpec, Priority, digest
+from workflows.types import Artifact, Json, MediaType, NodeSpec, Stage, digest
 
+LAST_STAGE = "last_stage"
+"""Of a job's document: after which stage it is over."""
 PICTURE_TYPES = {".png": MediaType.PNG, ".jpg": MediaType.JPEG, ".jpeg": MediaType.JPEG}
 
 
@@ -33,8 +35,8 @@ class Submission:
     warnings: tuple[str, ...]
 
 
-def film_job(path: Path, settings: Settings, store: Store, *, priority: Priority = Priority.INTERACTIVE) -> Submission:
-    """Plan the film of a storyboard or script file.
+def film_job(path: Path, settings: Settings, store: Store, *, last_stage: Stage = Stage.COMPOSITION) -> Submission:
+    """Plan the film of a storyboard or script file, or its pictures alone.
 
     The job's id follows from the plan: the same file with the same models is the same job. Raises InvalidDocument with
     every problem, SettingsError for the cards.
@@ -42,28 +44,27 @@ def film_job(path: Path, settings: Settings, store: Store, *, priority: Priority
     text = read_text(path)
     cards = casting(settings, load_cards(settings))
     if looks_like_script(text, path.name):
-        nodes: Sequence[NodeSpec] = (plan_script(text, cards=cards, file=path.name),)
-        return _submission(path, path.stem, {"script": text}, nodes, (), priority)
-    return _storyboard_job(text, path, cards, store, priority)
+        nodes: Sequence[NodeSpec] = (plan_script(text, cards=cards, file=path.name, last_stage=last_stage),)
+        return _submission(path, path.stem, {"script": text, LAST_STAGE: last_stage.value}, nodes, ())
+    return _storyboard_job(text, path, cards, store, last_stage)
 
 
-def _storyboard_job(text: str, path: Path, cards: Cards, store: Store, priority: Priority) -> Submission:
+def _storyboard_job(text: str, path: Path, cards: Cards, store: Store, last_stage: Stage) -> Submission:
     storyboard = parse_storyboard(text, file=path.name)
     try:
         assets = _store_pictures(referenced_pictures(storyboard), path.parent, store)
-        plan = plan_film(storyboard, cards=cards, assets=assets)
+        plan = plan_film(storyboard, cards=cards, assets=assets, last_stage=last_stage)
     except InvalidDocument as error:
         raise with_lines(error, text, file=path.name) from None
-    return _submission(path, storyboard.title or path.stem, {"storyboard": dump_storyboard(storyboard)}, plan.nodes,
-                       plan.warnings, priority)
+    document: dict[str, Json] = {"storyboard": dump_storyboard(storyboard), LAST_STAGE: last_stage.value}
+    return _submission(path, storyboard.title or path.stem, document, plan.nodes, plan.warnings)
 
 
 def _submission(
     path: Path, title: str, document: Mapping[str, Json], nodes: Sequence[NodeSpec], warnings: tuple[str, ...],
-    priority: Priority,
 ) -> Submission:
     identity = plan_digest(nodes)
-    new = NewJob(id=f"{slug_of(path.stem)}-{identity[:8]}", title=title, priority=priority, document_digest=identity,
+    new = NewJob(id=f"{slug_of(path.stem)}-{identity[:8]}", title=title, document_digest=identity,
                  document={**document, "file": path.name, "warnings": list(warnings)}, nodes=tuple(nodes))
     return Submission(new=new, warnings=warnings)
 

@@ -38,7 +38,8 @@ TWO_SHOTS: dict[str, Json] = {"title": "Two", "shots": [
 ROUTES = {
     "/api/pictures": {"post"}, "/api/pictures/{picture_id}": {"get"},
     "/api/films": {"post"}, "/api/films/{job_id}/shots/{shot_id}": {"patch"}, "/api/jobs": {"get"},
-    "/api/jobs/{job_id}": {"get", "delete"}, "/api/jobs/{job_id}/log": {"get"}, "/api/jobs/{job_id}/events": {"get"},
+    "/api/jobs/{job_id}": {"get", "delete"}, "/api/jobs/{job_id}/log": {"get"},
+    "/api/jobs/{job_id}/images": {"get"}, "/api/jobs/{job_id}/events": {"get"},
     "/api/jobs/{job_id}/cancel": {"post"}, "/api/jobs/{job_id}/retry": {"post"}, "/api/jobs/{job_id}/video": {"get"},
     "/api/jobs/{job_id}/shots/{shot_id}/{file}": {"get"}, "/api/models": {"get"}, "/api/capacity": {"get"},
     "/healthz": {"get"}, "/readyz": {"get"}, "/metrics": {"get"}, "/api/webhooks": {"get", "post"},

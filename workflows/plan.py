@@ -11,10 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from configs.model_card import Task
+from workflows.errors import InvalidDocument, Problem
 from workflows.hints import Spoken, prompt_hints
 from workflows.nodes import clip_node, film_nodes, final_node, keyframe_node, picture_nodes
 from workflows.prompt import take_seed
 from workflows.scene import Cards, Film, Scene, decide, decide_pictures
+from workflows.source import shortened
 from workflows.storyboard import Storyboard
 from workflows.types import Artifact, NodeSpec, Stage, content_key
 
@@ -75,6 +77,22 @@ class Plan:
     film: FilmShape
     shots: tuple[ShotPlan, ...]
     """In film order."""
+
+
+def last_stage_of(stages: str) -> Stage:
+    """What `story,images` asks for: every stage up to the last one that is wanted, which is images or composition.
+
+    `story` may be left out. Raises InvalidDocument.
+    """
+    every = [stage.value for stage in Stage]
+    lists = {last: every[:every.index(last.value) + 1] for last in (Stage.IMAGES, Stage.COMPOSITION)}
+    asked = [part.strip() for part in stages.split(",")]
+    for last, names in lists.items():
+        if asked in (names, names[1:]):
+            return last
+    raise InvalidDocument(problems=(Problem(
+        field="stages", problem=f"are all up to the last one that is wanted, not {shortened(stages)!r}",
+        nearest=" or ".join(",".join(names) for names in lists.values())),))
 
 
 def referenced_pictures(storyboard: Storyboard) -> tuple[PictureRef, ...]:

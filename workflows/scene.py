@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from configs.model_card import ModelCard, Task
 from workflows.errors import InvalidDocument, Problem
 from workflows.prompt import shot_seed, weave_prompt
-from workflows.shape import Cut, clip_frames, fade_frames, interpolated, size_problem
+from workflows.shape import Cut, clip_frames, fade_frames, framed_size, interpolated, size_problem
 from workflows.source import closest_or_few
 from workflows.storyboard import Missing, Mode, Shot, Size, Storyboard
 from workflows.types import Artifact
@@ -72,8 +72,9 @@ def decide(storyboard: Storyboard, cards: Cards, assets: Mapping[str, Artifact])
     unanswered = [*_reference_pictures(storyboard), *_missing_cards(shots, cards)]
     if unanswered:
         raise InvalidDocument(problems=tuple(unanswered))
-    film = _film(storyboard, cards, assets)
-    problems = [*_wrong_size(shots, film), *_missing_pictures(shots, assets)]
+    used = {cards[task].name: cards[task] for shot in shots for task in tasks_of(shot)}
+    film = _film(storyboard, cards, assets, tuple(used.values()))
+    problems = [*_wrong_size(film, used.values()), *_missing_pictures(shots, assets)]
     scenes: list[Scene] = []
     for shot in shots:
         scene = _scene(storyboard, shot, film)
@@ -100,11 +101,8 @@ def decide_pictures(storyboard: Storyboard, cards: Cards) -> tuple[Film, tuple[S
     if Task.TEXT_TO_IMAGE not in cards:
         raise InvalidDocument(problems=(_no_card(Task.TEXT_TO_IMAGE, "", field="stages"),))
     card = cards[Task.TEXT_TO_IMAGE]
-    film = _film(storyboard, cards, {})
-    problems = list(_reference_pictures(storyboard))
-    wrong_size = size_problem(film.size, [card])
-    if wrong_size:
-        problems.append(wrong_size)
+    film = _film(storyboard, cards, {}, (card,))
+    problems = [*_reference_pictures(storyboard), *_wrong_size(film, (card,))]
     shots = [shot for shot in map(storyboard.resolved, storyboard.shots) if shot.image is None]
     if not shots:
         problems.append(Problem(field="shots", problem="every shot has a picture of its own, so none is to be drawn"))
@@ -149,17 +147,21 @@ def _missing_pictures(shots: Sequence[Shot], assets: Mapping[str, Artifact]) -> 
                           nearest=closest_or_few(shot.image, list(assets)))
 
 
-def _film(storyboard: Storyboard, cards: Cards, assets: Mapping[str, Artifact]) -> Film:
+def _film(storyboard: Storyboard, cards: Cards, assets: Mapping[str, Artifact], used: Sequence[ModelCard]) -> Film:
     main = next(cards[task] for task in (Task.TEXT_TO_VIDEO, Task.IMAGE_TO_VIDEO, Task.TEXT_TO_IMAGE) if task in cards)
     size = storyboard.size or Size(width_px=main.defaults.width_px, height_px=main.defaults.height_px)
+    if storyboard.ratio or storyboard.resolution:
+        framed = framed_size(storyboard.ratio, storyboard.resolution, size, used)
+        if isinstance(framed, Problem):
+            raise InvalidDocument(problems=(framed,))
+        size = framed
     fps = storyboard.fps or main.defaults.fps * storyboard.interpolate
     return Film(cards=cards, assets=assets, size=size, fps=float(fps), factor=storyboard.interpolate,
                 missing=storyboard.missing)
 
 
-def _wrong_size(shots: Sequence[Shot], film: Film) -> Iterator[Problem]:
-    used = {film.cards[task].name: film.cards[task] for shot in shots for task in tasks_of(shot)}
-    problem = size_problem(film.size, used.values())
+def _wrong_size(film: Film, used: Iterable[ModelCard]) -> Iterator[Problem]:
+    problem = size_problem(film.size, used)
     if problem:
         yield problem
 

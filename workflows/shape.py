@@ -5,6 +5,7 @@ Every function returns a value, or the Problem that says which value would be ri
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,10 +13,14 @@ from fractions import Fraction
 
 from configs.model_card import ModelCard, SizeRule
 from workflows.errors import Problem
+from workflows.framing import Ratio, Resolution
 from workflows.storyboard import Shot, Size
 
 FILM_SIZE = SizeRule(multiple_px=2, min_px=16, max_px=8192)
 """What H.264 with 4:2:0 colour takes, whatever the models do."""
+
+NEAR = 0.1
+"""Share by which a shape, and a longer side, may differ from what a ratio and a resolution ask for."""
 
 _SHORTEST_S = 0.01
 """The least that a storyboard may ask for, of a clip or a fade."""
@@ -44,6 +49,39 @@ def size_problem(size: Size, cards: Iterable[ModelCard]) -> Problem | None:
     corners = [(widths[0], heights[0]), (widths[-1], heights[-1])] if widths and heights else []
     nearest = " or ".join(dict.fromkeys(f"{width_px}x{height_px}" for width_px, height_px in corners))
     return Problem(field="size", problem=f"{size.text()}: {', '.join(wrong)}", nearest=nearest)
+
+
+def framed_size(ratio: Ratio | None, resolution: Resolution | None, default: Size, cards: Sequence[ModelCard],
+                ) -> Size | Problem:
+    """The size that every model takes, nearest to what was asked for; `default` decides what was not.
+
+    What the models cannot come near (by a tenth) is a problem.
+    """
+    found = _framed(ratio, resolution, default, cards)
+    if found:
+        return found
+    asked = " in ".join(value for value in (ratio, resolution) if value)
+    limits = ", ".join(f"{card.name}: {card.size.min_px} to {card.size.max_px} px" for card in cards)
+    fitting = [other.value for other in Ratio if _framed(other, resolution, default, cards)]
+    return Problem(field="ratio" if fitting or not resolution else "resolution",
+                   problem=f"{asked} is no picture that the models can make ({limits})",
+                   nearest=" or ".join(fitting) or f"leave it out for {default.text()}")
+
+
+def _framed(ratio: Ratio | None, resolution: Resolution | None, default: Size, cards: Sequence[ModelCard],
+            ) -> Size | None:
+    shape = ratio.width_to_height if ratio else default.width_px / default.height_px
+    height_px = math.sqrt(default.width_px * default.height_px / shape)
+    if resolution:
+        height_px = resolution.longer_side_px / max(shape, 1)
+    rules = [*(card.size for card in cards), FILM_SIZE]
+    longer_px = height_px * max(shape, 1)
+    corners = itertools.product(_sides_around(_rounded(height_px * shape), rules),
+                                _sides_around(_rounded(height_px), rules))
+    near = [(abs(width / height / shape - 1), abs(height - height_px), width, height) for width, height in corners
+            if not resolution or abs(max(width, height) / longer_px - 1) <= NEAR]
+    distance, _, width, height = min(near, default=(math.inf, 0.0, 0, 0))
+    return Size(width_px=width, height_px=height) if distance <= NEAR else None
 
 
 def clip_frames(shot: Shot, card: ModelCard, render_fps: float) -> int | Problem:

@@ -85,6 +85,14 @@ class JobView:
                 return node.artifact if node.status is NodeStatus.SUCCEEDED else None
         return None
 
+    @property
+    def pictures(self) -> Mapping[str, Artifact]:
+        """The pictures by shot, where they are what the job is for; empty for a film."""
+        if last_stage(node.kind for shot in self.shots for node in shot.nodes) is not Stage.IMAGES:
+            return {}
+        return {shot.id: node.artifact for shot in self.shots for node in shot.nodes
+                if node.kind is NodeKind.KEYFRAME and node.artifact}
+
     def to_json(self) -> dict[str, Json]:
         """As plain data, with the field names of the status reply."""
         return {

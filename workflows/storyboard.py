@@ -41,6 +41,7 @@ from configs.base import Frozen
 from workflows.document import parse_document, plain_scalar
 from workflows.errors import InvalidDocument, Problem
 from workflows.explain import Owner, Owners, not_one_of, refused, say, schema_findings
+from workflows.framing import Ratio, Resolution
 from workflows.source import Document, Finding, dotted, shortened
 from workflows.storyboard_rules import ID_PATTERN, rule_findings, shot_ids
 from workflows.types import Json
@@ -221,7 +222,11 @@ class FilmFields(_Part):
     style: str = ""
     """How everything looks; woven into every prompt."""
     size: Annotated[Size, BeforeValidator(_size)] | None = None
-    """Not given: the video model card's default."""
+    """Not given: the video model card's default, or as `ratio` and `resolution` say."""
+    ratio: Ratio | None = None
+    """Width to height, instead of `size`; without `resolution` about as many pixels as the default has."""
+    resolution: Resolution | None = None
+    """Longer side, about 1024, 2048 or 4096 px, instead of `size`; without `ratio` in the default's."""
     fps: Annotated[float, Field(ge=1, le=240)] | None = None
     """Frames per second of the film; not given: the video model card's default times `interpolate`."""
     seed: Seed = 0

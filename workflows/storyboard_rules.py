@@ -28,6 +28,7 @@ def rule_findings(value: Json) -> Iterator[Finding]:
     defaults = _mapping(value.get("defaults")) if isinstance(value, dict) else {}
     yield from _taken_ids("characters", [_id_of(character) for character in _members(value, "characters")])
     yield from _taken_ids("shots", ids)
+    yield from _both_sizes(_mapping(value))
     yield from _both_lengths(defaults, ("defaults",))
     yield from _cut_with_duration(defaults, ("defaults",))
     people = [_id_of(character) for character in _members(value, "characters")]
@@ -67,6 +68,12 @@ def _taken_ids(group: str, ids: Sequence[str]) -> Iterator[Finding]:
             owner = f"{group.removesuffix('s')} {first[name] + 1}"
             yield Finding(path=(group, place, "id"), problem=f"the id {name} is taken by {owner}", nearest=free)
         first.setdefault(name, place)
+
+
+def _both_sizes(film: Fields) -> Iterator[Finding]:
+    for name in ("ratio", "resolution"):
+        if _given(film, "size") and _given(film, name):
+            yield Finding(path=(name,), problem=f"give size or {name}, not both")
 
 
 def _both_lengths(fields: Fields, path: DocPath) -> Iterator[Finding]:

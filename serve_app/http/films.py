@@ -17,12 +17,14 @@ from serve_app.http.idempotency import IdempotencyKey, fingerprint, once, reserv
 from serve_app.http.problems import Detail, Refused, body_detail, refused_change, refused_document
 from serve_app.http.schemas import Accepted, ChangeReply, FilmQuery, PlanReply, ScriptRequest
 from serve_app.service.desk import Desk
-from serve_app.service.films import Draft, Sent, read_json, shot_ids_in
+from serve_app.service.films import Draft, Order, Sent, read_json, shot_ids_in
 from serve_app.service.links import job_links, job_url
 from workflows.durable.replies import Stored
+from workflows.durable.rows import Limits
 from workflows.errors import InvalidDocument
+from workflows.plan import last_stage_of
 from workflows.source import decode_text
-from workflows.types import Json
+from workflows.types import Json, Stage
 
 router = APIRouter(tags=["films"])
 
@@ -67,24 +69,27 @@ async def create_film(request: Request, desk: TheDesk, caller: TheCaller, ask: A
     """
     body = await request.body()
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    last_stage = _last_stage(ask.stages)
 
     async def make(token: str) -> Mapping[str, Json]:
-        draft = await _drafted(desk, body, media_type)
+        draft = await _drafted(desk, body, media_type, last_stage)
         await _admit(desk, ask.webhook_url)
-        row = await asyncio.to_thread(desk.films.submit, draft, token=token, priority=ask.priority,
-                                      key_id=caller.key_id, webhook_url=ask.webhook_url)
+        row = await asyncio.to_thread(desk.films.submit, draft, Order(
+            token=token, priority=ask.priority, key_id=caller.key_id, webhook_url=ask.webhook_url,
+            limits=Limits(concurrency=ask.concurrency, attempt_timeout_s=ask.timeout_s)))
         desk.submitted(row.id)
         hook = {"webhook": await asyncio.to_thread(desk.webhooks.made_with, row.id)} if ask.webhook_url else {}
         return {**hook, "id": row.id, "status": row.status.value, "title": row.title, "warnings": list(draft.warnings),
                 "document_digest": row.document_digest, "links": {**job_links(row.id)}}
 
     if ask.dry_run:
-        draft = await _drafted(desk, body, media_type)
+        draft = await _drafted(desk, body, media_type, last_stage)
         await _admit(desk, ask.webhook_url)
         return JSONResponse(await asyncio.to_thread(desk.films.preview, draft))
     if idempotency_key is None:
         return _accepted(await make(uuid.uuid4().hex))
-    more = (ask.webhook_url.encode(),) if ask.webhook_url else ()
+    asked = ask.model_dump_json(exclude={"priority", "dry_run"}, exclude_defaults=True)
+    more = () if asked == "{}" else (asked.encode(),)
     digest = fingerprint(media_type.encode(), ask.priority.value.encode(), body, *more)
     found = await reserve(desk.replies, f"{SCOPE} {caller.key_id}".strip(), idempotency_key, digest)
     if isinstance(found, Stored):
@@ -139,13 +144,20 @@ def _script(value: Mapping[str, Json]) -> Sent:
                 film=asked.film)
 
 
-async def _drafted(desk: Desk, body: bytes, media_type: str) -> Draft:
+def _last_stage(stages: str) -> Stage:
+    try:
+        return last_stage_of(stages)
+    except InvalidDocument as error:
+        raise _refused_parameter(error, "stages") from None
+
+
+async def _drafted(desk: Desk, body: bytes, media_type: str, last_stage: Stage) -> Draft:
     try:
         sent = await asyncio.to_thread(read_film, body, media_type)
     except InvalidDocument as error:
         raise refused_document(error) from None
     try:
-        return await asyncio.to_thread(desk.films.draft, sent)
+        return await asyncio.to_thread(desk.films.draft, sent, last_stage)
     except InvalidDocument as error:
         raise refused_document(error, await asyncio.to_thread(shot_ids_in, sent)) from None
 
@@ -155,9 +167,13 @@ async def _admit(desk: Desk, webhook_url: str) -> None:
         if webhook_url:
             await desk.webhooks.admit(webhook_url)
     except InvalidDocument as error:
-        wrong = error.problems[0]
-        raise Refused(422, "invalid-request", f"webhook_url: {wrong.problem}", errors=(
-            Detail(detail=wrong.problem, parameter="webhook_url", nearest=wrong.nearest),)) from None
+        raise _refused_parameter(error, "webhook_url") from None
+
+
+def _refused_parameter(error: InvalidDocument, name: str) -> Refused:
+    wrong = error.problems[0]
+    return Refused(422, "invalid-request", f"{name}: {wrong.problem}", errors=(
+        Detail(detail=wrong.problem, parameter=name, nearest=wrong.nearest),))
 
 
 def _accepted(body: Mapping[str, Json], *, replayed: bool = False) -> Response:

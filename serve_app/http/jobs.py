@@ -11,9 +11,11 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from serve_app.http.access import TheCaller
 from serve_app.http.artifacts import artifact_response
 from serve_app.http.deps import JobId, ShotId, TheDesk, refusals
+from serve_app.http.image_schemas import ImageList
 from serve_app.http.problems import Detail, Refused
 from serve_app.http.schemas import ChangeReply, JobList, JobReply, LogReply, RetryRequest
 from serve_app.service.files import ShotFile
+from serve_app.service.stills import pictures_json
 from workflows.types import JobStatus
 
 router = APIRouter(prefix="/api/jobs", tags=["jobs"])
@@ -52,6 +54,14 @@ async def show_job(job_id: JobId, desk: TheDesk) -> Response:
     old.
     """
     return Response((await desk.views.job(job_id)).body, headers=NO_STORE, media_type="application/json")
+
+
+@router.get("/{job_id}/images", response_model=ImageList, responses=refusals(404, 422), summary="List a job's pictures")
+async def list_images(job_id: JobId, desk: TheDesk) -> Response:
+    """Every picture that the job draws: where it is, what it was made from, and how far it is."""
+    await asyncio.to_thread(desk.ledger.job, job_id)
+    nodes = await asyncio.to_thread(desk.ledger.nodes, job_id)
+    return JSONResponse(pictures_json(job_id, nodes), headers=NO_STORE)
 
 
 @router.get("/{job_id}/log", response_model=LogReply, summary="Read a job's log",

@@ -68,6 +68,13 @@ class FilmQuery(BaseModel):
     """Interactive jobs go before batch jobs."""
     webhook_url: Annotated[str, Field(max_length=2000)] = ""
     """Tell this address, and it alone, of this job; the reply has the secret."""
+    stages: Annotated[str, Field(max_length=200)] = Field(
+        default="story,images,videos,composition", examples=["story,images"])
+    """`story,images`: the job is over when every shot has its picture; a film made of them later draws none again."""
+    concurrency: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    """Nodes of this job that may run at the same time; not given: as many as there is room for."""
+    timeout_s: Annotated[float, Field(gt=0, le=86_400)] | None = None
+    """Longest try at one picture or clip, in seconds, where the server allows longer; then it is tried again."""
 
 
 class ScriptRequest(Part):
@@ -137,6 +144,7 @@ class PlannedFilm(Part):
     height_px: int
     fps: float
     frames: int
+    """0: pictures only."""
     duration_s: Seconds
 
 

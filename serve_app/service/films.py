@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from configs.model_card import ModelCard, Task
 from serve_app.service.forecast import Forecast, work_of
 from serve_app.service.pictures import Pictures
-from serve_app.submit import plan_digest, slug_of
+from serve_app.submit import LAST_STAGE, plan_digest, slug_of
 from workflows.document import parse_document
 from workflows.durable.graph import FAN_OUT
 from workflows.durable.ledger import Ledger
 from workflows.durable.revisions import Revision, Revisions
-from workflows.durable.rows import JobRow, NewJob, NodeRow
+from workflows.durable.rows import JobRow, Limits, NewJob, NodeRow
 from workflows.durable.takes import Takes
 from workflows.errors import InvalidDocument, JobConflict, Problem, UnknownPart
 from workflows.plan import Plan, plan_film, plan_keys, referenced_pictures
@@ -30,7 +30,7 @@ from workflows.storyboard import (
     storyboard_value,
 )
 from workflows.storyboard_rules import shot_ids
-from workflows.types import Artifact, Json, NodeKind, NodeSpec, Priority
+from workflows.types import Artifact, Json, NodeKind, NodeSpec, Priority, Stage
 
 RESTORE = "restore_take"
 
@@ -47,6 +47,19 @@ class Sent:
     """Of a script; empty: its own."""
     film: FilmFields | None = None
     """Of a script."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """How a film is to be made."""
+
+    token: str
+    """Hex digits; the same draft with the same token is the same job."""
+    key_id: str
+    """The API key that pays for it; empty where nobody is asked."""
+    priority: Priority = Priority.INTERACTIVE
+    webhook_url: str = ""
+    limits: Limits = field(default_factory=Limits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,29 +93,30 @@ class Films:
         self._revisions = Revisions(ledger.database)
         self._takes = Takes(ledger.database)
 
-    def draft(self, sent: Sent) -> Draft:
-        """Read and plan. Raises InvalidDocument with everything that is wrong."""
+    def draft(self, sent: Sent, last_stage: Stage = Stage.COMPOSITION) -> Draft:
+        """Read and plan, up to composition or images. Raises InvalidDocument with everything that is wrong."""
+        kept: dict[str, Json] = {LAST_STAGE: last_stage.value}
         if sent.is_script:
-            storyboard, plan = story_nodes(sent.text, cards=self._cast, film=sent.film, file=sent.file)
-            node = script_node(sent.text, cards=self._cast, film=sent.film, file=sent.file)
-            return Draft(title=sent.title or storyboard.title, document={"script": sent.text}, nodes=(node,), plan=plan)
+            storyboard, plan = story_nodes(sent.text, cards=self._cast, film=sent.film, file=sent.file,
+                                           last_stage=last_stage)
+            node = script_node(sent.text, cards=self._cast, film=sent.film, file=sent.file, last_stage=last_stage)
+            return Draft(title=sent.title or storyboard.title, document={"script": sent.text, **kept}, nodes=(node,),
+                         plan=plan)
         storyboard = parse_storyboard(sent.text, file=sent.file)
         try:
             assets = self._pictures.named(referenced_pictures(storyboard), {})
-            plan = plan_film(storyboard, cards=self._cast, assets=assets)
+            plan = plan_film(storyboard, cards=self._cast, assets=assets, last_stage=last_stage)
         except InvalidDocument as error:
             raise with_lines(error, sent.text, file=sent.file) from None
-        document: dict[str, Json] = {"storyboard": dump_storyboard(storyboard), "warnings": list(plan.warnings)}
+        document: dict[str, Json] = {"storyboard": dump_storyboard(storyboard), "warnings": list(plan.warnings), **kept}
         return Draft(title=storyboard.title, document=document, nodes=plan.nodes, plan=plan)
 
-    def submit(self, draft: Draft, *, token: str, priority: Priority, key_id: str, webhook_url: str = "") -> JobRow:
-        """Queue the film; the same draft with the same token (hex digits) is the same job.
-
-        `key_id`: the API key that pays for it, empty where nobody is asked.
-        """
+    def submit(self, draft: Draft, order: Order) -> JobRow:
+        """Queue the film."""
         return self._ledger.submit(NewJob(
-            id=f"{slug_of(draft.title)}-{token[:10]}", title=draft.title, priority=priority, document=draft.document,
-            document_digest=plan_digest(draft.nodes), nodes=draft.nodes, key_id=key_id, webhook_url=webhook_url))
+            id=f"{slug_of(draft.title)}-{order.token[:10]}", title=draft.title, priority=order.priority,
+            document=draft.document, document_digest=plan_digest(draft.nodes), nodes=draft.nodes, key_id=order.key_id,
+            webhook_url=order.webhook_url, limits=order.limits))
 
     def preview(self, draft: Draft) -> dict[str, Json]:
         """What submitting the draft would do, as the dry run's reply."""
@@ -147,7 +161,8 @@ class Films:
         _refuse_fields(shot_id, changes)
         changed = change_shot(storyboard, shot_id, changes)
         assets = self._pictures.named(referenced_pictures(changed), _planned_pictures(storyboard, nodes))
-        plan = plan_film(changed, cards=self._cast, assets=assets)
+        last_stage = Stage(str(job.document.get(LAST_STAGE, Stage.COMPOSITION.value)))
+        plan = plan_film(changed, cards=self._cast, assets=assets, last_stage=last_stage)
         return self._revisions.apply(Revision(
             job_id=job_id, based_on=job.document_digest, document_digest=plan_digest(plan.nodes), nodes=plan.nodes,
             shot_id=shot_id, shot_before=before, generations=generations,

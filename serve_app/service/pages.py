@@ -14,11 +14,11 @@ from urllib.parse import quote
 from serve_app.service.access import ANYBODY, Caller
 from serve_app.service.desk import Desk
 from serve_app.service.files import ShotFile
-from serve_app.service.films import Draft, Sent
+from serve_app.service.films import Draft, Order, Sent
 from serve_app.service.links import shot_file_url
 from workflows.errors import InvalidDocument, JobConflict, Problem
 from workflows.storyboard import Shot, Storyboard, dump_storyboard
-from workflows.types import JobStatus, NodeKind, NodeStatus, Priority, Stage
+from workflows.types import JobStatus, NodeKind, NodeStatus, Stage
 
 MAX_LOG_LINES = 5000
 PAGE_JOBS = 24
@@ -242,7 +242,7 @@ class Pages:
         """Queue a film; its id. The same text with the same token is the same job. Blocking. Raises InvalidDocument."""
         draft = self._desk.films.draft(_sent(text, form))
         drawn = hashlib.sha256(f"{self._caller.key_id}\0{token}\0{form}\0{text}".encode("utf-8", "replace")).hexdigest()
-        row = self._desk.films.submit(draft, token=drawn, priority=Priority.INTERACTIVE, key_id=self._caller.key_id)
+        row = self._desk.films.submit(draft, Order(token=drawn, key_id=self._caller.key_id))
         return row.id
 
     def log(self, job_id: str) -> tuple[str, ...]:

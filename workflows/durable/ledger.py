@@ -198,7 +198,8 @@ def _insert(connection: sa.Connection, new: NewJob) -> None:
     connection.execute(sa.insert(job).values(
         id=new.id, kind=new.kind, title=new.title, status=JobStatus.QUEUED.value, priority=new.priority.value,
         weight=new.weight, document=dict(new.document), document_digest=new.identity, cancel_requested=False,
-        created_at=time.time(), warnings=[], key_id=new.key_id or None))
+        created_at=time.time(), warnings=[], key_id=new.key_id or None, concurrency=new.limits.concurrency,
+        attempt_timeout_s=new.limits.attempt_timeout_s))
     rows = [NodeRow.planned(new.id, spec, ord=ord) for ord, spec in enumerate(new.nodes)]
     connection.execute(sa.insert(node), [row.plan_columns() | row.state_columns() for row in rows])
     if new.webhook_url:

@@ -41,6 +41,16 @@ class Level(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a job sets itself; None: nothing."""
+
+    concurrency: int | None = None
+    """Nodes that run at the same time, >= 1."""
+    attempt_timeout_s: float | None = None
+    """Longest run of one attempt, > 0, where the settings of its kind allow longer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NewJob:
     """A job as submitted."""
 
@@ -55,11 +65,12 @@ class NewJob:
     document_digest: str = ""
     """What makes a second submission under the same id the same one; empty: the digest of `document`."""
     nodes: tuple[NodeSpec, ...]
-    """The DAG; its last node makes the job's result."""
+    """The DAG; its last node makes the job's result, or, if it does not accept holes, all that nothing else needs."""
     key_id: str = ""
     """The API key that asks for it and pays for it; empty: nobody was asked."""
     webhook_url: str = ""
     """A webhook of this job alone, registered in the commit that queues it; empty: none."""
+    limits: Limits = Limits()
 
     @property
     def identity(self) -> str:
@@ -88,6 +99,7 @@ class JobRow:
     warnings: tuple[str, ...]
     key_id: str = ""
     """The API key whose job it is; empty: nobody's."""
+    limits: Limits = Limits()
 
     @classmethod
     def of(cls, row: RowMapping) -> JobRow:
@@ -100,6 +112,7 @@ class JobRow:
             error=error_from(row["error"]),
             warnings=tuple(dict.fromkeys(str(warning["text"]) for warning in row["warnings"])),
             key_id=row["key_id"] or "",
+            limits=Limits(concurrency=row["concurrency"], attempt_timeout_s=row["attempt_timeout_s"]),
         )
 
 

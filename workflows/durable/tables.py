@@ -53,6 +53,9 @@ job = Table(
     Column("warnings", JSON, nullable=False),
     # The API key that asked for it; none: the command line, or a service that asks nobody who they are.
     Column("key_id", String(KEY_ID_CHARS)),
+    # None: no limit of its own.
+    Column("concurrency", Integer),
+    Column("attempt_timeout_s", Double),
     Index("job_by_key", "key_id", "created_at"),
     Index("job_by_status", "status", "priority", "created_at"),
     Index("job_by_age", "created_at", "id"),

@@ -10,7 +10,7 @@ import asyncio
 import random
 import time
 import traceback
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -75,6 +75,9 @@ class Walk:
         self._nodes = {node.id: node for node in nodes}
         self._settled = {node.id: asyncio.Event() for node in nodes}
         self._ranks: Mapping[str, float] = {}
+        most = self._claim.job.limits.concurrency
+        self._room = asyncio.Semaphore(most) if most else nullcontext()
+        self._keys: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def run(self) -> Ending:
         """Settle every node and say how the job ends. Raises a group with LeaseLost when the lease is gone."""
@@ -98,7 +101,9 @@ class Walk:
                 self._shop.journal.skip, self._claim, node, Skipped(missing=missing))
             settled = Settled(node=skipped)
         else:
-            settled = await self._work(node)
+            # Nodes with the same key take turns: the second one finds what the first one made.
+            async with self._keys[self._key(node)]:
+                settled = await self._work(node)
         # 3. let the others know
         self._absorb(group, settled)
 
@@ -128,8 +133,7 @@ class Walk:
         obstacle = self._obstacle(node)
         if obstacle is not None:
             return await self._fail(node, self._judge(obstacle, node, refusals=0))
-        dep_keys = tuple(self._nodes[dep].key if self._has_result(dep) else MISSING_KEY for dep in node.deps)
-        key = content_key(node.kind, node.payload, dep_keys, node.generation)
+        key = self._key(node)
         stored = None if node.kind in graph.FAN_OUT else await self._find(key)
         if stored is not None:
             return await self._succeed(node, Done(result=NodeResult(artifact=stored), cached=True), key)
@@ -137,7 +141,7 @@ class Walk:
         while True:
             # Two calls share a replica and die together, whichever of them killed it. Kept apart from then on, the
             # innocent one does not die with the other again, and only the guilty one reaches the poison limit.
-            async with (self._shop.dispatcher.apart(node.lane) if node.crashes else nullcontext(),
+            async with (self._room, self._shop.dispatcher.apart(node.lane) if node.crashes else nullcontext(),
                         self._shop.dispatcher.slot(lane=node.lane, job_id=job.id, priority=job.priority,
                                                    weight=job.weight, cost=node.cost, rank=self._ranks[node.id])):
                 try:
@@ -166,7 +170,8 @@ class Walk:
 
     async def _attempt(self, node: NodeRow) -> NodeResult | Exception:
         """Run the step once, under the time limit of its kind; whatever it raises is handed back as a value."""
-        limit_s = self._shop.settings.timeout_s[node.kind.value]
+        general_s, own_s = self._shop.settings.timeout_s[node.kind.value], self._claim.job.limits.attempt_timeout_s
+        limit_s = min(general_s, own_s or general_s)
         call = NodeCall(
             job_id=node.job_id, node_id=node.id, shot_id=node.shot_id, kind=node.kind, key=node.key,
             attempt=node.attempt, generation=node.generation, payload=node.payload,
@@ -185,8 +190,8 @@ class Walk:
                 # The step's way of saying that it was stopped; it must not count as the shot's failure.
                 raise asyncio.CancelledError from error
             if clock.expired():
-                return DeadlineExceeded(node_id=node.id, reason=f"no result after {limit_s:g} s "
-                                                                f"(engine.timeout_s.{node.kind.value})")
+                whose = f"engine.timeout_s.{node.kind.value}" if limit_s == general_s else "the job's timeout_s"
+                return DeadlineExceeded(node_id=node.id, reason=f"no result after {limit_s:g} s ({whose})")
             return error
 
     def _obstacle(self, node: NodeRow) -> ReelrayError | None:
@@ -203,6 +208,11 @@ class Walk:
         if isinstance(error, ReelrayError):
             return setback
         return replace(setback, trace="".join(traceback.format_exception(error)))
+
+    def _key(self, node: NodeRow) -> str:
+        """Of what all it needs came to."""
+        dep_keys = tuple(self._nodes[dep].key if self._has_result(dep) else MISSING_KEY for dep in node.deps)
+        return content_key(node.kind, node.payload, dep_keys, node.generation)
 
     def _has_result(self, node_id: str) -> bool:
         return self._nodes[node_id].status is NodeStatus.SUCCEEDED

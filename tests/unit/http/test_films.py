@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from serve_app.http.films import SCOPE, read_film
 from serve_app.http.idempotency import fingerprint
 from serve_app.http.schemas import Accepted, PlanReply, Problem
+from serve_app.service.films import Order
 from tests.desk import TWO_SHOTS, Shop
 from workflows.durable.replies import Reserved
 from workflows.durable.tables import reply as table
@@ -154,7 +155,7 @@ class TestIdempotency:
         reserved = shop.desk.replies.begin(SCOPE, "k-1", fingerprint(b"application/json", b"interactive", body))
         assert isinstance(reserved, Reserved)
         draft = shop.desk.films.draft(read_film(body, "application/json"))
-        made = shop.desk.films.submit(draft, token=reserved.token, priority=Priority.INTERACTIVE, key_id="")
+        made = shop.desk.films.submit(draft, Order(token=reserved.token, key_id=""))
         with shop.ledger.database.write() as connection:  # it died here, a while ago
             connection.execute(sa.update(table).values(touched_at=0.0))
         reply = shop.client.post("/api/films", content=body, headers={**KEY, "content-type": "application/json"})
