@@ -22,7 +22,7 @@ from configs.load import load_cards
 from configs.settings import Settings
 from workflows.durable.ledger import Ledger
 from workflows.durable.rows import EventType
-from workflows.media.decode import read_frames
+from workflows.media.decode import read_frames, read_picture
 from workflows.media.probe import probe
 from workflows.types import JobStatus
 
@@ -189,3 +189,16 @@ def test_json_output_carries_true_steps_and_ends_with_the_path(place: Path) -> N
     assert shares == sorted(shares)
     assert events[-1]["event"] == "result"
     assert events[-1]["path"] == str(place / "film.mp4")
+
+
+def test_pictures_alone_come_as_files_and_show_their_shots(place: Path) -> None:
+    done = run(place, "render", str(place / "film.yaml"), "--stages", "images", "-o", str(place / "stills"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == str(place / "stills")
+    assert sorted(path.name for path in (place / "stills").iterdir()) == ["s1.png", "s2.png", "s3.png", "s4.png"]
+    for number, (_, background) in enumerate(SHOTS, start=1):
+        frame_HWC = read_picture(place / "stills" / f"s{number}.png")
+        assert frame_HWC.shape == (128, 192, 3)
+        corner = np.median(frame_HWC[:8, :8].reshape(-1, 3), axis=0)
+        distances = {name: float(np.abs(corner - colour).sum()) for name, colour in WORLD.backgrounds.items()}
+        assert min(distances, key=distances.__getitem__) == background

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.service.films import Sent
+from serve_app.service.films import Order, Sent
 from serve_app.service.pages import Pages, eta_text, span
 from serve_app.web import EXAMPLES, STATIC, TEMPLATES
 from tests.desk import TWO_SHOTS, Shop, step
@@ -224,7 +224,7 @@ def test_a_film_that_moves_listens_to_its_events_and_one_that_is_over_does_not(s
 async def test_a_running_shot_shows_its_step(closed_shop: Shop) -> None:
     desk = closed_shop.desk
     draft = desk.films.draft(Sent(text="shots:\n  - prompt: a red circle\n", file="film.yaml", is_script=False))
-    job = desk.films.submit(draft, token="a" * 32, priority=Priority.INTERACTIVE, key_id="")
+    job = desk.films.submit(draft, Order(token="a" * 32, key_id=""))
     [claim] = Leases(closed_shop.ledger.database, lease_s=60, interruption_limit=3).claim(1, Priority.INTERACTIVE)
     Journal(closed_shop.ledger.database).start(claim, closed_shop.ledger.nodes(job.id)[0], key="k")
     await closed_shop.board.board.report([step(job.id, "s1.clip", 12)])
@@ -319,3 +319,12 @@ def test_every_text_stands_out_from_its_ground(scheme: int, ink: str, ground: st
     colours = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6})", block))
     light, dark = sorted((luminance(colours[ink]), luminance(colours[ground])), reverse=True)
     assert (light + 0.05) / (dark + 0.05) >= 4.5
+
+
+def test_pictures_without_a_film_are_shown_on_the_board_and_nothing_is_played(shop: Shop) -> None:
+    board = {"title": "Stills", "shots": [{"prompt": "a red circle moves left over a blue background"}]}
+    job_id = shop.client.post("/api/films?stages=story,images", json=board).json()["id"]
+    shop.render(job_id)
+    page = shop.client.get(f"/films/{job_id}").text
+    assert f'src="/api/jobs/{job_id}/shots/s1/thumbnail' in page
+    assert "<video" not in page
