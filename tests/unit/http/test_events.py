@@ -13,7 +13,7 @@ import pytest
 
 from serve_app.service import hub as hub_module
 from serve_app.service.feed import Position
-from serve_app.service.films import Sent
+from serve_app.service.films import Order, Sent
 from tests.desk import TWO_SHOTS, Shop, open_shop, step
 from workflows.durable.journal import Journal
 from workflows.durable.leases import Leases
@@ -64,7 +64,7 @@ async def film(closed_shop: Shop) -> str:
     """A queued film."""
     sent = Sent(text=json.dumps(TWO_SHOTS), file="film.json", is_script=False)
     draft = closed_shop.desk.films.draft(sent)
-    return closed_shop.desk.films.submit(draft, token="a" * 32, priority=Priority.INTERACTIVE, key_id="").id
+    return closed_shop.desk.films.submit(draft, Order(token="a" * 32, key_id="")).id
 
 
 def begun(shop: Shop, job_id: str, node_id: str) -> None:
