@@ -81,6 +81,7 @@ def test_a_film_is_rendered_on_the_server_and_ends_here(server: Server, place: P
     assert "s1.clip" in run(place, "log", job_id, "-f", url=url).stdout
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_the_job_on_the_server(server: Server, place: Path) -> None:
     """And the same command joins it, cancel and retry reach it."""
     url = f"http://127.0.0.1:{server.port}"
