@@ -98,16 +98,8 @@ class RemoteSite:
 
     def jobs(self, status: JobStatus | None, limit: int) -> list[JobLine]:
         """Those that the key may see."""
-        found: list[dict[str, Any]] = []
-        cursor = ""
         with self._in_our_words():
-            while len(found) < limit:
-                page = self._steady.jobs(status=status.value if status else "", limit=min(limit - len(found), PAGE),
-                                        cursor=cursor)
-                found += page["jobs"]
-                cursor = page["next_cursor"]
-                if not cursor:
-                    break
+            found = listed(self._steady, status.value if status else "", limit)
         return [JobLine(id=job["id"], title=job["title"], status=JobStatus(job["status"]), progress=job["progress"],
                         shots=job["shots"], created_at_s=job["created_at"]) for job in found]
 
@@ -186,6 +178,19 @@ class RemoteSite:
             raise errors.ServerUnreachable(server=self._server, problem=str(error)) from error
         except ApiError as error:
             raise _ours(error, self._server, file) from error
+
+
+def listed(client: Client, status: str, limit: int) -> list[dict[str, Any]]:
+    """So many of the newest jobs, page by page."""
+    found: list[dict[str, Any]] = []
+    cursor = ""
+    while len(found) < limit:
+        page = client.jobs(status=status, limit=min(limit - len(found), PAGE), cursor=cursor)
+        found += page["jobs"]
+        cursor = page["next_cursor"]
+        if not cursor:
+            break
+    return found
 
 
 def _ours(error: ApiError, server: str, file: str) -> errors.ReelrayError:

@@ -287,6 +287,18 @@ def test_a_storyboard_that_cannot_be_read_goes_as_it_is(tmp_path: Path, text: by
     assert Server().client().film(tmp_path / "film.yaml").content == text
 
 
+@pytest.mark.parametrize("name", ["secret.png", "device.png", "directory.png"])
+def test_what_is_no_picture_never_leaves_this_machine(tmp_path: Path, name: str) -> None:
+    (tmp_path / "secret.png").write_text("-----BEGIN PRIVATE KEY-----")
+    (tmp_path / "device.png").symlink_to("/dev/zero")
+    (tmp_path / "directory.png").mkdir()
+    (tmp_path / "film.yaml").write_text(f"shots: [{{prompt: a, image: {name}}}]")
+    server = Server()
+    with pytest.raises(ApiError, match=f"{name}: this is no "):
+        server.client().submit(tmp_path / "film.yaml")
+    assert server.asked == []
+
+
 def test_an_uploaded_picture_is_named_by_its_id(shop: Shop, tmp_path: Path) -> None:
     write_png(PICTURE_HWC, tmp_path / "a.png")
     picture = Client(http=shop.client).upload_picture(tmp_path / "a.png")

@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import numpy as np
 import pytest
 import uvicorn
@@ -24,10 +25,11 @@ from configs.load import NOT_SETTINGS, SERVER_VARIABLE, casting, load_cards, loa
 from serve_app.cli import app
 from serve_app.client import Client, Event, Film
 from serve_app.mirror import heard, step_of, with_steps
-from serve_app.remote import RemoteSite, open_remote
+from serve_app.remote import RemoteSite, listed, open_remote
 from serve_app.site import Interrupted
 from tests.desk import SLOTS, Shop, open_shop, step
 from tests.studio import QUICK
+from tests.unit.http.test_client import Server
 from workflows.dispatch import Dispatcher
 from workflows.durable.engine import Engine
 from workflows.durable.keys import Keys, Role
@@ -260,6 +262,15 @@ def test_a_list_has_as_many_jobs_as_were_asked_for(served: Served) -> None:
     ids = [Client(served.url).submit(film)["id"] for _ in range(5)]
     site = open_remote(served.url)
     assert [line.id for line in site.jobs(None, 4)] == ids[:0:-1]
+
+
+def test_a_long_list_is_asked_for_page_by_page() -> None:
+    pages = [httpx2.Response(200, json={"jobs": [{"id": str(n)} for n in range(200)], "next_cursor": "more"}),
+             httpx2.Response(200, json={"jobs": [{"id": "last"}], "next_cursor": ""})]
+    server = Server(*pages)
+    assert [job["id"] for job in listed(server.client(), "failed", 250)][-2:] == ["199", "last"]
+    assert [dict(request.url.params) for request in server.asked] == [
+        {"limit": "200", "status": "failed"}, {"limit": "50", "status": "failed", "cursor": "more"}]
 
 
 def test_a_wrong_storyboard_is_refused_as_on_this_machine(served: Served, tmp_path: Path) -> None:
