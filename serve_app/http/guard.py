@@ -1,4 +1,5 @@
-"""What every request passes first: who may send it, how long its body may be, and what happens when all else fails.
+"""What every request passes first: who may send it, how long its body may be and take, and what happens when all else
+fails.
 
 Without keys the service trusts whoever reaches it. A web page that somebody has open reaches loopback too: so a
 request that a browser sends on behalf of another site is refused, and so is one addressed to a name that is not ours.
@@ -7,8 +8,9 @@ A browser sends a key that it was told by itself, so this holds with keys too.
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -28,6 +30,7 @@ class Guard:
         """Guard `app` as these settings say."""
         self._app = app
         self._max_bytes = settings.max_body_kb * 1000
+        self._body_timeout_s = settings.body_timeout_s
         self._origins = frozenset(settings.cors_origins)
         names = {name.lower() for name in (*settings.allowed_hosts, settings.host, f"[{settings.host}]")}
         # On other addresses the machine has names that nobody told us.
@@ -51,7 +54,7 @@ class Guard:
             await send(message)
 
         try:
-            await self._app(scope, self._limited(receive), watched)
+            await self._app(scope, self._limited(receive, lambda: started), watched)
         except Exception as error:
             if started:
                 raise
@@ -71,19 +74,34 @@ class Guard:
         length = headers.get("content-length", "")
         return self._too_large() if length.isdecimal() and int(length) > self._max_bytes else None
 
-    def _limited(self, receive: Receive) -> Receive:
-        """A body of unknown length is counted while it arrives."""
-        total = 0
+    def _limited(self, receive: Receive, has_begun: Callable[[], bool]) -> Receive:
+        """A body is counted and timed while it arrives. Once the reply has begun nobody can be told: the client is gone
+        then, as far as the application hears.
+        """
+        total, is_whole = 0, False
+        ends_s = asyncio.get_running_loop().time() + self._body_timeout_s
 
         async def counted() -> Message:
-            nonlocal total
-            message = await receive()
+            nonlocal total, is_whole
+            refused = None
+            try:
+                async with asyncio.timeout_at(None if is_whole else ends_s):
+                    message = await receive()
+            except TimeoutError:
+                message, refused = {"type": "http.disconnect"}, self._too_slow()
             total += len(message.get("body", b""))
+            is_whole = not message.get("more_body", False)
             if total > self._max_bytes:
-                raise self._too_large()
+                message, refused = {"type": "http.disconnect"}, self._too_large()
+            if refused is not None and not has_begun():
+                raise refused
             return message
 
         return counted
+
+    def _too_slow(self) -> Refused:
+        return Refused(408, "too-slow", f"the body did not arrive within {self._body_timeout_s:g} s "
+                                        "(http.body_timeout_s)", headers={"Connection": "close"})
 
     def _too_large(self) -> Refused:
         return Refused(413, "too-large", f"the body is longer than {self._max_bytes} bytes (http.max_body_kb)")

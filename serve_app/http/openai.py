@@ -31,7 +31,7 @@ POLL_MS = 500
 _ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "object"}}}
 REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"description": "Refused", "content": {"application/json": {"schema": _ERROR}}}
-    for status in (400, 404, 409, 413, 415, 422, 503)}
+    for status in (400, 404, 408, 409, 413, 415, 422, 503)}
 BODY: dict[str, Any] = {"requestBody": {"required": True, "content": {
     kind: {"schema": {"type": "object", "required": ["prompt"]}} for kind in (JSON_TYPE, FORM_TYPE)}}}
 VideoId = Annotated[str, Path(description="Id of a video.", max_length=200)]
