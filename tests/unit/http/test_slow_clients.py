@@ -134,7 +134,8 @@ async def until(line: Line, word: bytes) -> bytes:
 
 
 class TestSlowSenders:
-    @pytest.mark.parametrize("head", [f"{POST}Content-Length: 1000\r\n\r\n", f"{POST}Transfer-Encoding: chunked\r\n\r\n",
+    @pytest.mark.parametrize("head", [f"{POST}Content-Length: 1000\r\n\r\n",
+                                      f"{POST}Transfer-Encoding: chunked\r\n\r\n",
                                       f"POST /v1/videos HTTP/1.1\r\n{HEAD}Content-Length: 1000\r\n\r\n"],
                              ids=["with a length", "chunked", "/v1"])
     async def test_a_body_that_drips_is_ended_after_the_limit(self, house: House, head: str) -> None:
