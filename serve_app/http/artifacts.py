@@ -15,7 +15,7 @@ from workflows.store import Store
 from workflows.types import Artifact
 
 CHUNK_BYTES = 1 << 20
-RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
+RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})", re.IGNORECASE)
 FILE_DOC: dict[int | str, dict[str, Any]] = {
     200: {"description": "The file", "content": {"video/mp4": {}, "image/png": {}, "image/jpeg": {}}},
     206: {"description": "The part that was asked for"}, 304: {"description": "Your copy is still good"}}

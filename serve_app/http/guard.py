@@ -62,7 +62,9 @@ class Guard:
 
     def _refusal(self, scope: Scope) -> Refused | None:
         headers = Headers(scope=scope)
-        host = headers.get("host", "")
+        host, *more = headers.getlist("host") or [""]
+        if more:
+            return Refused(400, "two-hosts", "a request has one Host header")
         if self._names and _name(host) not in self._names:
             return Refused(421, "unknown-host", f"this server is not called {host[:100]!r}; reach it as localhost, or "
                                                 "add the name to http.allowed_hosts")

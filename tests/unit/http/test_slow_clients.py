@@ -232,3 +232,31 @@ class TestSlowReaders:
         assert house.shop.board.polls <= 12, "one after every batch, whoever listens"
         for line in lines:
             line.writer.close()
+
+
+class TestNonsense:
+    @pytest.mark.parametrize(("asked", "statuses"), [
+        ("GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nHost: evil.example\r\n\r\n", {400}),
+        ("GET http://evil.example/api/jobs HTTP/1.1\r\nHost: evil.example\r\n\r\n", {421}),
+        ("GET /api/jobs HTTP/1.1\r\n\r\n", {400, 421}), (f"GET /../../etc/passwd HTTP/1.1\r\n{HEAD}\r\n", {404}),
+        (f"GET /static/../../../../etc/passwd HTTP/1.1\r\n{HEAD}\r\n", {404}),
+        (f"GET /static/..%2f..%2ftemplates/base.html HTTP/1.1\r\n{HEAD}\r\n", {404}),
+        (f"GET //etc/passwd HTTP/1.1\r\n{HEAD}\r\n", {404}), (f"GET /api/jobs\0 HTTP/1.1\r\n{HEAD}\r\n", {400, 404}),
+        (f"POST /api/films HTTP/1.1\r\n{HEAD}Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+         {400, 415}),
+        (f"POST /api/films HTTP/1.1\r\n{HEAD}Content-Length: -5\r\n\r\n", {400}),
+        (f"POST /api/films HTTP/1.1\r\n{HEAD}Content-Length: {'9' * 40}\r\n\r\n", {400, 413}),
+        (f"GET /api/jobs HTTP/1.1\r\n{HEAD}X-A: a\r\n b: c\r\n\r\n", {200, 400}),
+        (f"GET /api/jobs HTTP/1.1\r\n{HEAD}X-Long: {'x' * 200_000}\r\n\r\n", {200, 400, 431}),
+        (f"NONSENSE / HTTP/1.1\r\n{HEAD}\r\n", {400, 405}),
+        ("\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03\r\n\r\n", {400}),
+        ("GET\r\n\r\n", {400}), (f"GET /api/jobs HTTP/9.9\r\n{HEAD}\r\n", {400, 200, 505}),
+    ], ids=["two hosts", "another site in full", "no host", "up", "up from the page's files", "up, encoded", "two slashes",
+            "nul", "two lengths", "a negative length", "an endless length", "a folded header", "a long header",
+            "no method", "TLS", "no request", "no version"])
+    async def test_a_request_that_is_none_is_refused_and_the_next_one_is_not(
+            self, house: House, asked: str, statuses: set[int]) -> None:
+        status, body = await house.ask(asked)
+        assert status in statuses, body
+        assert b"root:" not in body
+        assert (await house.ask(f"GET /healthz HTTP/1.1\r\n{HEAD}\r\n"))[0] == 200
