@@ -251,7 +251,7 @@ class TestNonsense:
         (f"NONSENSE / HTTP/1.1\r\n{HEAD}\r\n", {400, 405}),
         ("\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03\r\n\r\n", {400}),
         ("GET\r\n\r\n", {400}), (f"GET /api/jobs HTTP/9.9\r\n{HEAD}\r\n", {400, 200, 505}),
-    ], ids=["two hosts", "another site in full", "no host", "up", "up from the page's files", "up, encoded", "two slashes",
+    ], ids=["two hosts", "another site in full", "no host", "up", "up from the page's files", "up, encoded", "slashes",
             "nul", "two lengths", "a negative length", "an endless length", "a folded header", "a long header",
             "no method", "TLS", "no request", "no version"])
     async def test_a_request_that_is_none_is_refused_and_the_next_one_is_not(
