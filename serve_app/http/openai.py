@@ -12,7 +12,7 @@ from pydantic import Field, JsonValue, ValidationError
 
 from configs.model_card import ModelCard, Task
 from serve_app.http.access import TheCaller
-from serve_app.http.artifacts import artifact_response
+from serve_app.http.artifacts import FILE_DOC, artifact_response
 from serve_app.http.deps import TheDesk
 from serve_app.http.forms import FORM_TYPE, JSON_TYPE, read_fields
 from serve_app.http.problems import Detail, Refused
@@ -31,7 +31,7 @@ POLL_MS = 500
 _ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "object"}}}
 REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"description": "Refused", "content": {"application/json": {"schema": _ERROR}}}
-    for status in (400, 404, 422)}
+    for status in (400, 404, 408, 409, 413, 415, 422, 503)}
 BODY: dict[str, Any] = {"requestBody": {"required": True, "content": {
     kind: {"schema": {"type": "object", "required": ["prompt"]}} for kind in (JSON_TYPE, FORM_TYPE)}}}
 VideoId = Annotated[str, Path(description="Id of a video.", max_length=200)]
@@ -118,7 +118,8 @@ async def delete_video(video_id: VideoId, desk: TheDesk) -> Response:
     return JSONResponse({"id": row.id, "object": "video.deleted", "deleted": True})
 
 
-@router.get("/videos/{video_id}/content", summary="Download a video", responses=REFUSALS)
+@router.get("/videos/{video_id}/content", summary="Download a video", response_class=Response,
+            responses={**FILE_DOC, **REFUSALS, 416: REFUSALS[404]})
 async def video_content(
     request: Request, video_id: VideoId, desk: TheDesk,
     variant: Annotated[Literal["video", "thumbnail"], Query(description="MP4, or a small PNG.")] = "video",
