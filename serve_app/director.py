@@ -20,7 +20,8 @@ from workflows.durable.engine import Engine
 from workflows.durable.ledger import Ledger
 from workflows.ports import ArtifactStore, MediaWorker, Model, Step
 from workflows.stages.render import clip, keyframe
-from workflows.stages.story import story
+from workflows.stages.story import RULES, story
+from workflows.story import StoryWriter
 from workflows.types import NodeKind
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,8 @@ class Ports:
     """By card name."""
     media: MediaWorker
     board: Board
+    writer: StoryWriter = RULES
+    """Breaks the scripts that were submitted for it."""
 
 
 class Director:
@@ -95,7 +98,7 @@ class Director:
     def _steps(self) -> dict[NodeKind, Step]:
         """The stages with their ports in place."""
         media = self._ports.media.run
-        return {NodeKind.STORY: partial(story, cards=self._cast, store=self._ports.store),
+        return {NodeKind.STORY: partial(story, cards=self._cast, store=self._ports.store, writer=self._ports.writer),
                 NodeKind.KEYFRAME: partial(keyframe, models=self._ports.models),
                 NodeKind.CLIP: partial(clip, models=self._ports.models),
                 NodeKind.INTERPOLATE: media, NodeKind.CAPTION: media, NodeKind.COMPOSE: media}

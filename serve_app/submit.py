@@ -18,7 +18,7 @@ from workflows.scene import Cards
 from workflows.script import looks_like_script
 from workflows.source import read_text
 from workflows.store import Store, sha256_of
-from workflows.story import plan_script
+from workflows.story import plan_script, writer_identity
 from workflows.storyboard import dump_storyboard, parse_storyboard
 from workflows.types import Artifact, Json, MediaType, NodeSpec, Priority, digest
 
@@ -42,8 +42,8 @@ def film_job(path: Path, settings: Settings, store: Store, *, priority: Priority
     text = read_text(path)
     cards = casting(settings, load_cards(settings))
     if looks_like_script(text, path.name):
-        nodes: Sequence[NodeSpec] = (plan_script(text, cards=cards, file=path.name),)
-        return _submission(path, path.stem, {"script": text}, nodes, (), priority)
+        node = plan_script(text, cards=cards, file=path.name, writer=writer_identity(settings.story))
+        return _submission(path, path.stem, {"script": text}, (node,), (), priority)
     return _storyboard_job(text, path, cards, store, priority)
 
 

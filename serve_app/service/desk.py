@@ -28,6 +28,7 @@ from workflows.durable.overview import Overview
 from workflows.durable.replies import Replies
 from workflows.durable.takes import Takes
 from workflows.store import Store
+from workflows.story import writer_identity
 from workflows.types import JobStatus, Json
 
 
@@ -84,7 +85,7 @@ class Desk:
         self.overview = Overview(ports.ledger.database)
         self.takes = Takes(ports.ledger.database)
         self.forecast = Forecast(self.overview, ports.slots)
-        self.films = Films(ports.ledger, ports.store, self.forecast, self.cast)
+        self.films = Films(ports.ledger, ports.store, self.forecast, self.cast, writer_identity(settings.story))
         self.files = Files(ports.ledger, ports.store, self.takes)
         self.hub = Hub(ports.ledger, self.overview, ports.board, window=settings.http.window)
         self.views = Views(Sources(ledger=ports.ledger, overview=self.overview, takes=self.takes,

@@ -32,6 +32,8 @@ from workflows.storyboard_rules import shot_ids
 from workflows.types import Artifact, Json, NodeKind, NodeSpec, Priority
 
 RESTORE = "restore_take"
+FORETOLD = ("a language model will break this script into shots; what is foretold here are the shots of the rules, "
+            "which it falls back on")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,18 +60,22 @@ class Draft:
     """What is submitted; of a script only the node that tells it."""
     plan: Plan
     """The whole film."""
+    notes: tuple[str, ...] = ()
+    """What cannot be foretold."""
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What will be done otherwise than asked."""
-        return self.plan.warnings
+        """What will be done otherwise than asked, or than foretold."""
+        return (*self.notes, *self.plan.warnings)
 
 
 class Films:
     """Films of one ledger and one store, planned for one cast of models."""
 
-    def __init__(self, ledger: Ledger, store: Store, forecast: Forecast, cast: Mapping[Task, ModelCard]) -> None:
-        """`cast`: which model answers which task."""
+    def __init__(self, ledger: Ledger, store: Store, forecast: Forecast, cast: Mapping[Task, ModelCard],
+                 writer: Mapping[str, Json] | None = None) -> None:
+        """`cast`: which model answers which task; `writer`: identity of who breaks scripts into shots."""
+        self._writer = writer or {}
         self._ledger = ledger
         self._store = store
         self._forecast = forecast
@@ -81,8 +87,9 @@ class Films:
         """Read and plan. Raises InvalidDocument with everything that is wrong."""
         if sent.is_script:
             storyboard, plan = story_nodes(sent.text, cards=self._cast, film=sent.film, file=sent.file)
-            node = script_node(sent.text, cards=self._cast, film=sent.film, file=sent.file)
-            return Draft(title=sent.title or storyboard.title, document={"script": sent.text}, nodes=(node,), plan=plan)
+            node = script_node(sent.text, cards=self._cast, film=sent.film, file=sent.file, writer=self._writer)
+            return Draft(title=sent.title or storyboard.title, document={"script": sent.text}, nodes=(node,), plan=plan,
+                         notes=(FORETOLD,) if self._writer.get("writer") == "llm" else ())
         storyboard = parse_storyboard(sent.text, file=sent.file)
         try:
             _refuse_pictures(storyboard)
