@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import field_validator
+from pydantic import Field, field_validator, model_validator
 
 from configs.base import Frozen
 
+Extra = Literal["seed", "negative_prompt", "num_inference_steps", "guidance_scale", "num_frames", "fps"]
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -51,3 +53,33 @@ class Endpoint(Frozen):
         if name.startswith("REELRAY_"):
             raise ValueError("must not begin with REELRAY_: such variables are settings; nearest valid: OPENAI_API_KEY")
         return name
+
+
+class RemoteModel(Endpoint):
+    """A model card's API: `POST {api_url}/images/generations`, and `/videos` with its polling."""
+
+    timeout_s: Annotated[float, Field(gt=0, le=3600)] = 60.0
+    """For one request with its answer: a whole picture, or one look at a video."""
+    video_timeout_s: Annotated[float, Field(gt=0, le=86400)] = 1800.0
+    """For a video, from the request to the file."""
+    poll_s: Annotated[float, Field(ge=0.05, le=60)] = 2.0
+    """How often a video that is being made is looked at."""
+    parallel: Annotated[int, Field(ge=1, le=64)] = 4
+    """Requests at the same time, per replica."""
+    sizes: tuple[Annotated[str, Field(pattern=r"^[1-9][0-9]{1,4}x[1-9][0-9]{1,4}$")], ...] = ()
+    """The only sizes that the API draws (`1024x1024`), where they are few: the one that fits best is asked for, then
+    scaled and cropped to the film's, with a warning. Empty: it draws the size asked for, and another one is refused."""
+    sends: tuple[Extra, ...] = ()
+    """Further fields, besides model, prompt and size, that the API understands under these names. With `num_frames` no
+    `seconds` are sent."""
+
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """`sizes` as numbers: width and height in pixels."""
+        pairs = (size.split("x") for size in self.sizes)
+        return tuple((int(width), int(height)) for width, height in pairs)
+
+    @model_validator(mode="after")
+    def _is_named(self) -> RemoteModel:
+        if not (self.api_url and self.model_name):
+            raise ValueError("needs api_url and model_name")
+        return self

@@ -104,7 +104,12 @@ class Director:
                 NodeKind.INTERPOLATE: media, NodeKind.CAPTION: media, NodeKind.COMPOSE: media}
 
 
+def calls_at_once(card: ModelCard) -> int:
+    """Calls in flight per replica."""
+    return card.remote.parallel if card.remote else PREFETCH
+
+
 def lane_capacity(settings: Settings, cast: Mapping[Task, ModelCard]) -> dict[str, int]:
-    """Calls in flight per lane: twice the replicas of each card, and the CPU slots."""
-    lanes = {card.name: PREFETCH * settings.models.replica_of(card.name).replicas for card in cast.values()}
+    """Calls in flight per lane: what the replicas of each card take at once, and the CPU slots."""
+    lanes = {card.name: calls_at_once(card) * settings.models.replica_of(card.name).replicas for card in cast.values()}
     return {**lanes, CPU_LANE: settings.cpu_slots}
