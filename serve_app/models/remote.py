@@ -135,7 +135,8 @@ class RemotePainter:
         extras: dict[str, Json] = {
             "seed": take.seed, "negative_prompt": take.negative_prompt, "num_inference_steps": take.steps,
             "guidance_scale": take.guidance, "num_frames": take.frames, "fps": take.fps}
-        sent = {name: value for name, value in extras.items() if name in self._remote.sends and value != ""}
+        sent: dict[str, Json] = {name: value for name, value in extras.items()
+                                 if name in self._remote.sends and value != ""}
         return {**self._card.arguments, "model": self._remote.model_name, "prompt": take.prompt,
                 "size": f"{width_px}x{height_px}", **sent}
 
@@ -190,8 +191,9 @@ class RemotePainter:
                 self._refuse_other_size((info.width_px, info.height_px), take, watch)
                 places = self._places(info.frames, float(info.fps), take, watch)
                 # One frame after the other: a video is as long as somebody else likes.
+                wanted = frozenset(places)
                 kept = {place: self._fitted(frame_HWC, take) for place, frame_HWC in enumerate(
-                    islice(iter_frames(path), places[-1] + 1)) if place in places}
+                    islice(iter_frames(path), places[-1] + 1)) if place in wanted}
                 return np.stack([kept[place] for place in places])
             except MediaError as error:
                 raise ModelFailed(node_id=watch.label, reason=f"the API's video: {error.problem}") from None
