@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import re
 import time
 from collections.abc import Callable, Mapping
-from urllib.parse import quote
 
 from configs.endpoint import RemoteModel
 from serve_app.providers.elsewhere import fetch_file
@@ -18,6 +18,7 @@ MAX_PICTURE_BYTES = 50_000_000
 """Of the file; an 8K PNG of noise has 100 MB, a picture that anybody asks for has ten."""
 MAX_VIDEO_BYTES = 1_000_000_000
 _UNDER_WAY = frozenset({"queued", "in_progress", "processing", "running", "pending"})
+_VIDEO_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,199}")
 _POLLS_LOST = 3
 """Looks at a video that may fail one after the other; it is still being made."""
 
@@ -52,11 +53,11 @@ async def film_video(remote: RemoteModel, key: str, body: Mapping[str, Json], on
     wire = Wire(remote, key, timeout_s=remote.timeout_s, max_bytes=MAX_VIDEO_BYTES)
     video = await wire.post_json("/videos", body)
     name = video.get("id") if isinstance(video, dict) else None
-    if not isinstance(video, dict) or not isinstance(name, str) or not name:
+    if not isinstance(video, dict) or not isinstance(name, str) or not _VIDEO_ID.fullmatch(name):
         raise ApiFailure("the answer has no id of a video")
-    path = f"/videos/{quote(name, safe='')}"
+    path = f"/videos/{name}"
     lost = 0
-    while (status := video.get("status")) in _UNDER_WAY:
+    while (status := str(video.get("status"))) in _UNDER_WAY:
         if isinstance(percent := video.get("progress"), int) and not isinstance(percent, bool):
             on_percent(percent)
         if time.monotonic() > until_s:
@@ -71,7 +72,7 @@ async def film_video(remote: RemoteModel, key: str, body: Mapping[str, Json], on
     if status != "completed":
         error = video.get("error")
         said = error.get("message") if isinstance(error, dict) else ""
-        raise ApiFailure(f"the video ended as {wire.clean(str(status))}: {wire.clean(str(said or 'no reason given'))}")
+        raise ApiFailure(f"the video ended as {wire.clean(status)}: {wire.clean(str(said or 'no reason given'))}")
     return await wire.get_bytes(f"{path}/content")
 
 
