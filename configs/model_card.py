@@ -222,6 +222,13 @@ class ModelCard(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _name_is_free(self) -> ModelCard:
+        if self.name in ("cpu", "story"):
+            raise ValueError(f"the name {self.name} is taken: it is a lane of the Director's own; nearest valid: "
+                             f"my-{self.name}")
+        return self
+
+    @model_validator(mode="after")
     def _remote_is_remote(self) -> ModelCard:
         if (self.loader == "remote") != (self.remote is not None):
             raise ValueError("`loader: remote` and a `remote` part belong together")

@@ -225,6 +225,8 @@ class StorySettings(Endpoint):
     """Further tries of one question after no answer, 429 or 5xx."""
     max_retry_wait_s: Annotated[float, Field(gt=0, le=600)] = 30.0
     """Longest wait before a further try, whatever the server asks for."""
+    parallel: Count = 4
+    """Scripts that are with the language model at the same time, per Director."""
     max_shots: Annotated[int, Field(ge=1, le=1000)] = 60
     """Most shots that the language model may make of one script."""
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None

@@ -22,13 +22,12 @@ from workflows.ports import ArtifactStore, MediaWorker, Model, Step
 from workflows.stages.render import clip, keyframe
 from workflows.stages.story import RULES, story
 from workflows.story import StoryWriter
-from workflows.types import NodeKind
+from workflows.types import CPU_LANE, STORY_LANE, NodeKind
 
 log = logging.getLogger(__name__)
 
 PREFETCH = 2
 """Calls in flight per replica: one on the GPU, one waiting beside it, so that the GPU never waits for an RPC."""
-CPU_LANE = "cpu"
 
 
 class Board(Protocol):
@@ -110,6 +109,9 @@ def calls_at_once(card: ModelCard) -> int:
 
 
 def lane_capacity(settings: Settings, cast: Mapping[Task, ModelCard]) -> dict[str, int]:
-    """Calls in flight per lane: what the replicas of each card take at once, and the CPU slots."""
+    """Calls in flight per lane: what the replicas of each card take at once, the CPU slots, and a
+    language model's stories where one is asked.
+    """
     lanes = {card.name: calls_at_once(card) * settings.models.replica_of(card.name).replicas for card in cast.values()}
-    return {**lanes, CPU_LANE: settings.cpu_slots}
+    stories = {STORY_LANE: settings.story.parallel} if settings.story.asks_model else {}
+    return {**lanes, CPU_LANE: settings.cpu_slots, **stories}

@@ -29,7 +29,7 @@ from workflows.media.encode import EncodeOptions, encode
 from workflows.stages.story import RULES, story
 from workflows.store import Store
 from workflows.story import StoryWriter
-from workflows.types import Json, MediaType, NodeCall, NodeKind, NodeResult, Phase, ProgressRecord
+from workflows.types import STORY_LANE, Json, MediaType, NodeCall, NodeKind, NodeResult, Phase, ProgressRecord
 
 SLOTS = {"sketch": 4, "cpu": 2}
 TWO_SHOTS: dict[str, Json] = {"title": "Two", "shots": [
@@ -173,7 +173,7 @@ class Shop:
         """Run an engine in this loop until the job is over."""
         steps = {**dict.fromkeys(NodeKind, self.painter), NodeKind.STORY: partial(
             story, cards=casting(self.settings, load_cards(self.settings)), store=self.store, writer=self.writer)}
-        engine = Engine(self.ledger, steps, store=self.store, dispatcher=Dispatcher(SLOTS),
+        engine = Engine(self.ledger, steps, store=self.store, dispatcher=Dispatcher({**SLOTS, STORY_LANE: 1}),
                         settings=QUICK.model_copy(update={"attempts": 1}))
         running = asyncio.create_task(engine.run())
         async with asyncio.timeout(30):

@@ -14,9 +14,10 @@ from workflows.scene import Cards
 from workflows.script import parse_script
 from workflows.source import refusal
 from workflows.storyboard import FilmFields, Storyboard
-from workflows.types import Json, NodeKind, NodeSpec, canonical_json
+from workflows.types import STORY_LANE, Json, NodeKind, NodeSpec, canonical_json
 
-_COST_S = 0.05
+_COST_S, _ASKED_COST_S = 0.05, 10.0
+"""Of the rules; of a language model, roughly."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,9 +97,10 @@ def script_node(script: str, *, cards: Cards, film: FilmFields | None = None, fi
         "film": (film or FilmFields()).model_dump(mode="json", exclude_defaults=True),
         "cards": _digests(cards),
     }
-    if writer:
-        payload["writer"] = dict(writer)
-    return NodeSpec(id="story", kind=NodeKind.STORY, payload=payload, cost=_COST_S)
+    if not writer:
+        return NodeSpec(id="story", kind=NodeKind.STORY, payload=payload, cost=_COST_S)
+    return NodeSpec(id="story", kind=NodeKind.STORY, payload={**payload, "writer": dict(writer)}, lane=STORY_LANE,
+                    cost=_ASKED_COST_S)
 
 
 def story_nodes(

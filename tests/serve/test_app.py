@@ -74,6 +74,12 @@ def test_every_lane_holds_two_calls_per_replica() -> None:
     assert lane_capacity(settings, casting(settings, load_cards(settings))) == {"sketch": 6, "placeholder": 4, "cpu": 4}
 
 
+def test_scripts_for_a_language_model_have_a_lane_of_their_own() -> None:
+    settings = settings_of("story.writer=llm", "story.api_url=http://127.0.0.1:9/v1", "story.model_name=x",
+                           "story.parallel=3")
+    assert lane_capacity(settings, casting(settings, load_cards(settings)))["story"] == 3
+
+
 def test_a_remote_cards_lane_holds_what_its_api_takes_at_once_and_needs_no_gpu(tmp_path: Path) -> None:
     (tmp_path / "far.yaml").write_text(
         "name: far\ntitle: far\nloader: remote\npipelines: {text_to_image: images}\n"

@@ -401,6 +401,7 @@ def test_the_digest_knows_what_draws_and_not_how_long_it_may_take(server: Provid
 
 
 @pytest.mark.parametrize(("changes", "message"), [
+    ({"name": "story"}, "the name story is taken: it is a lane of the Director's own; nearest valid: my-story"),
     ({"remote": None}, "`loader: remote` and a `remote` part belong together"),
     ({"resources": {"num_gpus": 1}}, "a remote card uses no GPU here; nearest valid: resources: {num_gpus: 0"),
     ({"pipelines": {"image_to_video": "videos"}}, "a remote card does text_to_image and text_to_video"),

@@ -27,7 +27,8 @@ from workflows.types import Json
 TEXT = st.sampled_from(["", "s1", "completed", "queued", "..", "v/1", "http://[", "http://169.254.169.254/",
                         "file:///a", "\x00", "\ud800", "QUJD", "a cat", "crossfade"])
 WORDS = st.sampled_from(["data", "choices", "message", "content", "b64_json", "url", "id", "status", "progress",
-                         "error", "detail", "shots", "prompt", "title", "characters", "duration_s", "transition", "continues"])
+                         "error", "detail", "shots", "prompt", "title", "characters", "duration_s", "transition",
+                         "continues"])
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=5), max_leaves=12)

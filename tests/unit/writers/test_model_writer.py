@@ -272,6 +272,12 @@ def test_another_writer_is_another_story_and_another_key_is_not(server: Provider
     assert set(payload) == {"script", "suffix", "film", "cards"}
 
 
+def test_a_story_that_waits_for_a_model_holds_up_no_work_of_the_cpu(server: Provider) -> None:
+    asked, ruled = (plan_script(SCRIPT, cards=CARDS, writer=writer_identity(settings_of(server, writer=writer)))
+                    for writer in ("llm", "rules"))
+    assert (asked.lane, ruled.lane) == ("story", "cpu")
+
+
 async def test_a_script_submitted_for_another_writer_is_refused_and_one_for_the_rules_is_told(
     server: Provider, desk: Desk, tmp_path: Path) -> None:
     other = Desk(settings_of(server, model_name="other"), tmp_path)
