@@ -20,6 +20,7 @@ STORY = {"title": "By a model", "characters": [], "shots": [
     {"id": "s2", "prompt": "a red circle moves left over a blue background"}]}
 TEXT = {"Content-Type": "text/plain"}
 CHAT = "/chat/completions"
+ADVICE = "`reelray retry ID --shots story` asks it again"
 
 
 @pytest.fixture
@@ -70,3 +71,22 @@ def test_a_server_that_repeats_the_key_is_not_repeated(shop: Shop, server: Provi
     assert KEY not in seen + caplog.text
     shop.ledger.close()
     assert holders(tmp_path / "state") == []
+
+
+def test_the_advice_of_the_warning_works(shop: Shop, server: Provider) -> None:
+    server.will(CHAT, refused(500), said(STORY), said({**STORY, "shots": STORY["shots"][:1]}))
+    job_id = shop.client.post("/api/films", content=SCRIPT, headers=TEXT).json()["id"]
+    shop.render(job_id)
+    assert any(ADVICE in warning for warning in shop.ledger.job(job_id).warnings)
+    assert [shot["id"] for shot in shop.status(job_id)["shots"]] == ["s1"]
+    assert "story" in shop.ledger.rerun(job_id, ["story"])
+    assert shop.render(job_id).status is JobStatus.SUCCEEDED
+    assert [shot["id"] for shot in shop.status(job_id)["shots"]] == ["s1", "s2"]
+    assert not any(ADVICE in warning for warning in shop.ledger.job(job_id).warnings)
+    shop.ledger.rerun(job_id, ["story"])
+    shop.render(job_id)
+    assert len(server.asked) == 2, "a good story comes from the store"
+    shop.ledger.rerun(job_id, ["story"], force=True)
+    shop.render(job_id)
+    assert len(server.asked) == 3
+    assert [shot["id"] for shot in shop.status(job_id)["shots"]] == ["s1"]

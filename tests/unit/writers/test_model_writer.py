@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from pathlib import Path
@@ -303,3 +304,15 @@ async def test_a_damaged_story_is_told_anew(server: Provider, desk: Desk) -> Non
     ('<think>{maybe}</think>{"a": 1}', '{"a": 1}')])
 def test_the_json_in_an_answer_is_found(answer: str, part: str) -> None:
     assert json_part(answer) == part
+
+
+async def test_a_story_that_is_cancelled_lets_go_at_once(server: Provider, tmp_path: Path) -> None:
+    server.will(CHAT, hang)
+    running = asyncio.create_task(Desk(settings_of(server, timeout_s=60), tmp_path).tell())
+    while not server.asked:  # noqa: ASYNC110 - the server has a thread of its own
+        await asyncio.sleep(0.01)
+    started_s = time.monotonic()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert time.monotonic() - started_s < 2
