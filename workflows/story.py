@@ -123,6 +123,11 @@ async def tell_story(payload: Mapping[str, Json], *, cards: Cards, writer: Story
     film = FilmFields.model_validate_json(canonical_json(payload["film"]))
     told = await chosen.write(str(payload["script"]), file=f"script{payload['suffix']}", film=film, cards=cards,
                               until_s=until_s)
+    return planned(told, cards=cards)
+
+
+def planned(told: Told, *, cards: Cards) -> Story:
+    """A told script as a film, whether it was told now or found in the store. Raises InvalidDocument."""
     return Story(told=told, plan=plan_film(told.storyboard, cards=cards))
 
 

@@ -9,10 +9,9 @@ import time
 from pathlib import Path
 
 from workflows.errors import ArtifactCorrupt, ArtifactMissing, InvalidDocument
-from workflows.plan import plan_film
 from workflows.ports import ArtifactStore
 from workflows.scene import Cards
-from workflows.story import RuleWriter, Story, StoryWriter, Told, check_submitted, tell_story
+from workflows.story import RuleWriter, Story, StoryWriter, Told, check_submitted, planned, tell_story
 from workflows.storyboard import parse_storyboard, storyboard_value
 from workflows.types import Artifact, Json, MediaType, NodeCall, NodeResult, digest
 
@@ -45,7 +44,7 @@ def _known(call: NodeCall, cards: Cards, store: ArtifactStore) -> tuple[Artifact
         return None
     try:
         storyboard = parse_storyboard(store.fetch(artifact).read_text(encoding="utf-8"), file="storyboard.json")
-        return artifact, Story(told=Told(storyboard=storyboard), plan=plan_film(storyboard, cards=cards))
+        return artifact, planned(Told(storyboard=storyboard), cards=cards)
     except (InvalidDocument, ArtifactMissing, ArtifactCorrupt):
         return None
 
