@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from configs.endpoint import Endpoint
 from configs.model_card import ModelCard, Task
 from configs.settings import Settings
 
@@ -59,6 +60,29 @@ def load_settings(
 def client_key(environ: Mapping[str, str] | None = None) -> str:
     """The key that a client of the HTTP API sends ($REELRAY_API_KEY); empty when there is none."""
     return (os.environ if environ is None else environ).get(KEY_VARIABLE, "")
+
+
+def api_key(endpoint: Endpoint, environ: Mapping[str, str] | None = None) -> str:
+    """The key to somebody else's API; empty when none is named. Hand it to nothing that logs, stores or pickles.
+
+    Raises SettingsError, which names the variable or file and never shows what is in it.
+    """
+    if endpoint.api_key_env:
+        key = (os.environ if environ is None else environ).get(endpoint.api_key_env, "").strip()
+        where = f"${endpoint.api_key_env}"
+    elif endpoint.api_key_file is not None:
+        where = str(endpoint.api_key_file)
+        try:
+            key = endpoint.api_key_file.expanduser().read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"the key's file {where} cannot be read: {type(error).__name__}") from None
+    else:
+        return ""
+    if not key:
+        raise SettingsError(f"{where} holds no key; set it where the Director and the replicas run")
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise SettingsError(f"{where} does not hold a key alone: it has spaces, line breaks or other characters")
+    return key
 
 
 def profile_names() -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from configs.base import Frozen
+from configs.endpoint import RemoteModel
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -165,8 +166,10 @@ class ModelCard(Frozen):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
     title: str
     """One line for lists."""
-    loader: Literal["diffusers", "placeholder"] = "diffusers"
-    """`placeholder` draws the prompt on a colour and needs no weights."""
+    loader: Literal["diffusers", "placeholder", "remote"] = "diffusers"
+    """`placeholder` draws the prompt on a colour and needs no weights; `remote` asks somebody else's API."""
+    remote: RemoteModel | None = None
+    """Of the `remote` loader: where, which model, and where the key is."""
     repo: str = ""
     """`package:serve_app/models/...` (shipped inside reelray), a local path, or a hub id."""
     revision: str = ""
@@ -197,7 +200,13 @@ class ModelCard(Frozen):
     def digest(self) -> str:
         """Hex SHA-256 (16 digits) of all that can change a picture; titles, memory and speed do not count."""
         free = {"title", "notes", "licence", "resources", "seconds_per_step", "world", "prompt_words"}
-        body = json.dumps(self.model_dump(mode="json", exclude=free), sort_keys=True, separators=(",", ":"))
+        tree = self.model_dump(mode="json", exclude=free)
+        if self.remote is None:
+            del tree["remote"]  # cards without one keep the digests that they had before there were such
+        else:
+            waits = {"api_key_env", "api_key_file", "timeout_s", "video_timeout_s", "poll_s", "parallel"}
+            tree["remote"] = {name: value for name, value in tree["remote"].items() if name not in waits}
+        body = json.dumps(tree, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(body.encode()).hexdigest()[:16]
 
     @model_validator(mode="after")
@@ -210,4 +219,23 @@ class ModelCard(Frozen):
             raise ValueError("a card needs at least one task under `pipelines`")
         if self.loader == "diffusers" and not self.repo:
             raise ValueError("a diffusers card needs `repo`")
+        return self
+
+    @model_validator(mode="after")
+    def _name_is_free(self) -> ModelCard:
+        if self.name in ("cpu", "story"):
+            raise ValueError(f"the name {self.name} is taken: it is a lane of the Director's own; nearest valid: "
+                             f"my-{self.name}")
+        return self
+
+    @model_validator(mode="after")
+    def _remote_is_remote(self) -> ModelCard:
+        if (self.loader == "remote") != (self.remote is not None):
+            raise ValueError("`loader: remote` and a `remote` part belong together")
+        if self.remote is None:
+            return self
+        if Task.IMAGE_TO_VIDEO in self.pipelines:
+            raise ValueError("a remote card does text_to_image and text_to_video; take image_to_video out")
+        if self.resources.num_gpus:
+            raise ValueError("a remote card uses no GPU here; nearest valid: resources: {num_gpus: 0, num_cpus: 0.1}")
         return self

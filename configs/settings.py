@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, IPvAnyNetwork, model_validator
 
 from configs.base import Frozen
+from configs.endpoint import Endpoint
 
 Seconds = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -220,6 +221,39 @@ class WebhookSettings(Frozen):
         return self
 
 
+class StorySettings(Endpoint):
+    """Who breaks scripts into shots. A language model is any server with OpenAI's `POST {api_url}/chat/completions`."""
+
+    writer: Literal["rules", "llm"] = "rules"
+    """`rules`: fixed rules; `llm`: the language model, and the rules where it fails."""
+    enhance_prompts: bool = False
+    """Let the language model write a script's prompts anew for the video model; the old ones stay beside them."""
+    timeout_s: Annotated[float, Field(gt=0, le=3600)] = 60.0
+    """For one answer of the language model; all of them together stay below `engine.timeout_s.story`."""
+    retries: Annotated[int, Field(ge=0, le=10)] = 2
+    """Further tries of one question after no answer, 429 or 5xx."""
+    max_retry_wait_s: Annotated[float, Field(gt=0, le=600)] = 30.0
+    """Longest wait before a further try, whatever the server asks for."""
+    parallel: Count = 4
+    """Scripts that are with the language model at the same time, per Director."""
+    max_shots: Annotated[int, Field(ge=1, le=1000)] = 60
+    """Most shots that the language model may make of one script."""
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    """How freely the model chooses its words; unset: the server's own, which some models insist on."""
+
+    @property
+    def asks_model(self) -> bool:
+        """A language model is needed."""
+        return self.writer == "llm" or self.enhance_prompts
+
+    @model_validator(mode="after")
+    def _model_is_named(self) -> StorySettings:
+        if self.asks_model and not (self.api_url and self.model_name):
+            raise ValueError("a language model needs story.api_url and story.model_name; nearest valid: "
+                             "writer rules and enhance_prompts false")
+        return self
+
+
 class Settings(Frozen):
     """The whole tree. `reelray profile show` prints it resolved."""
 
@@ -241,6 +275,7 @@ class Settings(Frozen):
     ray: RaySettings = RaySettings()
     http: HttpSettings = HttpSettings()
     webhooks: WebhookSettings = WebhookSettings()
+    story: StorySettings = StorySettings()
 
     @property
     def database(self) -> str:

@@ -16,7 +16,7 @@ from configs.load import casting, load_cards
 from configs.model_card import ModelCard
 from configs.settings import Settings
 from serve_app.deployments import DirectorDeployment, MediaDeployment, ModelDeployment
-from serve_app.director import PREFETCH
+from serve_app.director import calls_at_once
 from serve_app.ingress import IngressDeployment
 from workflows.errors import ImpossibleResources
 
@@ -88,7 +88,7 @@ def _model(model: type, card: ModelCard, settings: Settings, cluster: Mapping[st
     replicas = settings.models.replica_of(card.name)
     num_cpus = card.resources.num_cpus if replicas.num_cpus is None else replicas.num_cpus
     return serve.deployment(
-        model, name=f"model-{card.name}", num_replicas=replicas.replicas, max_ongoing_requests=PREFETCH,
+        model, name=f"model-{card.name}", num_replicas=replicas.replicas, max_ongoing_requests=calls_at_once(card),
         health_check_period_s=2, graceful_shutdown_timeout_s=settings.models.drain_s,
         graceful_shutdown_wait_loop_s=0.2, request_router_config=ROUTER,
         ray_actor_options={"num_gpus": gpus_of(card, settings, cluster), "num_cpus": num_cpus},

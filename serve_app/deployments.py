@@ -24,6 +24,7 @@ from serve_app.media_worker import MediaWorker
 from serve_app.webhooks.courier import SocketCourier
 from serve_app.webhooks.guard import Guard
 from serve_app.webhooks.postman import Postman
+from serve_app.writers.model import story_writer
 from workflows.durable.ledger import Ledger
 from workflows.ports import RenderCall
 from workflows.store import Store
@@ -82,6 +83,7 @@ class DirectorDeployment(Director):
         super().__init__(settings, Ports(
             ledger=ledger, store=open_store(settings), models=model_handles(models),
             media=MediaHandle(media), board=ActorTransport(settings.progress, settings.ray.namespace),
+            writer=story_writer(settings.story),
         ), only=frozenset(only) or None)
         courier = SocketCourier(Guard(settings.webhooks), timeout_s=settings.webhooks.timeout_s)
         self._postman = Postman(ledger.database, courier, settings.webhooks)

@@ -20,14 +20,14 @@ from workflows.durable.engine import Engine
 from workflows.durable.ledger import Ledger
 from workflows.ports import ArtifactStore, MediaWorker, Model, Step
 from workflows.stages.render import clip, keyframe
-from workflows.stages.story import story
-from workflows.types import NodeKind
+from workflows.stages.story import RULES, story
+from workflows.story import StoryWriter
+from workflows.types import CPU_LANE, STORY_LANE, NodeKind
 
 log = logging.getLogger(__name__)
 
 PREFETCH = 2
 """Calls in flight per replica: one on the GPU, one waiting beside it, so that the GPU never waits for an RPC."""
-CPU_LANE = "cpu"
 
 
 class Board(Protocol):
@@ -50,6 +50,8 @@ class Ports:
     """By card name."""
     media: MediaWorker
     board: Board
+    writer: StoryWriter = RULES
+    """Breaks the scripts that were submitted for it."""
 
 
 class Director:
@@ -95,13 +97,21 @@ class Director:
     def _steps(self) -> dict[NodeKind, Step]:
         """The stages with their ports in place."""
         media = self._ports.media.run
-        return {NodeKind.STORY: partial(story, cards=self._cast, store=self._ports.store),
+        return {NodeKind.STORY: partial(story, cards=self._cast, store=self._ports.store, writer=self._ports.writer),
                 NodeKind.KEYFRAME: partial(keyframe, models=self._ports.models),
                 NodeKind.CLIP: partial(clip, models=self._ports.models),
                 NodeKind.INTERPOLATE: media, NodeKind.CAPTION: media, NodeKind.COMPOSE: media}
 
 
+def calls_at_once(card: ModelCard) -> int:
+    """Calls in flight per replica."""
+    return card.remote.parallel if card.remote else PREFETCH
+
+
 def lane_capacity(settings: Settings, cast: Mapping[Task, ModelCard]) -> dict[str, int]:
-    """Calls in flight per lane: twice the replicas of each card, and the CPU slots."""
-    lanes = {card.name: PREFETCH * settings.models.replica_of(card.name).replicas for card in cast.values()}
-    return {**lanes, CPU_LANE: settings.cpu_slots}
+    """Calls in flight per lane: what the replicas of each card take at once, the CPU slots, and a
+    language model's stories where one is asked.
+    """
+    lanes = {card.name: calls_at_once(card) * settings.models.replica_of(card.name).replicas for card in cast.values()}
+    stories = {STORY_LANE: settings.story.parallel} if settings.story.asks_model else {}
+    return {**lanes, CPU_LANE: settings.cpu_slots, **stories}

@@ -16,7 +16,8 @@ import cv2
 import imageio_ffmpeg
 import numpy as np
 
-from configs.load import SettingsError, casting, load_cards
+from configs.endpoint import Endpoint
+from configs.load import SettingsError, api_key, casting, load_cards
 from configs.model_card import ModelCard
 from configs.settings import Settings
 from serve_app.models.repo import resolve_repo
@@ -112,6 +113,8 @@ def _store(settings: Settings) -> Iterator[Finding]:
 def _cards(settings: Settings) -> Iterator[Finding]:
     cards: dict[str, ModelCard] = {card.name: card for card in casting(settings, load_cards(settings)).values()}
     for card in cards.values():
+        if card.remote is not None:
+            yield _endpoint(f"{card.name}: {card.remote.model_name}", card.remote)
         if card.loader != "diffusers":
             continue
         path = resolve_repo(card)
@@ -122,6 +125,19 @@ def _cards(settings: Settings) -> Iterator[Finding]:
         yield Finding(level="ok", what="model", text=f"{card.name}: {size_mb:.0f} MB of weights at {path}")
 
 
+def _writer(settings: Settings) -> Iterator[Finding]:
+    story = settings.story
+    if story.asks_model:
+        yield _endpoint(f"story: {story.model_name}", story)
+
+
+def _endpoint(what: str, endpoint: Endpoint) -> Finding:
+    """Where somebody else's API is and whether its key is there; nothing is asked of it."""
+    where = f"${endpoint.api_key_env}" if endpoint.api_key_env else endpoint.api_key_file
+    key = f"key in {where}" if api_key(endpoint) else "no key"
+    return Finding(level="ok", what="provider", text=f"{what} at {endpoint.api_url}, {key}; not asked")
+
+
 def _without_password(url: str) -> str:
     head, separator, tail = url.rpartition("@")
     return f"{head.partition('://')[0]}://...{separator}{tail}" if separator else url
@@ -129,5 +145,5 @@ def _without_password(url: str) -> str:
 
 CHECKS: dict[str, Callable[[Settings], Iterator[Finding]]] = {
     "versions": _versions, "GPU": _gpu, "video tools": _video_tools, "database": _state, "store": _store,
-    "models": _cards,
+    "models": _cards, "story": _writer,
 }

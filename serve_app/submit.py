@@ -18,12 +18,10 @@ from workflows.scene import Cards
 from workflows.script import looks_like_script
 from workflows.source import read_text
 from workflows.store import Store, sha256_of
-from workflows.story import plan_script
+from workflows.story import LAST_STAGE, plan_script, writer_identity
 from workflows.storyboard import dump_storyboard, parse_storyboard
 from workflows.types import Artifact, Json, MediaType, NodeSpec, Stage, digest
 
-LAST_STAGE = "last_stage"
-"""Of a job's document: after which stage it is over."""
 PICTURE_TYPES = {".png": MediaType.PNG, ".jpg": MediaType.JPEG, ".jpeg": MediaType.JPEG}
 
 
@@ -44,8 +42,9 @@ def film_job(path: Path, settings: Settings, store: Store, *, last_stage: Stage 
     text = read_text(path)
     cards = casting(settings, load_cards(settings))
     if looks_like_script(text, path.name):
-        nodes: Sequence[NodeSpec] = (plan_script(text, cards=cards, file=path.name, last_stage=last_stage),)
-        return _submission(path, path.stem, {"script": text, LAST_STAGE: last_stage.value}, nodes, ())
+        node = plan_script(text, cards=cards, file=path.name, last_stage=last_stage,
+                           writer=writer_identity(settings.story))
+        return _submission(path, path.stem, {"script": text, LAST_STAGE: last_stage.value}, (node,), ())
     return _storyboard_job(text, path, cards, store, last_stage)
 
 

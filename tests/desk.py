@@ -26,9 +26,10 @@ from workflows.durable.rows import JobRow
 from workflows.errors import ModelFailed
 from workflows.media.decode import write_png
 from workflows.media.encode import EncodeOptions, encode
-from workflows.stages.story import story
+from workflows.stages.story import RULES, story
 from workflows.store import Store
-from workflows.types import Json, MediaType, NodeCall, NodeKind, NodeResult, Phase, ProgressRecord
+from workflows.story import StoryWriter
+from workflows.types import STORY_LANE, Json, MediaType, NodeCall, NodeKind, NodeResult, Phase, ProgressRecord
 
 SLOTS = {"sketch": 4, "cpu": 2}
 TWO_SHOTS: dict[str, Json] = {"title": "Two", "shots": [
@@ -158,6 +159,7 @@ class Shop:
     board: LocalBoard
     hints: Hints
     cluster: StillCluster
+    writer: StoryWriter = RULES
 
     def submit(self, document: Mapping[str, Json] = TWO_SHOTS) -> str:
         """Send a film; its id."""
@@ -172,8 +174,8 @@ class Shop:
     async def run_to_end(self, job_id: str) -> JobRow:
         """Run an engine in this loop until the job is over."""
         steps = {**dict.fromkeys(NodeKind, self.painter), NodeKind.STORY: partial(
-            story, cards=casting(self.settings, load_cards(self.settings)), store=self.store)}
-        engine = Engine(self.ledger, steps, store=self.store, dispatcher=Dispatcher(SLOTS),
+            story, cards=casting(self.settings, load_cards(self.settings)), store=self.store, writer=self.writer)}
+        engine = Engine(self.ledger, steps, store=self.store, dispatcher=Dispatcher({**SLOTS, STORY_LANE: 1}),
                         settings=QUICK.model_copy(update={"attempts": 1}))
         running = asyncio.create_task(engine.run())
         async with asyncio.timeout(30):

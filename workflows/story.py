@@ -2,50 +2,98 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Protocol
 
+from configs.settings import StorySettings
 from workflows.plan import Plan, plan_film
 from workflows.scene import Cards
 from workflows.script import parse_script
 from workflows.source import refusal
 from workflows.storyboard import FilmFields, Storyboard
-from workflows.types import Json, NodeKind, NodeSpec, Stage, canonical_json
+from workflows.types import STORY_LANE, Json, NodeKind, NodeSpec, Stage, canonical_json
 
-_COST_S = 0.05
+LAST_STAGE = "last_stage"
+"""Of a story node's payload, and of a job's document: the stage after which the job is over."""
+_COST_S, _ASKED_COST_S = 0.05, 10.0
+"""Of the rules; of a language model, roughly."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """A script as its writer broke it into shots."""
+
+    storyboard: Storyboard
+    warnings: tuple[str, ...] = ()
+    is_own: bool = True
+    """False: somebody else's, because the writer failed; it is not kept for the next film of this script."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Story:
+    """A script as a film."""
+
+    told: Told
+    plan: Plan
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the writer and the plan have to say."""
+        return (*self.told.warnings, *self.plan.warnings)
 
 
 class StoryWriter(Protocol):
     """Who breaks a script into shots."""
 
-    async def write(self, script: str, *, file: str, film: FilmFields) -> Storyboard:
-        """The storyboard of a script. Raises InvalidDocument."""
+    @property
+    def identity(self) -> Mapping[str, Json]:
+        """What of the writer decides a story, as part of the story's key; empty: the fixed rules."""
+
+    async def write(self, script: str, *, file: str, film: FilmFields, cards: Cards, until_s: float) -> Told:
+        """The storyboard of a script, for these models; done before the Unix time `until_s`. Raises InvalidDocument."""
 
 
 class RuleWriter:
     """Breaks scripts into shots by the fixed rules of `workflows.script`."""
 
-    async def write(self, script: str, *, file: str, film: FilmFields) -> Storyboard:
+    @property
+    def identity(self) -> Mapping[str, Json]:
+        """Nothing: the rules are the same everywhere."""
+        return {}
+
+    async def write(self, script: str, *, file: str, film: FilmFields, cards: Cards, until_s: float) -> Told:
         """The storyboard of a script. Raises InvalidDocument."""
-        return parse_script(script, file=file, film=film)
+        return Told(storyboard=parse_script(script, file=file, film=film))
+
+
+def writer_identity(settings: StorySettings) -> dict[str, Json]:
+    """What `StoryWriter.identity` is under these settings. The key and the waits decide no story."""
+    if not settings.asks_model:
+        return {}
+    return {"writer": settings.writer, "enhance_prompts": settings.enhance_prompts, "api_url": settings.api_url,
+            "model_name": settings.model_name, "max_shots": settings.max_shots, "temperature": settings.temperature}
 
 
 def plan_script(
     script: str, *, cards: Cards, film: FilmFields | None = None, file: str = "",
-    last_stage: Stage = Stage.COMPOSITION,
+    last_stage: Stage = Stage.COMPOSITION, writer: Mapping[str, Json] | None = None,
 ) -> NodeSpec:
-    """The one node of a script's job.
+    """The one node of a script's job; `writer` is the identity of who will break it into shots.
 
-    Raises InvalidDocument for a script that cannot become a film, so that it is refused at the door.
+    Raises InvalidDocument for a script that cannot become a film, so that it is refused at the door. The door asks the
+    rules, whoever the writer is: they are what the writer falls back on, and a script that they cannot break into shots
+    would have nothing under it.
     """
     story_nodes(script, cards=cards, film=film, file=file, last_stage=last_stage)
-    return script_node(script, cards=cards, film=film, file=file, last_stage=last_stage)
+    return script_node(script, cards=cards, film=film, file=file, last_stage=last_stage, writer=writer)
 
 
 def script_node(
     script: str, *, cards: Cards, film: FilmFields | None = None, file: str = "",
-    last_stage: Stage = Stage.COMPOSITION,
+    last_stage: Stage = Stage.COMPOSITION, writer: Mapping[str, Json] | None = None,
 ) -> NodeSpec:
     """The one node of the job of a script that was planned already."""
     payload: dict[str, Json] = {
@@ -56,30 +104,49 @@ def script_node(
         "cards": _digests(cards),
     }
     if last_stage is not Stage.COMPOSITION:
-        payload["last_stage"] = last_stage.value
-    return NodeSpec(id="story", kind=NodeKind.STORY, payload=payload, cost=_COST_S)
+        payload[LAST_STAGE] = last_stage.value
+    if not writer:
+        return NodeSpec(id="story", kind=NodeKind.STORY, payload=payload, cost=_COST_S)
+    return NodeSpec(id="story", kind=NodeKind.STORY, payload={**payload, "writer": dict(writer)}, lane=STORY_LANE,
+                    cost=_ASKED_COST_S)
 
 
 def story_nodes(
     script: str, *, cards: Cards, film: FilmFields | None = None, file: str = "",
     last_stage: Stage = Stage.COMPOSITION,
 ) -> tuple[Storyboard, Plan]:
-    """A script as storyboard and film. Raises InvalidDocument."""
+    """A script as storyboard and film, by the rules. Raises InvalidDocument."""
     storyboard = parse_script(script, file=file, film=film)
     return storyboard, plan_film(storyboard, cards=cards, last_stage=last_stage)
 
 
-async def tell_story(payload: Mapping[str, Json], *, cards: Cards, writer: StoryWriter) -> tuple[Storyboard, Plan]:
+async def tell_story(payload: Mapping[str, Json], *, cards: Cards, writer: StoryWriter, until_s: float = math.inf,
+                     ) -> Story:
     """What a story node's payload stands for: the storyboard, and the nodes that the job gets.
 
-    Raises InvalidDocument, also when the models have been changed since the script was submitted.
+    A script that was submitted for the rules is broken by the rules. Raises InvalidDocument, also when models or writer
+    have been changed since the script was submitted.
     """
+    check_submitted(payload, cards=cards, writer=writer)
+    chosen = writer if payload.get("writer") else RuleWriter()
+    film = FilmFields.model_validate_json(canonical_json(payload["film"]))
+    told = await chosen.write(str(payload["script"]), file=f"script{payload['suffix']}", film=film, cards=cards,
+                              until_s=until_s)
+    return planned(told, payload, cards=cards)
+
+
+def planned(told: Told, payload: Mapping[str, Json], *, cards: Cards) -> Story:
+    """A told script as a film or as pictures, told now or found in the store. Raises InvalidDocument."""
+    last_stage = Stage(str(payload.get(LAST_STAGE, Stage.COMPOSITION.value)))
+    return Story(told=told, plan=plan_film(told.storyboard, cards=cards, last_stage=last_stage))
+
+
+def check_submitted(payload: Mapping[str, Json], *, cards: Cards, writer: StoryWriter) -> None:
+    """Raise InvalidDocument when this is not what the script was submitted for."""
     if payload["cards"] != _digests(cards):
         raise refusal("the models were changed after the script was submitted; submit it again")
-    film = FilmFields.model_validate_json(canonical_json(payload["film"]))
-    storyboard = await writer.write(str(payload["script"]), file=f"script{payload['suffix']}", film=film)
-    last_stage = Stage(str(payload.get("last_stage", Stage.COMPOSITION.value)))
-    return storyboard, plan_film(storyboard, cards=cards, last_stage=last_stage)
+    if (submitted := payload.get("writer")) and submitted != dict(writer.identity):
+        raise refusal("the story writer (settings story.*) was changed after the script was submitted; submit it again")
 
 
 def _digests(cards: Cards) -> dict[str, Json]:

@@ -208,6 +208,8 @@ class Shot(ShotFields):
     """In a document, not given: `s1`, `s2` ... by position."""
     prompt: Words
     """What is seen and what moves."""
+    original_prompt: str | None = None
+    """What `prompt` was before a language model wrote it anew; kept to be read, and in no key."""
     image: Words | None = None
     """Path of the first frame, relative to the storyboard's file."""
     continues: str | None = None

@@ -16,6 +16,13 @@ Json = JsonValue
 """What a row, an event or a manifest may hold."""
 
 
+CPU_LANE = "cpu"
+STORY_LANE = "story"
+"""Of scripts that a language model breaks into shots: they wait for an answer, and must not hold up the CPU's work."""
+NO_MODEL_LANES = frozenset({CPU_LANE, STORY_LANE})
+"""Lanes whose nodes cost no GPU-seconds."""
+
+
 class JobStatus(StrEnum):
     """Where a whole job stands."""
 
@@ -186,8 +193,8 @@ class NodeSpec:
     """Empty for nodes that belong to the whole film."""
     deps: tuple[str, ...] = ()
     payload: Mapping[str, Json] = field(default_factory=dict)
-    lane: str = "cpu"
-    """Which pool of slots it needs: a model card's name, or `cpu`."""
+    lane: str = CPU_LANE
+    """Which pool of slots it needs: a model card's name, `cpu`, or `story`."""
     cost: float = 1.0
     """Expected GPU- or CPU-seconds, relative; weighs progress and orders the queue."""
     accepts_missing: bool = False

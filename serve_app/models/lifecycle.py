@@ -128,7 +128,8 @@ class Heartbeat:
         self._stall_s = stall_s
         self._clock = clock
         self._last_s = clock()
-        self._busy = False
+        self._busy = 0
+        self._counting = threading.Lock()
         self._fatal = ""
 
     def beat(self) -> None:
@@ -139,11 +140,13 @@ class Heartbeat:
     def busy(self) -> Iterator[None]:
         """Inside, steps are expected."""
         self.beat()
-        self._busy = True
+        with self._counting:
+            self._busy += 1
         try:
             yield
         finally:
-            self._busy = False
+            with self._counting:
+                self._busy -= 1
 
     def note(self, error: BaseException) -> None:
         """Remember an error that no later call on this process can survive."""
@@ -201,8 +204,8 @@ async def finish(future: asyncio.Future[Any]) -> None:
 class SerialThread:
     """One thread that runs one call at a time, in the order they came."""
 
-    def __init__(self, name: str) -> None:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix=name)
+    def __init__(self, name: str, *, threads: int = 1) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
 
     async def run(self, work: Callable[[], T], *, cancel: CancelToken) -> T:
         """Run `work()` on the thread and return its result.
@@ -240,8 +243,9 @@ class GpuThread(SerialThread):
     would share it, and CUDA keeps per-thread handles that the warm-up has made on this very thread.
     """
 
-    def __init__(self, heartbeat: Heartbeat) -> None:
-        super().__init__("gpu")
+    def __init__(self, heartbeat: Heartbeat, *, threads: int = 1) -> None:
+        """More than one thread only where nothing runs on them: a remote model's calls do nothing but wait."""
+        super().__init__("gpu", threads=threads)
         self._heartbeat = heartbeat
 
     def _call(self, work: Callable[[], T]) -> T:

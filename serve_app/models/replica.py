@@ -61,6 +61,8 @@ class _Run:
     task: asyncio.Task[NodeResult] = field(init=False)
     token: CancelToken = field(default_factory=CancelToken)
     waiters: list[_Waiter] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What the model had to say of its result."""
 
     def calls(self) -> tuple[RenderCall, ...]:
         """Who wants to hear of its progress."""
@@ -98,10 +100,11 @@ class ModelReplica:
         self._runs: dict[str, _Run] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._heartbeat = Heartbeat(stall_s=settings.stall_s)
-        self._gpu = GpuThread(self._heartbeat)
+        self._gpu = GpuThread(self._heartbeat, threads=card.remote.parallel if card.remote else 1)
         self._saving = SerialThread("saving")
-        device = "cpu" if card.loader == "placeholder" else pick_device(settings.device, assigned_gpus)
-        self._saver = Saver(card, describe(device), store,
+        device = "cpu" if card.loader != "diffusers" else pick_device(settings.device, assigned_gpus)
+        made_on = f"{card.remote.model_name} at {card.remote.api_url}" if card.remote else describe(device)
+        self._saver = Saver(card, made_on, store,
                             EncodeOptions(crf=media.crf, preset=media.preset, gop_s=media.gop_s))
         set_torch_threads(settings)
         started = time.perf_counter()
@@ -212,7 +215,8 @@ class ModelReplica:
             frames, seconds = await self._gpu.run(
                 functools.partial(self._render, run, call, task, take, records), cancel=run.token)
             seconds["wait"] = time.perf_counter() - queued - sum(seconds.values())
-            save = functools.partial(self._saver.save, frames, call, records, warnings=warnings, seconds=seconds)
+            save = functools.partial(self._saver.save, frames, call, records, warnings=(*warnings, *run.notes),
+                                     seconds=seconds)
             return await self._saving.run(save, cancel=run.token)
         except ReelrayError:
             raise
@@ -238,7 +242,8 @@ class ModelReplica:
     def _render(self, run: _Run, call: RenderCall, task: Task, take: Take, records: RunRecords,
                 ) -> tuple[UInt8Array, dict[str, float]]:
         """On the GPU thread: frames, and how long the steps and the rest took."""
-        watch = Watch(label=call.node_id, cancel=run.token, deadline_s=call.deadline_s, beat=self._heartbeat.beat)
+        watch = Watch(label=call.node_id, cancel=run.token, deadline_s=call.deadline_s, beat=self._heartbeat.beat,
+                      note=run.notes.append)
         failure: StageFailed
         try:
             clock = _StepClock(records)

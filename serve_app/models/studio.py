@@ -11,6 +11,7 @@ from configs.model_card import ModelCard, Task
 from serve_app.models.image_to_video import ImageToVideo
 from serve_app.models.pipelines import LoadPipeline
 from serve_app.models.placeholder import Placeholder
+from serve_app.models.remote import RemotePainter
 from serve_app.models.takes import Take
 from serve_app.models.tap import UNWATCHED, ProgressCallback, Watch
 from serve_app.models.text_to_image import TextToImage
@@ -37,6 +38,8 @@ def open_studio(card: ModelCard, device: str, load: LoadPipeline) -> Mapping[Tas
     """Load every task of the card, weights that they have in common once. Raises InvalidDocument."""
     if card.loader == "placeholder":
         return {task: Placeholder(card, task) for task in card.tasks}
+    if card.remote is not None:
+        return {task: RemotePainter(card, card.remote, task) for task in card.tasks}
     studio: dict[Task, Painter] = {}
     components = None
     for task in card.tasks:
@@ -55,8 +58,11 @@ def open_studio(card: ModelCard, device: str, load: LoadPipeline) -> Mapping[Tas
 def warm_up(studio: Mapping[Task, Painter], card: ModelCard) -> None:
     """One step of every task at the default size and the shortest length; what it raises must keep the replica down.
 
-    The default size, because kernels are chosen and memory is reserved by shape.
+    The default size, because kernels are chosen and memory is reserved by shape. Nothing of a remote model: every call
+    of it may cost money.
     """
+    if card.loader == "remote":
+        return
     for task, painter in studio.items():
         painter.generate(warm_up_take(card, task), progress_callback=_nobody)
 

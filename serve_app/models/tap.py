@@ -41,6 +41,10 @@ def _nothing() -> None:
     return None
 
 
+def _unheard(text: str) -> None:
+    """Nobody wants to know."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watch:
     """How one render is watched over from outside. The defaults watch nothing."""
@@ -53,6 +57,8 @@ class Watch:
     """Unix time after which the render is stopped."""
     beat: Callable[[], None] = _nothing
     """Called at every sign of life: each step, each piece the VAE codes."""
+    note: Callable[[str], None] = _unheard
+    """Called with what a user should know of the result and nobody could know before."""
     checkpoint_every: int = 0
     """Steps between two checkpoints; 0: none."""
     on_checkpoint: OnCheckpoint | None = None

@@ -29,6 +29,7 @@ from workflows.durable.overview import Overview
 from workflows.durable.replies import Replies
 from workflows.durable.takes import Takes
 from workflows.store import Store
+from workflows.story import writer_identity
 from workflows.types import JobStatus, Json
 
 
@@ -86,7 +87,8 @@ class Desk:
         self.takes = Takes(ports.ledger.database)
         self.forecast = Forecast(self.overview, ports.slots)
         self.pictures = Pictures(ports.store, settings.http)
-        self.films = Films(ports.ledger, ports.store, self.forecast, self.cast, self.pictures)
+        self.films = Films(ports.ledger, ports.store, self.forecast, self.cast, self.pictures,
+                           writer_identity(settings.story))
         self.files = Files(ports.ledger, ports.store, self.takes)
         self.hub = Hub(ports.ledger, self.overview, ports.board, window=settings.http.window)
         self.views = Views(Sources(ledger=ports.ledger, overview=self.overview, takes=self.takes,

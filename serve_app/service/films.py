@@ -9,7 +9,7 @@ from functools import lru_cache
 from configs.model_card import ModelCard, Task
 from serve_app.service.forecast import Forecast, work_of
 from serve_app.service.pictures import Pictures
-from serve_app.submit import LAST_STAGE, plan_digest, slug_of
+from serve_app.submit import plan_digest, slug_of
 from workflows.document import parse_document
 from workflows.durable.graph import FAN_OUT
 from workflows.durable.ledger import Ledger
@@ -20,7 +20,7 @@ from workflows.errors import InvalidDocument, JobConflict, Problem, UnknownPart
 from workflows.plan import Plan, plan_film, plan_keys, referenced_pictures
 from workflows.revise import change_shot, with_lines
 from workflows.store import Store
-from workflows.story import script_node, story_nodes
+from workflows.story import LAST_STAGE, script_node, story_nodes
 from workflows.storyboard import (
     FilmFields,
     Storyboard,
@@ -33,6 +33,8 @@ from workflows.storyboard_rules import shot_ids
 from workflows.types import Artifact, Json, NodeKind, NodeSpec, Priority, Stage
 
 RESTORE = "restore_take"
+FORETOLD = ("a language model will break this script into shots; what is foretold here are the shots of the rules, "
+            "which it falls back on")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,19 +74,24 @@ class Draft:
     """What is submitted; of a script only the node that tells it."""
     plan: Plan
     """The whole film."""
+    notes: tuple[str, ...] = ()
+    """What cannot be foretold."""
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What will be done otherwise than asked."""
-        return self.plan.warnings
+        """What will be done otherwise than asked, or than foretold."""
+        return (*self.notes, *self.plan.warnings)
 
 
 class Films:
     """Films of one ledger and one store, planned for one cast of models."""
 
     def __init__(self, ledger: Ledger, store: Store, forecast: Forecast, cast: Mapping[Task, ModelCard],
-                 pictures: Pictures) -> None:
-        """`cast`: which model answers which task; `pictures`: those that storyboards may name."""
+                 pictures: Pictures, writer: Mapping[str, Json]) -> None:
+        """`cast`: which model answers which task; `pictures`: those that storyboards may name; `writer`: identity of
+        who breaks scripts into shots.
+        """
+        self._writer = writer
         self._ledger = ledger
         self._store = store
         self._forecast = forecast
@@ -99,9 +106,10 @@ class Films:
         if sent.is_script:
             storyboard, plan = story_nodes(sent.text, cards=self._cast, film=sent.film, file=sent.file,
                                            last_stage=last_stage)
-            node = script_node(sent.text, cards=self._cast, film=sent.film, file=sent.file, last_stage=last_stage)
+            node = script_node(sent.text, cards=self._cast, film=sent.film, file=sent.file, last_stage=last_stage,
+                               writer=self._writer)
             return Draft(title=sent.title or storyboard.title, document={"script": sent.text, **kept}, nodes=(node,),
-                         plan=plan)
+                         plan=plan, notes=(FORETOLD,) if self._writer.get("writer") == "llm" else ())
         storyboard = parse_storyboard(sent.text, file=sent.file)
         try:
             assets = self._pictures.named(referenced_pictures(storyboard), {})

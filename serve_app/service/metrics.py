@@ -15,8 +15,8 @@ from serve_app.service.forecast import Remembered
 from workflows.durable.meters import BUCKETS_S, Meters, Readings, Spell
 from workflows.durable.outbox import DeliveryStatus
 from workflows.durable.overview import Load, Overview
-from workflows.durable.usage import CPU_LANE, Outcome
-from workflows.types import JobStatus, NodeKind, NodeStatus, Priority
+from workflows.durable.usage import Outcome
+from workflows.types import NO_MODEL_LANES, JobStatus, NodeKind, NodeStatus, Priority
 
 SCRAPE_AGE_S = 5.0
 """Scrapes within this time are answered with the same page: each costs a pass over the tables."""
@@ -48,7 +48,7 @@ class Metrics:
     def _scrape(self) -> str:
         readings = self._meters.read()
         return exposition([*_now(readings), *_lanes(self._overview.load(), self._slots), *_durations(readings),
-                           *_gpu(readings, [lane for lane in self._slots if lane != CPU_LANE]),
+                           *_gpu(readings, [lane for lane in self._slots if lane not in NO_MODEL_LANES]),
                            *(metric for source in self._sources for metric in source())])
 
 
@@ -71,7 +71,7 @@ def _now(readings: Readings) -> Iterable[Metric]:
 
 def _lanes(load: Load, slots: Mapping[str, int]) -> Iterable[Metric]:
     lanes = list(dict.fromkeys([*slots, *load.running, *load.waiting]))
-    yield _gauge("reelray_lane_slots", "Calls in flight that a lane (a model card, or cpu) has room for.",
+    yield _gauge("reelray_lane_slots", "Calls in flight that a lane (a model card, cpu, or story) has room for.",
                  [({"lane": lane}, slots.get(lane, 0)) for lane in lanes])
     yield _gauge("reelray_lane_running", "Nodes that run now.",
                  [({"lane": lane}, load.running.get(lane, 0)) for lane in lanes])
@@ -90,7 +90,7 @@ def _durations(readings: Readings) -> Iterable[Metric]:
 
 
 def _gpu(readings: Readings, models: Sequence[str]) -> Iterable[Metric]:
-    made = [spell for spell in _of(readings, Outcome.USEFUL) if spell.lane != CPU_LANE]
+    made = [spell for spell in _of(readings, Outcome.USEFUL) if spell.lane not in NO_MODEL_LANES]
     names = list(dict.fromkeys([*models, *(spell.lane for spell in made)]))
     yield Metric(name="reelray_denoise_step_seconds", type=MetricType.SUMMARY,
                  help="Denoising of finished nodes: seconds, and steps as count.", samples=tuple(

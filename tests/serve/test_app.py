@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 
 import pytest
 
 from configs.load import casting, load_cards, load_settings
+from configs.model_card import Task
 from configs.settings import Settings
 from serve_app.app import build, check_resources, gpus_of
 from serve_app.director import lane_capacity
@@ -70,3 +72,21 @@ def test_a_port_that_is_taken_is_named_before_anything_is_started() -> None:
 def test_every_lane_holds_two_calls_per_replica() -> None:
     settings = settings_of("models.by_card.sketch.replicas=3", "models.text_to_image=placeholder", "cpu_slots=4")
     assert lane_capacity(settings, casting(settings, load_cards(settings))) == {"sketch": 6, "placeholder": 4, "cpu": 4}
+
+
+def test_scripts_for_a_language_model_have_a_lane_of_their_own() -> None:
+    settings = settings_of("story.writer=llm", "story.api_url=http://127.0.0.1:9/v1", "story.model_name=x",
+                           "story.parallel=3")
+    assert lane_capacity(settings, casting(settings, load_cards(settings)))["story"] == 3
+
+
+def test_a_remote_cards_lane_holds_what_its_api_takes_at_once_and_needs_no_gpu(tmp_path: Path) -> None:
+    (tmp_path / "far.yaml").write_text(
+        "name: far\ntitle: far\nloader: remote\npipelines: {text_to_image: images}\n"
+        "remote: {api_url: 'http://127.0.0.1:9/v1', model_name: x, parallel: 5}\n"
+        "defaults: {guidance: 0, width_px: 64, height_px: 64}\nresources: {num_gpus: 0}\n")
+    settings = settings_of(f"models.card_dirs=[{tmp_path}]", "models.text_to_image=far",
+                           "models.by_card.far.replicas=2")
+    cast = casting(settings, load_cards(settings))
+    assert lane_capacity(settings, cast)["far"] == 10
+    assert gpus_of(cast[Task.TEXT_TO_IMAGE], settings, ONE_GPU) == 0

@@ -6,9 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.main import get_command
 
 from configs.load import casting, load_cards, load_settings, profile_names
+from configs.model_card import ModelCard
 from serve_app.cli import app
 from workflows.plan import plan_film
 from workflows.storyboard import parse_storyboard
@@ -16,6 +18,8 @@ from workflows.storyboard import parse_storyboard
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 YAML = re.compile(r"```yaml\n(.*?)```", re.DOTALL)
+CARDS = [(page, block) for page in PAGES for block in YAML.findall(page.read_text(encoding="utf-8"))
+         if "pipelines:" in block]
 BLOCKS = [(page, block) for page in PAGES for block in YAML.findall(page.read_text(encoding="utf-8"))
           if "shots:" in block]
 
@@ -24,6 +28,11 @@ BLOCKS = [(page, block) for page in PAGES for block in YAML.findall(page.read_te
 def test_a_storyboard_in_the_documents_is_planned_by_the_default_models(page: Path, block: str) -> None:
     settings = load_settings("laptop", environ={})
     assert plan_film(parse_storyboard(block), cards=casting(settings, load_cards(settings))).nodes
+
+
+@pytest.mark.parametrize(("page", "block"), CARDS, ids=[page.name for page, _ in CARDS])
+def test_a_model_card_in_the_documents_is_one(page: Path, block: str) -> None:
+    assert ModelCard.model_validate(yaml.safe_load(block)).tasks
 
 
 def test_there_are_storyboards_in_the_documents() -> None:

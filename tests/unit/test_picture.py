@@ -24,6 +24,8 @@ PARTS = {
                     "serve_app.handles", "serve_app.ingress"),
     "service": ("serve_app.service", "serve_app.http", "serve_app.web", "serve_app.submit"),
     "webhooks": ("serve_app.webhooks",),
+    "providers": ("serve_app.providers",),
+    "writers": ("serve_app.writers",),
     "commands": ("serve_app.",),
     "cluster": ("serve_app.cluster",),
 }

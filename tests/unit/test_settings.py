@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from configs.endpoint import Endpoint
 from configs.explain import commented_yaml
-from configs.load import SettingsError, casting, load_card, load_cards, load_settings, profile_names
+from configs.load import SettingsError, api_key, casting, load_card, load_cards, load_settings, profile_names
 from configs.model_card import FrameRule, ModelCard, SizeRule, Task
 from configs.settings import Settings
 
@@ -123,3 +124,38 @@ def test_the_card_digest_follows_what_changes_pictures_and_nothing_else() -> Non
     assert card.model_copy(update={"title": "other", "notes": "other"}).digest() == card.digest()
     assert card.model_copy(update={"dtype": "float16"}).digest() != card.digest()
     assert isinstance(card, ModelCard)
+
+
+@pytest.mark.parametrize(("overrides", "message"), [
+    (["story.writer=llm"], "a language model needs story.api_url and story.model_name; nearest valid: writer rules"),
+    (["story.enhance_prompts=true"], "a language model needs story.api_url and story.model_name"),
+    (["story.api_key_env=sk-abc123"], "is the name of an environment variable, never the key itself"),
+    (["story.api_key_env=REELRAY_KEY"], "must not begin with REELRAY_: such variables are settings"),
+    (["story.api_url=https://me:sk-abc123@example.com/v1"], "holds a user, a password or a query"),
+    (["story.api_url=sk-abc123"], "is no address; nearest valid: https://api.openai.com/v1"),
+])
+def test_a_writer_that_cannot_be_asked_is_refused_and_no_key_repeated(overrides: list[str], message: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        load_settings("laptop", overrides, {})
+    assert message in str(refused.value)
+    assert "sk-abc123" not in str(refused.value)
+
+
+def test_a_key_comes_from_the_environment_or_a_file_and_from_nowhere_else(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text("sk-file\n")
+    assert api_key(Endpoint(api_key_env="FAR_KEY"), {"FAR_KEY": " sk-env "}) == "sk-env"
+    assert api_key(Endpoint(api_key_file=file), {}) == "sk-file"
+    assert api_key(Endpoint(), {"OPENAI_API_KEY": "sk-env"}) == ""
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (None, "cannot be read: FileNotFoundError"), (" \n", "holds no key; set it where"),
+    ("key = sk-abc123", "does not hold a key alone"), ("sk-abc123\nsk-abc124", "does not hold a key alone")])
+def test_a_file_without_a_key_is_said_so_without_what_is_in_it(tmp_path: Path, content: str | None, message: str,
+                                                               ) -> None:
+    if content is not None:
+        (tmp_path / "key").write_text(content)
+    with pytest.raises(SettingsError, match=message) as refused:
+        api_key(Endpoint(api_key_file=tmp_path / "key"), {})
+    assert "sk-abc" not in str(refused.value)

@@ -30,7 +30,8 @@ def test_a_script_is_one_node_that_says_all_that_decides_the_film() -> None:
 
 async def test_the_node_becomes_the_film_that_the_script_promised() -> None:
     node = plan_script(SCRIPT, cards=CARDS, film=FILM, file="play.fountain")
-    storyboard, plan = await tell_story(node.payload, cards=CARDS, writer=RuleWriter())
+    told = await tell_story(node.payload, cards=CARDS, writer=RuleWriter())
+    storyboard, plan = told.told.storyboard, told.plan
     assert storyboard == parse_script(SCRIPT, file="play.fountain", film=FILM)
     assert plan_keys(plan.nodes) == plan_keys(plan_film(storyboard, cards=CARDS).nodes)
     assert [node.id for node in plan.nodes] == ["s1.clip", "s1.caption", "compose"]

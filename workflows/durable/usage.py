@@ -16,9 +16,8 @@ import sqlalchemy as sa
 from workflows.durable.rows import EventType, NodeRow
 from workflows.durable.tables import api_key, event, job, node, usage
 from workflows.errors import BudgetSpent
-from workflows.types import NodeStatus
+from workflows.types import NO_MODEL_LANES, NodeStatus
 
-CPU_LANE = "cpu"
 JOB = "job"
 """Kind of the rows that speak of a whole job."""
 
@@ -42,7 +41,7 @@ class Outcome(StrEnum):
 
 def check_budget(connection: sa.Connection, key_id: str, new: NodeRow) -> None:
     """Raise BudgetSpent when the key may not start another node on a model."""
-    if not key_id or new.lane == CPU_LANE:
+    if not key_id or new.lane in NO_MODEL_LANES:
         return
     found = connection.execute(sa.select(api_key.c.name, api_key.c.gpu_budget_s).where(
         api_key.c.id == key_id, api_key.c.gpu_budget_s.is_not(None))).first()
@@ -121,7 +120,7 @@ def _row(connection: sa.Connection, found: NodeRow, outcome: Outcome, key_id: st
     if outcome is Outcome.SAVED:
         gpu_s = connection.scalar(sa.select(sa.func.max(usage.c.gpu_s)).where(
             usage.c.node_key == found.key, usage.c.outcome == Outcome.USEFUL.value)) or 0.0
-    elif found.lane != CPU_LANE:
+    elif found.lane not in NO_MODEL_LANES:
         gpu_s = diffusion_s + found.seconds.get("decode", 0.0) if diffusion_s else wall_s
         asked = found.payload.get("steps")
         steps = asked if diffusion_s and isinstance(asked, int) else 0

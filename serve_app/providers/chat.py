@@ -1,0 +1,109 @@
+"""A question to a language model, and its answer as text. Knows no script and no storyboard."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from configs.load import SettingsError, api_key
+from configs.settings import StorySettings
+from serve_app.providers.wire import ApiFailure, Wire
+from workflows.types import Json
+
+log = logging.getLogger(__name__)
+
+MAX_ANSWER_BYTES = 4_000_000
+"""Four times the longest storyboard, for what surrounds it."""
+FIRST_WAIT_S = 1.0
+LEAST_S = 1.0
+"""With less than this left there is no point in asking."""
+_STRUCTURE_WORDS = ("response_format", "json_schema", "structured", "schema")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    """`system`, `user` or `assistant`."""
+    content: str
+
+    def to_json(self) -> dict[str, Json]:
+        """As the API wants it."""
+        return {"role": self.role, "content": self.content}
+
+
+class Chat(Protocol):
+    """Who answers questions."""
+
+    async def ask(self, messages: Sequence[Message], *, name: str, schema: Mapping[str, Json], until_s: float) -> str:
+        """The answer, which should be JSON of this schema; given up at the Unix time `until_s`. Raises ApiFailure."""
+
+
+class HttpChat:
+    """Asks an OpenAI-compatible `chat/completions`; tries again what may pass by itself."""
+
+    def __init__(self, settings: StorySettings) -> None:
+        """The key is read at every question, so that a new one needs no restart."""
+        self._settings = settings
+        self._structured = True
+        """False once the server has refused `response_format`: many local servers know no JSON schema."""
+
+    async def ask(self, messages: Sequence[Message], *, name: str, schema: Mapping[str, Json], until_s: float) -> str:
+        """See `Chat`."""
+        tries = 0
+        while True:
+            try:
+                return await self._once(messages, name, schema, until_s)
+            except ApiFailure as failure:
+                if self._structured and failure.status in (400, 422) and any(
+                        word in failure.reason for word in _STRUCTURE_WORDS):
+                    log.info("story: the server takes no response_format; asking without: %s", failure.reason)
+                    self._structured = False
+                    continue
+                tries += 1
+                wait_s = min(max(failure.retry_after_s, FIRST_WAIT_S * 2.0 ** (tries - 1)),
+                             self._settings.max_retry_wait_s)
+                if failure.final or tries > self._settings.retries or time.time() + wait_s + LEAST_S > until_s:
+                    raise
+                log.info("story: asking again in %.1f s: %s", wait_s, failure.reason)
+                await asyncio.sleep(wait_s)
+
+    async def _once(self, messages: Sequence[Message], name: str, schema: Mapping[str, Json], until_s: float) -> str:
+        settings = self._settings
+        try:
+            key = await asyncio.to_thread(api_key, settings)
+        except SettingsError as error:
+            raise ApiFailure(str(error), final=True) from None
+        left_s = until_s - time.time()
+        if left_s < LEAST_S:
+            raise ApiFailure("no time is left (engine.timeout_s.story)", final=True)
+        wire = Wire(settings, key, timeout_s=min(settings.timeout_s, left_s), max_bytes=MAX_ANSWER_BYTES)
+        body: dict[str, Json] = {"model": settings.model_name, "temperature": settings.temperature,
+                                 "messages": [message.to_json() for message in messages]}
+        if self._structured:
+            body["response_format"] = {"type": "json_schema", "json_schema": {
+                "name": name, "strict": True, "schema": dict(schema)}}
+        return _content(await wire.post_json("/chat/completions", body), wire)
+
+
+def _content(reply: Json, wire: Wire) -> str:
+    """The first choice's text. Raises ApiFailure for an answer that is none, was refused, or was cut off."""
+    choices = reply.get("choices") if isinstance(reply, dict) else None
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    message = choice.get("message") if isinstance(choice, dict) else None
+    if not isinstance(choice, dict) or not isinstance(message, dict):
+        raise ApiFailure("the answer has no choices[0].message")
+    if isinstance(refusal := message.get("refusal"), str) and refusal:
+        raise ApiFailure(f"the model refuses: {wire.clean(refusal)}", final=True)
+    if choice.get("finish_reason") == "length":
+        raise ApiFailure("the answer was cut off for its length: the script is too long for this model, or the server "
+                         "allows too few tokens; lower story.max_shots or use a model with more", final=True)
+    content = message.get("content")
+    if not isinstance(content, str) or not content.strip():
+        raise ApiFailure("the answer is empty")
+    return content
