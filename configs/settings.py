@@ -140,7 +140,7 @@ class HttpSettings(Frozen):
     """Processes that answer requests; any of them answers any request."""
     max_body_kb: Annotated[int, Field(ge=1, le=100_000)] = 1100
     """Longest request body, in 10^3 bytes; a storyboard has at most 1000."""
-    body_timeout_s: Seconds = 60.0
+    body_timeout_s: Seconds = 120.0
     """A request body must have arrived within this time; whoever sends more slowly gets 408."""
     heartbeat_s: Seconds = 15.0
     """A silent event stream says this often that it is alive."""
