@@ -1,0 +1,55 @@
+"""What clients of OpenAI's API may ask for, and the storyboard that it means. Knows no HTTP and no model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+
+from workflows.types import Json
+
+FIELD_OF = {"duration_s": "seconds", "frames": "num_frames", "steps": "num_inference_steps",
+            "guidance": "guidance_scale", "image": "input_reference", "mode": "input_reference"}
+"""A storyboard's fields as requests name them; all others have the same name."""
+
+
+class Wish(BaseModel):
+    """What pictures and videos have in common. None: the model card's default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    prompt: Annotated[str, Field(min_length=1)]
+    model: str | None = None
+    """Name of the card that makes it here."""
+    size: str | None = None
+    """`WIDTHxHEIGHT`, pixels."""
+    seed: int | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: FiniteFloat | None = None
+    negative_prompt: str | None = None
+    user: str | None = None
+    """Taken, because clients send it, and not used: keys say here who asks."""
+
+    def shot(self) -> dict[str, Json]:
+        """The fields of a storyboard's shot that were given."""
+        return given({"prompt": self.prompt, "seed": self.seed, "steps": self.num_inference_steps,
+                      "guidance": self.guidance_scale, "negative_prompt": self.negative_prompt})
+
+
+class VideoWish(Wish):
+    """A video that somebody asks for."""
+
+    seconds: FiniteFloat | None = None
+    num_frames: int | None = None
+    fps: FiniteFloat | None = None
+
+    def storyboard(self, image: str = "") -> dict[str, Json]:
+        """The film of one shot; `image` is the name of the picture that it starts from, empty: none."""
+        shot = {**self.shot(), **given({"duration_s": self.seconds, "frames": self.num_frames, "image": image or None})}
+        return {**given({"size": self.size, "fps": self.fps}), "shots": [shot]}
+
+
+def given(fields: Mapping[str, Json]) -> dict[str, Json]:
+    """Those that are not None."""
+    return {name: value for name, value in fields.items() if value is not None}
