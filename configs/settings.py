@@ -139,7 +139,11 @@ class HttpSettings(Frozen):
     replicas: Count = 1
     """Processes that answer requests; any of them answers any request."""
     max_body_kb: Annotated[int, Field(ge=1, le=100_000)] = 1100
-    """Longest request body, in 10^3 bytes; a storyboard has at most 1000."""
+    """Longest request body, in 10^3 bytes; a storyboard has at most 1000. Pictures have a limit of their own."""
+    max_picture_kb: Annotated[int, Field(ge=1, le=100_000)] = 20_000
+    """Longest file of an uploaded picture, in 10^3 bytes."""
+    max_picture_megapixels: Annotated[float, Field(gt=0, le=400)] = 34.0
+    """Largest uploaded picture, in 10^6 pixels (8K has 33.2); decoding takes up to 11 bytes per pixel."""
     heartbeat_s: Seconds = 15.0
     """A silent event stream says this often that it is alive."""
     window: Count = 2000

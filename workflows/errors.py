@@ -5,6 +5,7 @@ ReelrayError                    fault     retry
 ├─ InvalidSettings              caller    never     a profile, an environment variable or a --set that is wrong
 ├─ UnknownJob                   caller    never
 ├─ UnknownPart                  caller    never     the job has no such shot, take or file
+├─ UnknownPicture               caller    never     no picture has this id
 ├─ UnknownKey                   caller    never     no API key has this id
 ├─ BudgetSpent                  capacity  never     the job's API key has used up its GPU-seconds
 ├─ UnknownWebhook               caller    never     no such webhook, or no such delivery to it
@@ -152,6 +153,18 @@ class UnknownPart(ReelrayError):
         """Name the job, the problem, and what there is."""
         text = f"job {self.job_id}: {self.problem}"
         return f"{text}; nearest valid: {self.nearest}" if self.nearest else text
+
+
+@dataclass(kw_only=True, eq=False)
+class UnknownPicture(ReelrayError):
+    """No picture with this id was uploaded."""
+
+    fault: ClassVar[Fault] = Fault.CALLER
+    picture_id: str
+
+    def message(self) -> str:
+        """Name the id and how to get one."""
+        return f"no picture {self.picture_id[:100]!r} was uploaded here; POST /api/pictures takes it"
 
 
 @dataclass(kw_only=True, eq=False)

@@ -1,7 +1,8 @@
-"""A small body of named values, as JSON or as a multipart form without files. Knows no route."""
+"""Bodies of named values: JSON or a multipart form without files; and the parts of any form. Knows no route."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from email import policy
 from email.parser import BytesParser
 
@@ -13,6 +14,17 @@ from workflows.errors import InvalidDocument
 from workflows.source import decode_text
 
 JSON_TYPE, FORM_TYPE = "application/json", "multipart/form-data"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FormPart:
+    """One part of a form."""
+
+    data: bytes
+    filename: str | None
+    """None: a value, not a file."""
+    media_type: str
+    """As the part says; empty when it does not."""
 
 
 def read_fields(body: bytes, content_type: str) -> dict[str, JsonValue]:
@@ -31,22 +43,29 @@ def read_fields(body: bytes, content_type: str) -> dict[str, JsonValue]:
     return value
 
 
-def _form(body: bytes, content_type: str) -> dict[str, JsonValue]:
+def read_parts(body: bytes, content_type: str) -> dict[str, FormPart]:
+    """The parts of a multipart form by name. Raises Refused for what is none, and a name given twice."""
     head = b"Content-Type: " + content_type.encode("latin-1", "replace") + b"\r\n\r\n"
     message = BytesParser(policy=policy.HTTP).parsebytes(head + body)
     if not message.is_multipart() or message.defects:
         raise Refused(400, "invalid_value", "the body is no multipart form, or is cut off")
-    fields: dict[str, JsonValue] = {}
+    parts: dict[str, FormPart] = {}
     for part in message.iter_parts():
         name = str(part.get_param("name", "", "content-disposition"))
-        text = ""
-        if not name or name in fields:
-            text = f"{name or 'a part'} is given twice, or has no name"
-        elif part.get_filename() is not None:
-            text = f"{name}: files are not supported here; leave it out"
         data = part.get_payload(decode=True)
-        if text or not isinstance(data, bytes):
-            raise Refused(400, "unsupported_parameter", text or "a part inside a part",
-                          errors=[Detail(detail=text, parameter=name)])
-        fields[name] = data.decode("utf-8", "replace")
+        if not name or name in parts or not isinstance(data, bytes):
+            text = f"{name or 'a part'} is given twice, has no name, or has parts itself"
+            raise Refused(400, "unsupported_parameter", text, errors=[Detail(detail=text, parameter=name)])
+        media_type = part.get_content_type() if part.get("content-type") else ""
+        parts[name] = FormPart(data=data, filename=part.get_filename(), media_type=media_type)
+    return parts
+
+
+def _form(body: bytes, content_type: str) -> dict[str, JsonValue]:
+    fields: dict[str, JsonValue] = {}
+    for name, part in read_parts(body, content_type).items():
+        if part.filename is not None:
+            text = f"{name}: files are not supported here; leave it out"
+            raise Refused(400, "unsupported_parameter", text, errors=[Detail(detail=text, parameter=name)])
+        fields[name] = part.data.decode("utf-8", "replace")
     return fields

@@ -18,6 +18,10 @@ from serve_app.http.problems import Refused, crashed, problem_response
 
 READING = frozenset({"GET", "HEAD", "OPTIONS"})
 HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?")
+PICTURE_PATHS = frozenset({"/api/pictures"})
+"""Bodies sent to these hold a picture."""
+FORM_BYTES = 10_000
+"""What a form may have around a picture."""
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
@@ -27,7 +31,7 @@ class Guard:
     def __init__(self, app: ASGIApp, settings: HttpSettings) -> None:
         """Guard `app` as these settings say."""
         self._app = app
-        self._max_bytes = settings.max_body_kb * 1000
+        self._settings = settings
         self._origins = frozenset(settings.cors_origins)
         names = {name.lower() for name in (*settings.allowed_hosts, settings.host, f"[{settings.host}]")}
         # On other addresses the machine has names that nobody told us.
@@ -51,7 +55,7 @@ class Guard:
             await send(message)
 
         try:
-            await self._app(scope, self._limited(receive), watched)
+            await self._app(scope, self._limited(receive, scope["path"]), watched)
         except Exception as error:
             if started:
                 raise
@@ -69,24 +73,31 @@ class Guard:
                 and _is_foreign(headers, host)):
             return Refused(403, "other-site", "a page of another site may not change anything here")
         length = headers.get("content-length", "")
-        return self._too_large() if length.isdecimal() and int(length) > self._max_bytes else None
+        too_large, most = self._too_large(scope["path"])
+        return too_large if length.isdecimal() and int(length) > most else None
 
-    def _limited(self, receive: Receive) -> Receive:
+    def _limited(self, receive: Receive, path: str) -> Receive:
         """A body of unknown length is counted while it arrives."""
         total = 0
+        too_large, most = self._too_large(path)
 
         async def counted() -> Message:
             nonlocal total
             message = await receive()
             total += len(message.get("body", b""))
-            if total > self._max_bytes:
-                raise self._too_large()
+            if total > most:
+                raise too_large
             return message
 
         return counted
 
-    def _too_large(self) -> Refused:
-        return Refused(413, "too-large", f"the body is longer than {self._max_bytes} bytes (http.max_body_kb)")
+    def _too_large(self, path: str) -> tuple[Refused, int]:
+        """What is said of a body that is too long, and the most bytes it may have."""
+        if path in PICTURE_PATHS:
+            most, name = self._settings.max_picture_kb * 1000 + FORM_BYTES, "http.max_picture_kb"
+        else:
+            most, name = self._settings.max_body_kb * 1000, "http.max_body_kb"
+        return Refused(413, "too-large", f"the body is longer than {most} bytes ({name})"), most
 
 
 def _is_foreign(headers: Mapping[str, str], host: str) -> bool:

@@ -35,6 +35,7 @@ from workflows.errors import (
     UnknownJob,
     UnknownKey,
     UnknownPart,
+    UnknownPicture,
     UnknownWebhook,
     WebhookConflict,
 )
@@ -49,7 +50,7 @@ OPENAI_PATH = "/v1/"
 OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 RETRY_AFTER_S = 5
 STATUS_OF_FAULT = {Fault.CALLER: 422, Fault.SYSTEM: 500, Fault.CAPACITY: 503}
-NOT_FOUND = (UnknownJob, UnknownPart, UnknownKey, UnknownWebhook, ArtifactMissing)
+NOT_FOUND = (UnknownJob, UnknownPart, UnknownPicture, UnknownKey, UnknownWebhook, ArtifactMissing)
 CONFLICT = (JobConflict, WebhookConflict)
 
 

@@ -161,6 +161,19 @@ class ChangeReply(Part):
     links: Links
 
 
+class PictureReply(Part):
+    """An uploaded picture."""
+
+    id: str
+    """A storyboard names it `picture:ID`."""
+    url: str
+    media_type: MediaType
+    width: int
+    """Pixels, turned as its EXIF data says."""
+    height: int
+    size_bytes: int
+
+
 # -- jobs ----------------------------------------------------------------------------------------------------------
 
 
