@@ -10,7 +10,6 @@ from fastapi.responses import JSONResponse, Response
 from configs.model_card import ModelCard, Task
 from serve_app.http.deps import TheDesk
 from serve_app.http.forms import FORM_TYPE, JSON_TYPE
-from serve_app.http.problems import Refused
 from serve_app.http.wishes import no_model
 from serve_app.service.desk import Desk
 from workflows.types import Json
@@ -40,15 +39,11 @@ async def retrieve_model(model: ModelId, desk: TheDesk) -> Response:
     return JSONResponse(_model(desk.cards[model]))
 
 
-def model_for(desk: Desk, task: Task, asked: str | None) -> str:
-    """The name of the card that answers this task here. Raises Refused when another was asked for."""
-    if task not in desk.cast:
-        text = f"no model is configured for {task.value}; choose one with models.{task.value}"
-        raise Refused(400, "model_not_found", text)
+def require_model(desk: Desk, task: Task, asked: str | None) -> None:
+    """Raise Refused when another card answers this task here than was asked for."""
     model = desk.cast[task].name
     if asked not in (None, "", model):
         raise no_model(str(asked), model, 400)
-    return model
 
 
 def _model(card: ModelCard) -> dict[str, Json]:

@@ -15,18 +15,20 @@ from serve_app.http.access import TheCaller
 from serve_app.http.artifacts import artifact_response
 from serve_app.http.deps import TheDesk
 from serve_app.http.forms import read_fields
-from serve_app.http.openai import BODY, REFUSALS, model_for
-from serve_app.http.wishes import VIDEO_ADVICE, read_wish, refused_wish
+from serve_app.http.openai import BODY, REFUSALS, require_model
+from serve_app.http.wishes import VIDEO_ADVICE, data_in, read_wish, refused_field, refused_wish
 from serve_app.service.desk import Desk
 from serve_app.service.files import ShotFile
+from serve_app.service.pictures import SCHEME
 from serve_app.service.videos import SHOT, Order, Videos, rows_progress, video_json
-from serve_app.service.wishes import VideoWish
+from serve_app.service.wishes import ImageReference, VideoWish
 from workflows.durable.rows import JobRow
 from workflows.errors import InvalidDocument
 from workflows.types import Json
 
 router = APIRouter(prefix="/v1/videos", tags=["openai"])
 
+PICTURE = "input_reference"
 POLL_MS = 500
 """How soon a client should ask again while a video is made."""
 VideoId = Annotated[str, Path(description="Id of a video.", max_length=200)]
@@ -48,13 +50,18 @@ REMIX_ADVICE = {name: "a remix keeps it; make a new video to change it"
 async def create_video(request: Request, desk: TheDesk, caller: TheCaller) -> Response:
     """Queue a video from a prompt, sent as JSON or as a form; look at it until it is completed.
 
-    What the model cannot do is refused, with the nearest valid value.
+    `input_reference` is the picture that it starts from: a file in a form, or an object with `image_url` (a data: URL)
+    or `file_id`. What the model cannot do is refused, with the nearest valid value.
     """
-    fields = read_fields(await request.body(), request.headers.get("content-type", ""))
-    wish = read_wish(VideoWish, fields, VIDEO_ADVICE)
-    order = Order(model=model_for(desk, Task.TEXT_TO_VIDEO, wish.model), token=uuid.uuid4().hex, key_id=caller.key_id)
+    kind = request.headers.get("content-type", "")
+    fields = await asyncio.to_thread(read_fields, await request.body(), kind, (PICTURE,))
+    wish = read_wish(VideoWish, fields.values, VIDEO_ADVICE)
+    has_picture = PICTURE in fields.files or wish.input_reference is not None
+    require_model(desk, Task.IMAGE_TO_VIDEO if has_picture else Task.TEXT_TO_VIDEO, wish.model)
+    order = Order(token=uuid.uuid4().hex, key_id=caller.key_id)
     try:
-        row = await asyncio.to_thread(_videos(desk).submit, wish, order)
+        image = await _picture(desk, wish.input_reference, fields.files.get(PICTURE))
+        row = await asyncio.to_thread(_videos(desk).submit, wish, order, image)
     except InvalidDocument as error:
         raise refused_wish(error) from None
     desk.submitted(row.id)
@@ -106,8 +113,8 @@ async def cancel_video(video_id: VideoId, desk: TheDesk) -> Response:
 async def remix_video(request: Request, video_id: VideoId, desk: TheDesk, caller: TheCaller) -> Response:
     """Queue a new video with another prompt and everything else as this one has it, its seed and picture too."""
     fields = read_fields(await request.body(), request.headers.get("content-type", ""))
-    prompt = read_wish(RemixWish, fields, REMIX_ADVICE).prompt
-    order = Order(model=model_for(desk, Task.TEXT_TO_VIDEO, None), token=uuid.uuid4().hex, key_id=caller.key_id)
+    prompt = read_wish(RemixWish, fields.values, REMIX_ADVICE).prompt
+    order = Order(token=uuid.uuid4().hex, key_id=caller.key_id)
     try:
         row = await asyncio.to_thread(_videos(desk).remix, video_id, prompt, order)
     except InvalidDocument as error:
@@ -135,6 +142,21 @@ async def video_content(
     else:
         artifact = await asyncio.to_thread(desk.files.of_shot, row.id, SHOT, ShotFile.THUMBNAIL)
     return await artifact_response(request, desk.store, artifact, row.id)
+
+
+async def _picture(desk: Desk, reference: ImageReference | None, file: bytes | None) -> str:
+    """What a storyboard calls the picture that was sent; empty: none was. Raises Refused, InvalidDocument."""
+    if file is not None and reference is not None:
+        raise refused_field(PICTURE, "is given twice, as a file and as a value; send one of them")
+    if reference is not None and reference.file_id is not None:
+        return f"{SCHEME}{reference.file_id}"
+    data = data_in(PICTURE, reference.image_url) if reference is not None and reference.image_url is not None else file
+    if data is None:
+        return ""
+    try:
+        return SCHEME + (await desk.pictures.take_in(data)).id
+    except InvalidDocument as error:
+        raise refused_field(PICTURE, error.problems[0].problem, error.problems[0].nearest) from None
 
 
 def _videos(desk: Desk) -> Videos:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import re
 from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
@@ -15,6 +17,7 @@ from workflows.errors import InvalidDocument
 from workflows.source import closest, shortened
 
 W = TypeVar("W", bound=BaseModel)
+BRACKETS = re.compile(r"(\w{1,40})\[(\w{1,40})\]")
 EXTRAS = ("extra_body", "extra_params")
 """Objects whose fields count as the request's own; in a form, as JSON text."""
 _KNOB = "say {} instead"
@@ -83,6 +86,26 @@ def refused(wrong: list[Detail]) -> Refused:
     return Refused(400, wrong[0].code, wrong[0].detail + more, errors=wrong)
 
 
+def refused_field(name: str, problem: str, nearest: str = "") -> Refused:
+    """One field is wrong."""
+    return refused([Detail(detail=f"{name}: {problem}{_nearest(nearest)}", parameter=name, nearest=nearest,
+                           code="invalid_value")])
+
+
+def data_in(name: str, url: str) -> bytes:
+    """The bytes of a data: URL in the field `name`. Raises Refused for any other: nothing is fetched for others."""
+    head, comma, text = url.partition(",")
+    if not head.lower().startswith("data:"):
+        raise refused_field(name, "the server fetches nothing; send the picture itself, as a file in a form or as",
+                            "data:image/png;base64,...")
+    if not comma or not head.lower().endswith(";base64"):
+        raise refused_field(name, "only base64 is read", "data:image/png;base64,...")
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError:
+        raise refused_field(name, "what follows the comma is no base64") from None
+
+
 def no_model(model: str, known: str, status: int) -> Refused:
     """There is no such model for this."""
     text = f"there is no model {shortened(model)!r} for this here{_nearest(known)}"
@@ -103,7 +126,7 @@ def _unknown(name: str, kind: type[BaseModel], advice: Mapping[str, str]) -> Det
 
 def _flat(fields: Mapping[str, JsonValue]) -> tuple[dict[str, JsonValue], list[Detail]]:
     """The fields with extra objects and aliases taken apart, and what is wrong with those."""
-    flat = {name: value for name, value in fields.items() if name not in EXTRAS}
+    flat = _nested({name: value for name, value in fields.items() if name not in EXTRAS})
     wrong = [wrong for extra in EXTRAS if extra in fields for wrong in _merge(flat, extra, fields[extra])]
     width, height = flat.pop("width", None), flat.pop("height", None)
     if width is not None or height is not None:
@@ -112,6 +135,19 @@ def _flat(fields: Mapping[str, JsonValue]) -> tuple[dict[str, JsonValue], list[D
         else:
             flat["size"] = f"{width}x{height}"
     return flat, wrong
+
+
+def _nested(fields: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    """Forms have `a[b]` for what is `{"a": {"b": ...}}` in JSON; beside an `a` it stays, and is refused."""
+    nested: dict[str, JsonValue] = {}
+    for name, value in sorted(fields.items(), key=lambda field: BRACKETS.fullmatch(field[0]) is not None):
+        match = BRACKETS.fullmatch(name)
+        inner = nested.setdefault(match[1], {}) if match else None
+        if match and isinstance(inner, dict):
+            inner[match[2]] = value
+        else:
+            nested[name] = value
+    return nested
 
 
 def _merge(flat: dict[str, JsonValue], extra: str, value: JsonValue) -> Iterator[Detail]:

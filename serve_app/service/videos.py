@@ -28,10 +28,8 @@ STATUS = {JobStatus.QUEUED: "queued", JobStatus.RUNNING: "in_progress", JobStatu
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """Who wants it, under which name."""
+    """Whose it is, under which name."""
 
-    model: str
-    """The card that makes it."""
     token: str
     """Hex digits; the same order with the same token is the same video."""
     key_id: str
@@ -93,7 +91,7 @@ class Videos:
         draft = self._films.draft(Sent(text=text, file=file, is_script=False))
         return self._ledger.submit(NewJob(
             id=f"video_{order.token}", kind=VIDEO, title=str(facts["prompt"])[:80], nodes=draft.nodes,
-            document={**draft.document, "video": {**facts, **_made(draft, order.model)}},
+            document={**draft.document, "video": {**facts, **_made(draft)}},
             document_digest=plan_digest(draft.nodes), key_id=order.key_id))
 
 
@@ -121,6 +119,7 @@ def video_json(row: JobRow, nodes: Sequence[NodeRow], progress: float) -> dict[s
     }
 
 
-def _made(draft: Draft, model: str) -> dict[str, Json]:
+def _made(draft: Draft) -> dict[str, Json]:
     film = draft.plan.film
-    return {"model": model, "seconds": f"{film.duration_s:g}", "size": f"{film.width_px}x{film.height_px}"}
+    return {"model": draft.plan.shots[0].card, "seconds": f"{film.duration_s:g}",
+            "size": f"{film.width_px}x{film.height_px}"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from workflows.types import Json
 
@@ -37,9 +37,28 @@ class Wish(BaseModel):
                       "guidance": self.guidance_scale, "negative_prompt": self.negative_prompt})
 
 
+class ImageReference(BaseModel):
+    """A picture in a request: one of the two."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    image_url: str | None = None
+    """The picture itself, as `data:image/png;base64,...`."""
+    file_id: str | None = None
+    """Id of a picture that was uploaded before."""
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> ImageReference:
+        if (self.image_url is None) is (self.file_id is None):
+            raise ValueError("give image_url or file_id, one of the two")
+        return self
+
+
 class VideoWish(Wish):
     """A video that somebody asks for."""
 
+    input_reference: ImageReference | None = None
+    """The picture that it starts from; in a form it may be a file, too."""
     seconds: FiniteFloat | None = None
     num_frames: int | None = None
     fps: FiniteFloat | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import time
 from collections.abc import Iterator
@@ -10,16 +11,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import sqlalchemy as sa
 from openai import BadRequestError, OpenAI
 
+from configs.model_card import Task
 from serve_app.http.wishes import VIDEO_ADVICE
 from serve_app.service.wishes import VideoWish
 from tests.desk import Shop
 from workflows.media.decode import first_frame, read_picture
+from workflows.types import Artifact, Json, NodeKind
 
 PROMPT = "a red circle moves left over a blue background"
+PNG = bytes(cv2.imencode(".png", np.random.default_rng(5).integers(0, 255, (40, 64, 3), np.uint8))[1])
+DATA_URL = f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
 
 
 def make(shop: Shop, **fields: Any) -> dict[str, Any]:
@@ -28,6 +35,11 @@ def make(shop: Shop, **fields: Any) -> dict[str, Any]:
     assert int(reply.headers["openai-poll-after-ms"]) > 0
     video: dict[str, Any] = reply.json()
     return video
+
+
+def picture_of(shop: Shop, video_id: str) -> Json:
+    """The picture that its clip starts from, as the plan has it."""
+    return shop.ledger.nodes(video_id)[0].payload["image"]
 
 
 def test_models_are_listed_and_one_is_shown(shop: Shop) -> None:
@@ -133,6 +145,51 @@ def test_a_remix_has_everything_but_the_prompt(shop: Shop) -> None:
     assert first["remixed_from_video_id"] is None
     again = shop.client.post(f"/v1/videos/{remix['id']}/remix", json={"prompt": "a red star"}).json()
     assert again["remixed_from_video_id"] == remix["id"]
+
+
+@pytest.mark.parametrize("way", ["file", "data url", "uploaded", "extra_body"])
+def test_a_picture_is_the_first_frame_and_stays_in_a_remix(shop: Shop, way: str) -> None:
+    if way == "file":
+        files = {"prompt": (None, PROMPT), "input_reference": ("a.png", PNG, "image/png")}
+        reply = shop.client.post("/v1/videos", files=files)
+    else:
+        uploaded = shop.client.post("/api/pictures", content=PNG, headers={"Content-Type": "image/png"}).json()["id"]
+        fields = {"input_reference": {"file_id": uploaded} if way == "uploaded" else {"image_url": DATA_URL}}
+        reply = shop.client.post("/v1/videos", json={
+            "prompt": PROMPT, **({"extra_body": fields} if way == "extra_body" else fields)})
+    assert reply.status_code == 200, reply.text
+    clip = shop.ledger.nodes(reply.json()["id"])[0]
+    assert shop.store.fetch(Artifact.from_json(picture_of(shop, reply.json()["id"]))).read_bytes() == PNG
+    assert (clip.kind, clip.lane) == (NodeKind.CLIP, shop.desk.cast[Task.IMAGE_TO_VIDEO].name)
+    remix = shop.client.post(f"/v1/videos/{reply.json()['id']}/remix", json={"prompt": "a green star"}).json()
+    assert picture_of(shop, remix["id"]) == picture_of(shop, reply.json()["id"])
+    assert remix["model"] == shop.desk.cast[Task.IMAGE_TO_VIDEO].name
+
+
+@pytest.mark.parametrize(("reference", "says"), [
+    ({"image_url": "https://example.com/a.png"}, "the server fetches nothing"), ({"image_url": "a"}, "fetches nothing"),
+    ({"image_url": "data:image/png,abc"}, "base64"), ({"image_url": "data:image/png;base64,a"}, "base64"),
+    ({"image_url": "data:image/png;base64,R0lGODlh"}, "PNG or JPEG"), ({"file_id": "0" * 64}, "picture"),
+    ({"file_id": "../../etc/passwd"}, "picture"), ({}, "one of the two"), ("a.png", "valid"),
+    ({"image_url": "data:,", "file_id": "x"}, "one of the two"), ({"path": "x"}, "path"),
+], ids=str)
+def test_a_picture_that_is_none_is_refused(shop: Shop, reference: Any, says: str) -> None:
+    reply = shop.client.post("/v1/videos", json={"prompt": PROMPT, "input_reference": reference})
+    error = reply.json()["error"]
+    assert (reply.status_code, error["param"].partition(".")[0]) == (400, "input_reference"), error
+    assert says in error["message"]
+    assert shop.ledger.jobs().jobs == ()
+
+
+def test_files_elsewhere_and_a_picture_twice_are_refused(shop: Shop) -> None:
+    for files, param in [({"mask": ("a.png", PNG)}, "mask"),
+                         ({"input_reference": ("a.png", PNG), "input_reference[image_url]": (None, DATA_URL)},
+                          "input_reference")]:
+        reply = shop.client.post("/v1/videos", files={"prompt": (None, PROMPT), **files})  # type: ignore[dict-item]
+        assert (reply.status_code, reply.json()["error"]["param"]) == (400, param), reply.text
+    reply = shop.client.post("/v1/videos", files={
+        "prompt": (None, PROMPT), "user[a]": (None, "x"), "user": (None, "y")})
+    assert reply.status_code == 400
 
 
 @pytest.mark.parametrize(("body", "param"), [({"prompt": ""}, "prompt"), ({}, "prompt"),
@@ -259,6 +316,9 @@ def test_the_sdk_makes_lists_and_downloads(shop: Shop) -> None:
     with pytest.raises(BadRequestError) as refused:
         client.videos.create(prompt=PROMPT, input_reference=("a.png", b"x", "image/png"))
     assert refused.value.param == "input_reference"
+    uploaded = client.videos.create(prompt=PROMPT, input_reference=("a.png", PNG, "image/png"))
+    sent = client.videos.create(prompt=PROMPT, extra_body={"input_reference": {"image_url": DATA_URL}})
+    assert picture_of(shop, uploaded.id) == picture_of(shop, sent.id)
 
 
 @pytest.mark.parametrize("body", [b"", b"--x\r\n", b"--x\r\nnonsense", b"--x--\r\n"], ids=repr)
