@@ -146,6 +146,8 @@ class HttpSettings(Frozen):
     """Largest uploaded picture, in 10^6 pixels (8K has 33.2); decoding takes up to 11 bytes per pixel."""
     heartbeat_s: Seconds = 15.0
     """A silent event stream says this often that it is alive."""
+    wait_s: Seconds = 600.0
+    """Longest that a request waits for the pictures it asked for; they are made all the same."""
     window: Count = 2000
     """Newest events kept per followed job; a client that missed more gets a snapshot instead."""
 

@@ -27,6 +27,7 @@ _UNGUIDED = "no model here takes control signals or masks; say it in the prompt"
 _SAMPLER = "the model's card decides this; leave it out"
 _SMOOTHER = "leave it out, or send the film to POST /api/films with `interpolate: 2`"
 _STORED = "the server keeps the files; leave it out, and download the content"
+_UNEDITED = "pictures are drawn from the prompt alone; leave it out"
 _ONE_ANSWER = "nothing is streamed; leave it out"
 COMMON_ADVICE: Mapping[str, str] = {
     "steps": _KNOB.format("num_inference_steps"), "cfg_scale": _KNOB.format("guidance_scale"),
@@ -56,6 +57,14 @@ VIDEO_ADVICE: Mapping[str, str] = {
 }
 
 
+IMAGE_ADVICE: Mapping[str, str] = {
+    **COMMON_ADVICE, "style": "say it in the prompt", "background": "pictures are opaque; leave it out",
+    "num_images": _KNOB.format("n"), "num_outputs_per_prompt": _KNOB.format("n"), "partial_images": _ONE_ANSWER,
+    "image": _UNEDITED, "mask": _UNEDITED, "reference_url": _UNEDITED, "input_reference": _UNEDITED,
+    **dict.fromkeys(("num_frames", "fps", "seconds"), "pictures do not move; POST /v1/videos makes videos"),
+}
+
+
 def read_wish(kind: type[W], fields: Mapping[str, JsonValue], advice: Mapping[str, str]) -> W:
     """What is asked for. Raises Refused with everything that is wrong; `advice` is for fields that `kind` lacks."""
     flat, wrong = _flat(fields)
@@ -67,7 +76,8 @@ def read_wish(kind: type[W], fields: Mapping[str, JsonValue], advice: Mapping[st
             if found["type"] == "extra_forbidden":
                 wrong.append(_unknown(name, kind, advice))
             else:
-                wrong.append(Detail(detail=f"{name}: {found['msg']}", parameter=name, code="invalid_value"))
+                text = found["msg"].removeprefix("Value error, ")
+                wrong.append(Detail(detail=f"{name}: {text}", parameter=name, code="invalid_value"))
     if wrong:
         raise refused(wrong)
     return wish

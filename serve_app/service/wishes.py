@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationInfo, field_validator, model_validator
 
 from workflows.types import Json
 
@@ -67,6 +68,56 @@ class VideoWish(Wish):
         """The film of one shot; `image` is the name of the picture that it starts from, empty: none."""
         shot = {**self.shot(), **given({"duration_s": self.seconds, "frames": self.num_frames, "image": image or None})}
         return {**given({"size": self.size, "fps": self.fps}), "shots": [shot]}
+
+
+class OutputFormat(StrEnum):
+    """What a picture's file is."""
+
+    PNG = "png"
+    JPEG = "jpeg"
+
+
+class ResponseFormat(StrEnum):
+    """How a picture is told."""
+
+    URL = "url"
+    """Where it can be fetched."""
+    B64_JSON = "b64_json"
+    """The file itself, in base64."""
+
+
+class Quality(StrEnum):
+    """Words of others that mean the model card's own steps."""
+
+    AUTO = "auto"
+    STANDARD = "standard"
+
+
+class ImageWish(Wish):
+    """Pictures that somebody asks for."""
+
+    n: Annotated[int, Field(ge=1, le=10)] = 1
+    """How many; with a seed they have that and the next ones."""
+    quality: Quality = Quality.AUTO
+    response_format: ResponseFormat = ResponseFormat.URL
+    output_format: OutputFormat = OutputFormat.PNG
+    output_compression: Annotated[int | None, Field(ge=0, le=100)] = None
+    """Quality of a JPEG, 100 is best."""
+
+    @field_validator("output_compression")
+    @classmethod
+    def _only_jpeg_is_compressed(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and info.data.get("output_format") is OutputFormat.PNG:
+            raise ValueError("is for output_format=jpeg; leave it out")
+        return value
+
+    def storyboard(self) -> dict[str, Json]:
+        """One shot for each picture, so that each has its own seed, and may fail alone."""
+        size = None if self.size == "auto" else self.size
+        shots: list[Json] = [
+            {**self.shot(), **given({"mode": "keyframe", "seed": None if self.seed is None else self.seed + number})}
+            for number in range(self.n)]
+        return {**given({"size": size}), "shots": shots}
 
 
 def given(fields: Mapping[str, Json]) -> dict[str, Json]:
