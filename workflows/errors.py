@@ -18,6 +18,8 @@ ReelrayError                    fault     retry
 ├─ ArtifactMissing              system    counted   a stored file is gone
 ├─ ArtifactCorrupt              system    counted   a stored file's bytes are not the ones recorded
 ├─ MediaError                   system    never     a video or picture cannot be read, written or joined
+├─ ServerRefused                caller    never     the server that a command speaks to refused it
+├─ ServerUnreachable            system    never     it is away, or in trouble
 ├─ LeaseLost                    system    never     another Director owns the job now; commit nothing
 └─ StageFailed                  system    counted   one stage of one shot went wrong
    ├─ ModelFailed               system    counted
@@ -320,6 +322,31 @@ class MediaError(ReelrayError):
     def message(self) -> str:
         """Name the file and the problem."""
         return f"{self.path}: {self.problem}" if self.path else self.problem
+
+
+@dataclass(kw_only=True, eq=False)
+class ServerRefused(ReelrayError):
+    """The server that a command speaks to refused it."""
+
+    fault: ClassVar[Fault] = Fault.CALLER
+    server: str
+    problem: str
+
+    def message(self) -> str:
+        """Name the server and its reason."""
+        return f"{self.server}: {self.problem}"
+
+
+@dataclass(kw_only=True, eq=False)
+class ServerUnreachable(ReelrayError):
+    """The server that a command speaks to is away, or in trouble."""
+
+    server: str
+    problem: str
+
+    def message(self) -> str:
+        """Name the server and what was seen of it."""
+        return f"{self.server} does not answer as it should: {self.problem}"
 
 
 @dataclass(kw_only=True, eq=False)

@@ -12,7 +12,7 @@ from serve_app.http.artifacts import artifact_response
 from serve_app.http.deps import TheDesk, refusals
 from serve_app.http.forms import FORM_TYPE, read_parts
 from serve_app.http.problems import Detail, Refused
-from serve_app.http.schemas import PictureReply
+from serve_app.http.schemas import Part
 from serve_app.service.links import picture_url
 from serve_app.service.pictures import media_type_of
 from workflows.errors import InvalidDocument
@@ -31,6 +31,19 @@ FILE_DOC: dict[int | str, dict[str, Any]] = {
     200: {"description": "The file", "content": {kind: {} for kind in PICTURE_TYPES}},
     206: {"description": "The part that was asked for"}, 304: {"description": "Your copy is still good"}}
 PictureId = Annotated[str, Path(description="Id of a picture: the SHA-256 of its bytes.", pattern="^[0-9a-f]{64}$")]
+
+
+class PictureReply(Part):
+    """An uploaded picture."""
+
+    id: str
+    """A storyboard names it `picture:ID`."""
+    url: str
+    media_type: MediaType
+    width: int
+    """Pixels, turned as its EXIF data says."""
+    height: int
+    size_bytes: int
 
 
 @router.post("", status_code=201, response_model=PictureReply, openapi_extra=BODY,

@@ -123,7 +123,8 @@ class Films:
                           "lane": spec.lane, "cached": cached, "estimated_seconds": round(seconds, 3)})
         film = draft.plan.film
         return {
-            "title": draft.title, "nodes": nodes, "cache_hits": hits, "estimated_gpu_seconds": round(gpu_s, 3),
+            "title": draft.title, "document_digest": plan_digest(draft.nodes), "nodes": nodes,
+            "cache_hits": hits, "estimated_gpu_seconds": round(gpu_s, 3),
             "estimated_cpu_seconds": round(cpu_s, 3), "warnings": list(draft.warnings),
             "film": {"width_px": film.width_px, "height_px": film.height_px, "fps": film.fps, "frames": film.frames,
                      "duration_s": film.duration_s},

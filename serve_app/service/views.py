@@ -108,6 +108,7 @@ class Views:
         view = job_view(row, nodes, live, floor)
         eta = self._from.forecast.eta(row, nodes, live)
         data = job_json(view, nodes, self._from.takes.of(row.id))
+        data["document_digest"] = row.document_digest
         data["queue_position"] = self._from.overview.queue_position(row)
         data["eta"] = eta.to_json() if eta else None
         return view, json.dumps(data, ensure_ascii=False).encode()
@@ -136,7 +137,7 @@ def summary_json(row: JobRow, tally: Tally) -> dict[str, Json]:
     shares = [NodeShare(cost=cost, status=status) for (_, status), cost in tally.costs.items()]
     return {
         "id": row.id, "kind": row.kind, "title": row.title, "status": row.status.value,
-        "stage": job_stage([kind for kind, status in tally.costs if not status.is_terminal], row.status).value,
+        "stage": job_stage(tally.costs.keys(), row.status).value,
         "priority": row.priority.value, "shots": tally.shots,
         "progress": round(job_fraction(shares, finished=row.status.is_terminal), 4), "created_at": row.created_at_s,
         "started_at": row.started_at_s, "finished_at": row.finished_at_s, "links": {**job_links(row.id)},

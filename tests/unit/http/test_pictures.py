@@ -18,8 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from serve_app.http.forms import read_parts
+from serve_app.http.pictures import PictureReply
 from serve_app.http.problems import Refused
-from serve_app.http.schemas import PictureReply, Problem
+from serve_app.http.schemas import Problem
 from serve_app.service.pictures import MAX_SCANS
 from serve_app.submit import film_job
 from tests.desk import Shop, open_shop
