@@ -93,7 +93,7 @@ async def _end(request: Request, desk: Desk, job_id: str) -> None:
 
 
 def _images(desk: Desk) -> Images:
-    return Images(desk.ledger, desk.store, desk.films, desk.files)
+    return Images(desk.ledger, desk.store, desk.cast, desk.files)
 
 
 def _failed(desk: Desk, row: JobRow) -> Refused:

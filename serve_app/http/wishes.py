@@ -85,9 +85,10 @@ def read_wish(kind: type[W], fields: Mapping[str, JsonValue], advice: Mapping[st
 
 def refused_wish(error: InvalidDocument) -> Refused:
     """What the model cannot do, in the request's own words."""
-    return refused([
-        Detail(detail=f"{found.problem}{_nearest(found.nearest)}", parameter=FIELD_OF.get(found.field, found.field),
-               nearest=found.nearest, code="invalid_value") for found in error.problems])
+    details = [Detail(detail=f"{found.problem}{_nearest(found.nearest)}", nearest=found.nearest, code="invalid_value",
+                      parameter=FIELD_OF.get(found.field, found.field)) for found in error.problems]
+    # Several pictures are several shots, and what is wrong with all is said once.
+    return refused(list(dict.fromkeys(details)))
 
 
 def refused(wrong: list[Detail]) -> Refused:

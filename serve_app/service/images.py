@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from configs.model_card import ModelCard, Task
 from serve_app.service.files import Files, ShotFile
-from serve_app.service.films import Films, Sent
 from serve_app.service.videos import Order
 from serve_app.service.wishes import ImageWish, OutputFormat, given
 from serve_app.submit import plan_digest
@@ -16,8 +17,10 @@ from workflows.durable.ledger import Ledger
 from workflows.durable.rows import JobRow, NewJob
 from workflows.errors import UnknownJob, UnknownPart
 from workflows.media.decode import read_picture, write_jpeg
+from workflows.plan import plan_film
 from workflows.store import Store
-from workflows.types import Artifact, Json, MediaType, NodeKind, NodeSpec, digest
+from workflows.storyboard import parse_storyboard
+from workflows.types import Artifact, Json, MediaType, NodeSpec, Stage, digest
 
 IMAGE = "image"
 """Kind of the jobs that hold them."""
@@ -28,27 +31,28 @@ JPEG_QUALITY = 95
 class Images:
     """Pictures of one ledger and one store."""
 
-    def __init__(self, ledger: Ledger, store: Store, films: Films, files: Files) -> None:
-        """`films` plans them, `files` finds them."""
+    def __init__(self, ledger: Ledger, store: Store, cast: Mapping[Task, ModelCard], files: Files) -> None:
+        """`cast`: which model draws; `files` finds what it drew."""
         self._ledger = ledger
         self._store = store
-        self._films = films
+        self._cast = cast
         self._files = files
 
     def submit(self, wish: ImageWish, order: Order) -> JobRow:
         """Queue them. Raises InvalidDocument with all that the model cannot do."""
-        sent = Sent(text=json.dumps(wish.storyboard()), file="image.json", is_script=False)
-        draft = self._films.draft(sent)
-        nodes = tuple(_as_asked(node, wish) for node in draft.nodes if node.kind is NodeKind.KEYFRAME)
-        drawn = nodes[0].payload
+        card = self._cast[Task.TEXT_TO_IMAGE]
+        size = f"{card.defaults.width_px}x{card.defaults.height_px}"
+        storyboard = parse_storyboard(json.dumps(wish.storyboard(size)), file="image.json")
+        plan = plan_film(storyboard, cards=self._cast, last_stage=Stage.IMAGES)
+        nodes = tuple(_as_asked(node, wish, card) for node in plan.nodes)
         facts: dict[str, Json] = {
-            "prompt": wish.prompt, "model": drawn["card"], "n": wish.n,
-            "size": f"{drawn['width_px']}x{drawn['height_px']}",
+            "prompt": wish.prompt, "model": card.name, "n": wish.n,
+            "size": f"{plan.film.width_px}x{plan.film.height_px}",
             "output_format": wish.output_format.value,
             "quality": JPEG_QUALITY if wish.output_compression is None else wish.output_compression}
         return self._ledger.submit(NewJob(
             id=f"image_{order.token}", kind=IMAGE, title=wish.prompt[:80], nodes=nodes,
-            document={**draft.document, "image": facts}, document_digest=plan_digest(nodes),
+            document={"image": facts, "warnings": list(plan.warnings)}, document_digest=plan_digest(nodes),
             key_id=order.key_id))
 
     def find(self, image_id: str) -> JobRow:
@@ -86,7 +90,8 @@ class Images:
             return self._store.put(key, path, media_type=MediaType.JPEG, manifest={"jpeg_of": drawn.key})
 
 
-def _as_asked(node: NodeSpec, wish: ImageWish) -> NodeSpec:
+def _as_asked(node: NodeSpec, wish: ImageWish, card: ModelCard) -> NodeSpec:
     """In a film a keyframe has its card's steps, since the shot's are meant for the clip; here there is no clip."""
-    asked = given({"steps": wish.num_inference_steps, "guidance": wish.guidance_scale})
-    return replace(node, payload={**node.payload, **asked})
+    steps = wish.num_inference_steps or card.defaults.steps
+    asked = given({"steps": steps, "guidance": wish.guidance_scale})
+    return replace(node, payload={**node.payload, **asked}, cost=node.cost * steps / card.defaults.steps)

@@ -111,13 +111,13 @@ class ImageWish(Wish):
             raise ValueError("is for output_format=jpeg; leave it out")
         return value
 
-    def storyboard(self) -> dict[str, Json]:
+    def storyboard(self, default_size: str) -> dict[str, Json]:
         """One shot for each picture, so that each has its own seed, and may fail alone."""
-        size = None if self.size == "auto" else self.size
+        size = default_size if self.size in (None, "auto") else self.size
         shots: list[Json] = [
-            {**self.shot(), **given({"mode": "keyframe", "seed": None if self.seed is None else self.seed + number})}
+            {**self.shot(), **given({"seed": None if self.seed is None else self.seed + number})}
             for number in range(self.n)]
-        return {**given({"size": size}), "shots": shots}
+        return {"size": size, "shots": shots}
 
 
 def given(fields: Mapping[str, Json]) -> dict[str, Json]:

@@ -104,6 +104,11 @@ def test_a_jpeg_is_as_small_as_it_is_asked_to_be(shop: Shop) -> None:
     assert sizes[0] > sizes[1]
 
 
+def test_what_is_wrong_with_every_picture_is_said_once(shop: Shop) -> None:
+    error = shop.client.post(URL, json={"prompt": PROMPT, "n": 3, "num_inference_steps": 0}).json()["error"]
+    assert "errors" not in error
+
+
 @pytest.mark.parametrize(("fields", "param"), [
     ({"prompt": ""}, "prompt"), ({"n": 0}, "n"), ({"n": 11}, "n"), ({"size": "97x65"}, "size"),
     ({"size": "big"}, "size"), ({"model": "dall-e-3"}, "model"), ({"output_format": "webp"}, "output_format"),
