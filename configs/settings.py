@@ -144,6 +144,8 @@ class HttpSettings(Frozen):
     """Longest file of an uploaded picture, in 10^3 bytes."""
     max_picture_megapixels: Annotated[float, Field(gt=0, le=400)] = 34.0
     """Largest uploaded picture, in 10^6 pixels (8K has 33.2); decoding takes up to 11 bytes per pixel."""
+    body_timeout_s: Seconds = 60.0
+    """A request body must have arrived within this time; whoever sends more slowly gets 408."""
     heartbeat_s: Seconds = 15.0
     """A silent event stream says this often that it is alive."""
     wait_s: Seconds = 600.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Mapping
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
@@ -15,7 +15,10 @@ from workflows.store import Store
 from workflows.types import Artifact
 
 CHUNK_BYTES = 1 << 20
-RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
+RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})", re.IGNORECASE)
+FILE_DOC: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The file", "content": {"video/mp4": {}, "image/png": {}, "image/jpeg": {}}},
+    206: {"description": "The part that was asked for"}, 304: {"description": "Your copy is still good"}}
 
 
 async def artifact_response(request: Request, store: Store, artifact: Artifact, name: str) -> Response:

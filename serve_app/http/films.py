@@ -93,7 +93,8 @@ async def create_film(request: Request, desk: TheDesk, caller: TheCaller, ask: A
 
 
 @router.patch("/api/films/{job_id}/shots/{shot_id}", status_code=202, response_model=ChangeReply,
-              responses=refusals(400, 403, 404, 409, 413, 422), summary="Change a shot")
+              responses={200: {"model": ChangeReply, "description": "Nothing has to be rendered"},
+                         **refusals(400, 403, 404, 409, 413, 422)}, summary="Change a shot")
 async def change_shot(job_id: JobId, shot_id: ShotId, desk: TheDesk,
                       changes: Annotated[dict[str, JsonValue], Body()]) -> Response:
     """Change fields of one shot of a finished film; null takes a field away. Exactly that shot, what continues it, and

@@ -1,4 +1,5 @@
-"""What every request passes first: who may send it, how long its body may be, and what happens when all else fails.
+"""What every request passes first: who may send it, how long its body may be and take, and what happens when all else
+fails.
 
 Without keys the service trusts whoever reaches it. A web page that somebody has open reaches loopback too: so a
 request that a browser sends on behalf of another site is refused, and so is one addressed to a name that is not ours.
@@ -7,8 +8,9 @@ A browser sends a key that it was told by itself, so this holds with keys too.
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -55,7 +57,7 @@ class Guard:
             await send(message)
 
         try:
-            await self._app(scope, self._limited(receive, scope["path"]), watched)
+            await self._app(scope, self._limited(receive, scope["path"], lambda: started), watched)
         except Exception as error:
             if started:
                 raise
@@ -63,7 +65,9 @@ class Guard:
 
     def _refusal(self, scope: Scope) -> Refused | None:
         headers = Headers(scope=scope)
-        host = headers.get("host", "")
+        host, *more = headers.getlist("host") or [""]
+        if more:
+            return Refused(400, "two-hosts", "a request has one Host header")
         if self._names and _name(host) not in self._names:
             return Refused(421, "unknown-host", f"this server is not called {host[:100]!r}; reach it as localhost, or "
                                                 "add the name to http.allowed_hosts")
@@ -76,20 +80,35 @@ class Guard:
         too_large, most = self._too_large(scope["path"])
         return too_large if length.isdecimal() and int(length) > most else None
 
-    def _limited(self, receive: Receive, path: str) -> Receive:
-        """A body of unknown length is counted while it arrives."""
-        total = 0
+    def _limited(self, receive: Receive, path: str, has_begun: Callable[[], bool]) -> Receive:
+        """A body is counted and timed while it arrives. Once the reply has begun nobody can be told: the client is gone
+        then, as far as the application hears.
+        """
+        total, is_whole = 0, False
         too_large, most = self._too_large(path)
+        ends_s = asyncio.get_running_loop().time() + self._settings.body_timeout_s
 
         async def counted() -> Message:
-            nonlocal total
-            message = await receive()
+            nonlocal total, is_whole
+            refused = None
+            try:
+                async with asyncio.timeout_at(None if is_whole else ends_s):
+                    message = await receive()
+            except TimeoutError:
+                message, refused = {"type": "http.disconnect"}, self._too_slow()
             total += len(message.get("body", b""))
+            is_whole = not message.get("more_body", False)
             if total > most:
-                raise too_large
+                message, refused = {"type": "http.disconnect"}, too_large
+            if refused is not None and not has_begun():
+                raise refused
             return message
 
         return counted
+
+    def _too_slow(self) -> Refused:
+        return Refused(408, "too-slow", f"the body did not arrive within {self._settings.body_timeout_s:g} s "
+                                        "(http.body_timeout_s)", headers={"Connection": "close"})
 
     def _too_large(self, path: str) -> tuple[Refused, int]:
         """What is said of a body that is too long, and the most bytes it may have."""

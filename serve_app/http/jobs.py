@@ -9,11 +9,13 @@ from fastapi import APIRouter, Header, Path, Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from serve_app.http.access import TheCaller
-from serve_app.http.artifacts import artifact_response
+from serve_app.http.artifacts import FILE_DOC, artifact_response
 from serve_app.http.deps import JobId, ShotId, TheDesk, refusals
 from serve_app.http.problems import Detail, Refused
 from serve_app.http.schemas import ChangeReply, JobList, JobReply, LogReply, RetryRequest
+from serve_app.service.feed import ID
 from serve_app.service.files import ShotFile
+from workflows.telling import Name
 from workflows.types import JobStatus
 
 router = APIRouter(prefix="/api/jobs", tags=["jobs"])
@@ -24,13 +26,15 @@ NO_STORE = {"Cache-Control": "no-store"}
 STREAM = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 Doc = dict[int | str, dict[str, Any]]
 EVENT = 'id: 1f0c9a2b:12.7\nevent: info\ndata: {"type":"info","message":"job: queued, 7 nodes"}\n\n'
+EVENT_FIELDS: dict[str, Any] = {
+    "type": "object", "required": ["event", "data"], "additionalProperties": False, "properties": {
+        "event": {"enum": [name.value for name in Name]}, "id": {"type": "string", "pattern": ID.pattern},
+        "data": {"type": "string", "contentMediaType": "application/json"}, "retry": {"type": "integer"}}}
 EVENTS_DOC: Doc = {
     200: {"description": "Events until the job is over",
-          "content": {"text/event-stream": {"schema": {"type": "string"}, "example": EVENT}}},
+          "content": {"text/event-stream": {"itemSchema": EVENT_FIELDS, "example": EVENT}}},
     204: {"description": "The job is over and you have heard all; do not reconnect"}}
-FILE_DOC: Doc = {
-    200: {"description": "The file", "content": {"video/mp4": {}, "image/png": {}, "image/jpeg": {}}},
-    206: {"description": "The part that was asked for"}, 304: {"description": "Your copy is still good"}}
+NOTHING_TO_DO: Doc = {200: {"model": ChangeReply, "description": "There is nothing to do"}}
 
 
 @router.get("", response_model=JobList, responses=refusals(422), summary="List jobs")
@@ -92,8 +96,8 @@ async def follow_job(
     return StreamingResponse(stream, 200, STREAM, "text/event-stream")
 
 
-@router.post("/{job_id}/cancel", status_code=202, response_model=ChangeReply, responses=refusals(403, 404, 422),
-             summary="Cancel a job")
+@router.post("/{job_id}/cancel", status_code=202, response_model=ChangeReply,
+             responses={**NOTHING_TO_DO, **refusals(403, 404, 422)}, summary="Cancel a job")
 async def cancel_job(job_id: JobId, desk: TheDesk) -> Response:
     """End a job; what runs stops at its next denoising step. A finished job stays as it is."""
     status = await desk.cancel(job_id)
@@ -101,7 +105,7 @@ async def cancel_job(job_id: JobId, desk: TheDesk) -> Response:
 
 
 @router.post("/{job_id}/retry", status_code=202, response_model=ChangeReply,
-             responses=refusals(400, 403, 404, 409, 413, 422), summary="Run a job again")
+             responses={**NOTHING_TO_DO, **refusals(400, 403, 404, 409, 413, 422)}, summary="Run a job again")
 async def retry_job(job_id: JobId, desk: TheDesk, asked: RetryRequest | None = None) -> Response:
     """Run what did not succeed, or the chosen shots, and all that depends on them. Results that the store still has
     are reused, unless `force` asks for new takes; the old ones are kept under `takes`.

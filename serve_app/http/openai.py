@@ -19,7 +19,7 @@ router = APIRouter(prefix="/v1", tags=["openai"])
 _ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "object"}}}
 REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"description": "Refused", "content": {"application/json": {"schema": _ERROR}}}
-    for status in (400, 404, 422)}
+    for status in (400, 404, 408, 409, 413, 415, 422, 503)}
 BODY: dict[str, Any] = {"requestBody": {"required": True, "content": {
     kind: {"schema": {"type": "object", "required": ["prompt"]}} for kind in (JSON_TYPE, FORM_TYPE)}}}
 ModelId = Annotated[str, Path(description="Name of a model card.", max_length=200)]

@@ -18,6 +18,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
+from itertools import takewhile
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -49,6 +50,10 @@ OPENAI_PATH = "/v1/"
 """Under it errors come in OpenAI's envelope."""
 OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 RETRY_AFTER_S = 5
+MAX_DETAILS = 100
+"""A request with more wrong parts has one cause behind them."""
+MAX_NAME = 200
+"""Characters of a field's name."""
 STATUS_OF_FAULT = {Fault.CALLER: 422, Fault.SYSTEM: 500, Fault.CAPACITY: 503}
 NOT_FOUND = (UnknownJob, UnknownPart, UnknownPicture, UnknownKey, UnknownWebhook, ArtifactMissing)
 CONFLICT = (JobConflict, WebhookConflict)
@@ -196,7 +201,7 @@ async def _of_http(request: Request, error: Exception) -> Response:
 async def _of_validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     details = []
-    for found in error.errors():
+    for found in error.errors()[:MAX_DETAILS]:
         where, *path = (str(part) for part in found["loc"])
         if where == "body":
             details.append(body_detail(found["msg"], path))
@@ -222,7 +227,9 @@ def _parts(field: str) -> list[str]:
 
 
 def _pointer(parts: Sequence[str]) -> str:
-    return "#/" + "/".join(part.replace("~", "~0").replace("/", "~1") for part in parts)
+    # A name that nobody could have meant is not repeated: the pointer ends above it.
+    known = takewhile(lambda part: len(part) <= MAX_NAME, parts)
+    return "#/" + "/".join(part.replace("~", "~0").replace("/", "~1") for part in known)
 
 
 def _kebab(name: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictBool
 
 from workflows.storyboard import FilmFields
 from workflows.types import JobStatus, MediaType, NodeKind, NodeStatus, Priority, Stage
@@ -173,7 +173,7 @@ class RetryRequest(Part):
 
     shots: tuple[str, ...] = Field(default=(), examples=[["s2", "s5"]])
     """Shots or nodes; they and all that depends on them run again."""
-    force: bool = False
+    force: StrictBool = False
     """New takes, also of shots that succeeded; needs `shots`."""
 
 

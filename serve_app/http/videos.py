@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from configs.model_card import Task
 from serve_app.http.access import TheCaller
-from serve_app.http.artifacts import artifact_response
+from serve_app.http.artifacts import FILE_DOC, artifact_response
 from serve_app.http.deps import TheDesk
 from serve_app.http.forms import read_fields
 from serve_app.http.openai import BODY, REFUSALS, require_model
@@ -112,6 +112,7 @@ async def cancel_video(video_id: VideoId, desk: TheDesk) -> Response:
 @router.post("/{video_id}/remix", summary="Remix a video", openapi_extra=BODY, responses=REFUSALS)
 async def remix_video(request: Request, video_id: VideoId, desk: TheDesk, caller: TheCaller) -> Response:
     """Queue a new video with another prompt and everything else as this one has it, its seed and picture too."""
+    await asyncio.to_thread(_videos(desk).find, video_id)
     fields = read_fields(await request.body(), request.headers.get("content-type", ""))
     prompt = read_wish(RemixWish, fields.values, REMIX_ADVICE).prompt
     order = Order(token=uuid.uuid4().hex, key_id=caller.key_id)
@@ -123,7 +124,8 @@ async def remix_video(request: Request, video_id: VideoId, desk: TheDesk, caller
     return await _shown(desk, row)
 
 
-@router.get("/{video_id}/content", summary="Download a video", responses=REFUSALS)
+@router.get("/{video_id}/content", summary="Download a video", response_class=Response,
+            responses={**FILE_DOC, **REFUSALS, 416: REFUSALS[404]})
 async def video_content(
     request: Request, video_id: VideoId, desk: TheDesk,
     variant: Annotated[Literal["video", "thumbnail", "spritesheet"], Query(

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, JsonValue, ValidationError
 
-from serve_app.http.problems import Detail, Refused
+from serve_app.http.problems import MAX_DETAILS, Detail, Refused
 from serve_app.service.films import read_json
 from serve_app.service.wishes import FIELD_OF
 from workflows.errors import InvalidDocument
@@ -71,7 +71,7 @@ def read_wish(kind: type[W], fields: Mapping[str, JsonValue], advice: Mapping[st
     try:
         wish = kind.model_validate(flat)
     except ValidationError as error:
-        for found in error.errors(include_url=False):
+        for found in error.errors(include_url=False)[:MAX_DETAILS]:
             name = ".".join(str(part) for part in found["loc"])
             if found["type"] == "extra_forbidden":
                 wrong.append(_unknown(name, kind, advice))
@@ -93,6 +93,7 @@ def refused_wish(error: InvalidDocument) -> Refused:
 
 def refused(wrong: list[Detail]) -> Refused:
     """All that is wrong, the first in front."""
+    wrong = wrong[:MAX_DETAILS]
     more = f" (and {len(wrong) - 1} more, see errors)" if len(wrong) > 1 else ""
     return Refused(400, wrong[0].code, wrong[0].detail + more, errors=wrong)
 
@@ -170,7 +171,7 @@ def _merge(flat: dict[str, JsonValue], extra: str, value: JsonValue) -> Iterator
         return
     for name, inner in value.items():
         if name in flat or name in EXTRAS:
-            yield Detail(detail=f"{name} stands in {extra} and elsewhere too; give it once", parameter=name,
-                         code="invalid_value")
+            yield Detail(detail=f"{shortened(name)} stands in {extra} and elsewhere too; give it once",
+                         parameter=shortened(name), code="invalid_value")
         else:
             flat[name] = inner

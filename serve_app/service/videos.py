@@ -62,9 +62,8 @@ class Videos:
     def remix(self, video_id: str, prompt: str, order: Order) -> JobRow:
         """Queue a new video with all fields of this one but its prompt.
 
-        Raises UnknownJob, and InvalidDocument as `submit` does.
+        `video_id` names a video. Raises InvalidDocument as `submit` does.
         """
-        self.find(video_id)
         changed = change_shot(self._films.storyboard_of(video_id), SHOT, {"prompt": prompt})
         facts: dict[str, Json] = {"prompt": prompt, "remixed_from_video_id": video_id}
         return self._submit(dump_storyboard(changed), "video.yaml", order, facts)

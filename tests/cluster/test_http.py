@@ -25,6 +25,8 @@ from workflows.media.probe import probe
 pytestmark = pytest.mark.cluster
 
 START_S = 240.0
+BODY_S = 3
+"""A body must arrive within this time."""
 FILM: dict[str, Any] = {"title": "Over HTTP", "shots": [{"prompt": "a red circle", "steps": 1}, {"prompt": "a star"}]}
 
 
@@ -86,7 +88,8 @@ def serving(place: Path, *models: str) -> Iterator[Server]:
         settings = [f"data_dir={place / 'state'}", f"ray.temp_dir={ray_dir}", f"http.port={port}", *models]
         words = [word for setting in settings for word in ("--set", setting)]
         process = subprocess.Popen(
-            [sys.executable, "-c", "from serve_app.cli import main; main()", "serve", "--profile", "ci", *words],
+            [sys.executable, "-c", "from serve_app.cli import main; main()", "serve", "--profile", "ci",
+             "--set", f"http.body_timeout_s={BODY_S}", *words],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
         served = Server(port=port, process=process)
         try:
@@ -141,6 +144,47 @@ def test_a_client_submits_hears_steps_and_gets_its_film(server: Server, tmp_path
     assert (refused[0], refused[1]["content-type"]) == (422, "application/problem+json")
     assert server.ask("DELETE", job_url)[0] == 204
     assert server.ask("GET", job_url)[0] == 404
+
+
+class TestSlowClients:
+    """What uvicorn alone does is in tests/unit/http/test_slow_clients.py; here Serve's proxy stands between."""
+
+    POST = "POST /api/films HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: text/plain\r\n"
+
+    def test_a_body_that_drips_is_ended(self, server: Server) -> None:
+        for head, drop in ((f"{self.POST}Content-Length: 1000\r\n\r\n", b"x"),
+                           (f"{self.POST}Transfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n")):
+            with socket.create_connection(("127.0.0.1", server.port), timeout=0.5) as line:
+                line.sendall(head.encode())
+                reply, end = b"", time.monotonic() + 60
+                while b"\r\n\r\n" not in reply:
+                    assert time.monotonic() < end, "nobody ended it"
+                    line.sendall(drop)
+                    with contextlib.suppress(TimeoutError):
+                        reply += line.recv(4096)
+                assert reply.startswith(b"HTTP/1.1 408 "), reply
+
+    def test_one_that_is_too_long_is_refused(self, server: Server) -> None:
+        for head, piece in ((f"{self.POST}Content-Length: 1100001\r\n\r\n", b""),
+                            (f"{self.POST}Transfer-Encoding: chunked\r\n\r\n",
+                             b"186a0\r\n" + b"x" * 100_000 + b"\r\n")):
+            with socket.create_connection(("127.0.0.1", server.port), timeout=60) as line:
+                line.sendall(head.encode() + piece * 12)
+                assert line.recv(4096).startswith(b"HTTP/1.1 413 ")
+
+    def test_heads_that_drip_and_watchers_that_do_not_read_hold_up_nobody(self, server: Server) -> None:
+        film = {"title": "Watched", "shots": [{"prompt": f"shot {number}", "frames": 33} for number in range(4)]}
+        job_url = server.ask("POST", "/api/films", film)[1]["location"]
+        with contextlib.ExitStack() as lines:
+            for text in ["GET /api/jobs HTTP/1.1\r\nHost: 127."] * 100 + [
+                    f"GET {job_url}/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"] * 100:
+                line = lines.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=60))
+                line.sendall(text.encode())
+            heard = [(name, data) for _, name, data in server.events(f"{job_url}/events")]
+            assert heard[-1][0] == "done"
+            started = time.monotonic()
+            assert server.ask("GET", "/api/jobs")[0] == 200
+            assert time.monotonic() - started < 10
 
 
 def killed(server: Server, title: str) -> None:

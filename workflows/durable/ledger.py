@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import time
 from collections import defaultdict
 from collections.abc import Collection
@@ -244,9 +245,10 @@ def cursor_after(row: JobRow) -> str:
 def _read_cursor(cursor: str) -> tuple[float, str]:
     try:
         created_at, last_id = json.loads(base64.urlsafe_b64decode(cursor.encode()))
-        if "\0" in (last_id := str(last_id)):
-            raise ValueError(last_id)
-        return float(created_at), last_id
-    except (ValueError, TypeError) as error:
+        if not isinstance(created_at, float) or not math.isfinite(created_at) or "\0" in last_id:
+            raise ValueError(cursor)
+        last_id.encode()  # half a character is none
+        return created_at, last_id
+    except (ValueError, TypeError, AttributeError) as error:
         raise InvalidDocument(problems=(Problem(field="cursor", problem="is not a cursor that a page returned",
                                                 nearest="leave it out for the first page"),)) from error

@@ -36,6 +36,12 @@ def test_a_name_that_was_bent_to_loopback_is_refused(shop: Shop, host: str, stat
     assert shop.client.get("/api/jobs", headers={"Host": host}).status_code == status
 
 
+def test_of_two_names_none_is_taken(shop: Shop) -> None:
+    """What stands before us might have looked at the other."""
+    reply = shop.client.get("/api/jobs", headers=[(b"Host", b"127.0.0.1:8000"), (b"Host", b"evil.example")])
+    assert (reply.status_code, reply.json()["code"]) == (400, "two-hosts")
+
+
 def test_a_proxys_name_is_ours_when_we_are_told(shop: Shop, tmp_path: Path) -> None:
     other = open_shop(tmp_path, tmp_path / "state.db", "http.allowed_hosts=[films.example]")
     assert other.client.get("/healthz", headers={"Host": "films.example"}).status_code == 200

@@ -186,3 +186,9 @@ class TestSystem:
         reply = shop.client.get("/readyz")
         assert (reply.status_code, ReadyReply.model_validate_json(reply.content).status) == (503, "starting")
         assert shop.client.get("/healthz").json() == {"status": "ok", "version": version("reelray")}
+
+
+@pytest.mark.parametrize("force", [0, 1, "true", None])
+def test_force_is_true_or_false_and_nothing_that_could_be_taken_for_it(shop: Shop, force: object) -> None:
+    reply = shop.client.post(f"/api/jobs/{shop.submit()}/retry", json={"shots": ["s1"], "force": force})
+    assert (reply.status_code, reply.json()["errors"][0]["pointer"]) == (422, "#/force")

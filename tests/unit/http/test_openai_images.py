@@ -38,7 +38,6 @@ def rendering(shop: Shop) -> Iterator[None]:
         while not stop.is_set():
             for job in shop.ledger.jobs(JobStatus.QUEUED).jobs:
                 shop.render(job.id)
-                shop.desk.hub.nudge()
             time.sleep(0.02)
 
     with ThreadPoolExecutor(1) as pool:

@@ -60,3 +60,20 @@ def test_replies_are_what_it_says(shop: Shop, document: dict[str, Any]) -> None:
         schema = document["paths"][path]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
         rule = {**schema, "components": document["components"]}
         jsonschema.Draft202012Validator(rule).validate(shop.client.get(path.replace("{job_id}", job_id)).json())
+
+
+@pytest.mark.parametrize(("method", "path", "status", "media_type"), [
+    ("post", "/api/jobs/{job_id}/cancel", "200", "application/json"),
+    ("post", "/api/jobs/{job_id}/retry", "200", "application/json"),
+    ("patch", "/api/films/{job_id}/shots/{shot_id}", "200", "application/json"),
+    ("post", "/v1/videos", "415", "application/json"),
+    ("get", "/v1/videos/{video_id}/content", "200", "image/png"),
+])
+def test_rarer_replies_are_in_it_too(
+        document: dict[str, Any], method: str, path: str, status: str, media_type: str) -> None:
+    assert media_type in document["paths"][path][method]["responses"][status]["content"]
+
+
+def test_an_event_is_described_field_by_field(document: dict[str, Any]) -> None:
+    stream = document["paths"]["/api/jobs/{job_id}/events"]["get"]["responses"]["200"]["content"]["text/event-stream"]
+    assert stream["itemSchema"]["required"] == ["event", "data"]
