@@ -152,6 +152,8 @@ class HttpSettings(Frozen):
     stream_kb: Annotated[int, Field(ge=1, le=1_000_000)] = 2000
     """An event stream ends after so much, in 10^3 bytes, and goes on when the client comes back with its last id, as
     all do by themselves: more than this is never kept for one that reads slowly."""
+    wait_s: Seconds = 600.0
+    """Longest that a request waits for the pictures it asked for; they are made all the same."""
     window: Count = 2000
     """Newest events kept per followed job; a client that missed more gets a snapshot instead."""
 

@@ -49,6 +49,8 @@ ROUTES = {
     "/api/webhooks/{webhook_id}/deliveries/{message_id}/redeliver": {"post"},
     "/v1/models": {"get"}, "/v1/models/{model}": {"get"}, "/v1/videos": {"get", "post"},
     "/v1/videos/{video_id}": {"get", "delete"}, "/v1/videos/{video_id}/content": {"get"},
+    "/v1/images/generations": {"post"}, "/v1/images/{image_id}/content": {"get"},
+    "/v1/videos/{video_id}/cancel": {"post"}, "/v1/videos/{video_id}/remix": {"post"},
 }
 
 

@@ -1,8 +1,9 @@
-"""Bodies of named values: JSON or a multipart form without files; and the parts of any form. Knows no route."""
+"""Bodies of named values: JSON or a multipart form; and the parts of any form. Knows no route."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from email import policy
 from email.message import EmailMessage
 from email.parser import BytesParser
@@ -31,11 +32,22 @@ class FormPart:
     """As the part says; empty when it does not."""
 
 
-def read_fields(body: bytes, content_type: str) -> dict[str, JsonValue]:
-    """The values by name. Raises Refused for another type, a body that cannot be read, a file, a name given twice."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fields:
+    """What a body says."""
+
+    values: dict[str, JsonValue]
+    files: dict[str, bytes] = field(default_factory=dict)
+
+
+def read_fields(body: bytes, content_type: str, files: Collection[str] = ()) -> Fields:
+    """The values by name, and files where they may have one of these names.
+
+    Raises Refused for another type, a body that cannot be read, another file, a name given twice.
+    """
     kind = content_type.partition(";")[0].strip().lower()
     if kind == FORM_TYPE:
-        return _form(body, content_type)
+        return _form(body, content_type, files)
     if kind != JSON_TYPE:
         raise Refused(415, "unsupported_media_type", f"send {JSON_TYPE} or {FORM_TYPE}, not {kind[:100] or 'nothing'}")
     try:
@@ -44,7 +56,7 @@ def read_fields(body: bytes, content_type: str) -> dict[str, JsonValue]:
         raise refused_document(error) from None
     if not isinstance(value, dict):
         raise Refused(400, "invalid_value", "the body is an object of fields, as in {\"prompt\": \"...\"}")
-    return value
+    return Fields(values=value)
 
 
 def read_parts(body: bytes, content_type: str) -> dict[str, FormPart]:
@@ -65,13 +77,16 @@ def read_parts(body: bytes, content_type: str) -> dict[str, FormPart]:
     return parts
 
 
-def _form(body: bytes, content_type: str) -> dict[str, JsonValue]:
-    fields: dict[str, JsonValue] = {}
+def _form(body: bytes, content_type: str, files: Collection[str]) -> Fields:
+    fields = Fields(values={})
     for name, part in read_parts(body, content_type).items():
-        if part.filename is not None:
-            text = f"{name}: files are not supported here; leave it out"
+        if part.filename is None:
+            fields.values[name] = part.data.decode("utf-8", "replace")
+        elif name in files:
+            fields.files[name] = part.data
+        else:
+            text = f"{name}: no file is taken here" + (f", except as {', '.join(files)}" if files else "")
             raise Refused(400, "unsupported_parameter", text, errors=[Detail(detail=text, parameter=name)])
-        fields[name] = part.data.decode("utf-8", "replace")
     return fields
 
 

@@ -20,8 +20,8 @@ from serve_app.http.problems import Refused, crashed, problem_response
 
 READING = frozenset({"GET", "HEAD", "OPTIONS"})
 HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?")
-PICTURE_PATHS = frozenset({"/api/pictures"})
-"""Bodies sent to these hold a picture."""
+PICTURE_PATHS = frozenset({"/api/pictures", "/v1/videos"})
+"""Bodies sent to these may hold a picture."""
 FORM_BYTES = 10_000
 """What a form may have around a picture."""
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})

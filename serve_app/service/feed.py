@@ -218,7 +218,9 @@ class Feed:
     async def news(self, timeout_s: float) -> bool:
         """Wait for the next frame or the end; False when the time passed first."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._news.wait(), timeout_s)
+            # Not `wait_for`: before Python 3.12 it loses a cancellation that comes together with the news.
+            async with asyncio.timeout(timeout_s):
+                await self._news.wait()
             return True
         return False
 

@@ -76,14 +76,18 @@ class Views:
         # One impatient client does not take the answer from the others.
         return await asyncio.shield(asking)
 
+    def shown(self, job_id: str) -> float:
+        """The progress last shown of a job that was still running then; 0 when nothing is remembered."""
+        seen = self._seen.get(job_id)
+        return seen.progress if seen and not seen.status.is_terminal else 0.0
+
     def forget(self, job_id: str) -> None:
         """The job was changed just now, maybe opened again: an older reply would mislead, and so would its progress."""
         self._seen.pop(job_id, None)
         self._asking.pop(job_id, None)
 
     async def _ask(self, job_id: str, asked_s: float) -> Seen:
-        before = self._seen.get(job_id)
-        floor = before.progress if before and not before.status.is_terminal else 0.0
+        floor = self.shown(job_id)
         row = await asyncio.to_thread(self._from.ledger.job, job_id)
         live = await self._from.live(job_id) if row.status is JobStatus.RUNNING else {}
         view, body = await asyncio.to_thread(self._build, row, live, floor)

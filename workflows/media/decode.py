@@ -133,10 +133,19 @@ def stored_size(data: bytes) -> tuple[int, int] | None:
 
 def write_png(frame_HWC: UInt8Array, to: Path) -> None:
     """Write an RGB frame as PNG, whole or not at all; raise MediaError when that fails."""
+    _write(frame_HWC, to, ".png", ())
+
+
+def write_jpeg(frame_HWC: UInt8Array, to: Path, *, quality: int) -> None:
+    """Write an RGB frame as JPEG of this quality (0..100), whole or not at all; raise MediaError when that fails."""
+    _write(frame_HWC, to, ".jpg", (cv2.IMWRITE_JPEG_QUALITY, quality))
+
+
+def _write(frame_HWC: UInt8Array, to: Path, suffix: str, options: tuple[int, ...]) -> None:
     require_frame(frame_HWC)
-    done, data = cv2.imencode(".png", cv2.cvtColor(frame_HWC, cv2.COLOR_RGB2BGR))
+    done, data = cv2.imencode(suffix, cv2.cvtColor(frame_HWC, cv2.COLOR_RGB2BGR), options)
     if not done:
-        raise MediaError(path=str(to), problem="OpenCV cannot encode this picture as PNG")
+        raise MediaError(path=str(to), problem=f"OpenCV cannot encode this picture as {suffix.removeprefix('.')}")
     with replacing(to) as part:
         try:
             part.write_bytes(data.tobytes())

@@ -182,6 +182,22 @@ class TestRoles:
         assert client.get(f"/v1/videos/{mine}", headers=bearer(keys["other"])).status_code == 404
 
 
+    def test_videos_of_others_are_neither_changed_nor_named(self, shop: Shop, keys: dict[str, IssuedKey]) -> None:
+        made = shop.client.post("/v1/videos", json={"prompt": "x"}, headers=bearer(keys["user"])).json()["id"]
+        paths = [("POST", f"/{made}/cancel"), ("POST", f"/{made}/remix"), ("GET", f"?after={made}"),
+                 ("GET", f"/{made}/content?variant=spritesheet")]
+        for method, path in paths:
+            reply = shop.client.request(method, f"/v1/videos{path}", headers=bearer(keys["other"]),
+                                        json={"prompt": "y"} if method == "POST" else None)
+            assert (reply.status_code, reply.json()["error"]["code"]) == (404, "unknown_job"), path
+            if method == "POST":
+                refused = shop.client.request(method, f"/v1/videos{path}", headers=bearer(keys["read"]))
+                assert refused.status_code == 403, path
+        remix = shop.client.post(f"/v1/videos/{made}/remix", json={"prompt": "y"}, headers=bearer(keys["admin"])).json()
+        assert shop.ledger.job(remix["id"]).key_id == keys["admin"].key.id, "who asks for the remix pays for it"
+        assert not shop.ledger.job(made).cancel_requested
+
+
 class TestRate:
     def test_a_key_that_asks_too_often_is_told_when_to_come_back(self, shop: Shop) -> None:
         quick = Keys(shop.ledger.database).create("quick", Role.READ, requests_per_min=2)
