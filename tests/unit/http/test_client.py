@@ -54,8 +54,8 @@ class Server:
         return Client(api_key="secret", http=http, patience_s=patience_s)
 
 
-def told(event_id: str, name: str) -> bytes:
-    return f"id: {event_id}\nevent: {name}\ndata: {json.dumps({'type': name})}\n\n".encode()
+def told(event_id: str, name: str, **data: object) -> bytes:
+    return f"id: {event_id}\nevent: {name}\ndata: {json.dumps({'type': name, **data})}\n\n".encode()
 
 
 def test_a_film_is_planned_sent_followed_fetched_changed_and_forgotten(shop: Shop, tmp_path: Path) -> None:
