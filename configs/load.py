@@ -91,7 +91,11 @@ def load_card(path: Path) -> ModelCard:
 
 
 def casting(settings: Settings, cards: Mapping[str, ModelCard]) -> dict[Task, ModelCard]:
-    """Which card answers which task. Raises SettingsError for unknown cards and for cards that cannot do the task."""
+    """Which card answers which task. Raises SettingsError for unknown cards and for cards that cannot do the task.
+
+    A card that only animates pictures may stand for text to video when it is the card for image to video too: shots
+    then start as a drawn keyframe.
+    """
     chosen = {
         Task.TEXT_TO_IMAGE: settings.models.text_to_image,
         Task.TEXT_TO_VIDEO: settings.models.text_to_video,
@@ -101,10 +105,13 @@ def casting(settings: Settings, cards: Mapping[str, ModelCard]) -> dict[Task, Mo
         if name not in cards:
             raise SettingsError(f"models.{task.value}: no card {name!r}{_suggest(name, cards)}; "
                                 "`reelray models list` shows all")
-        if task not in cards[name].pipelines:
+        animates = task is Task.TEXT_TO_VIDEO and Task.IMAGE_TO_VIDEO in cards[name].pipelines
+        if task not in cards[name].pipelines and not (animates and settings.models.image_to_video == name):
             able = ", ".join(card.name for card in cards.values() if task in card.pipelines)
             raise SettingsError(f"models.{task.value}: card {name!r} does {', '.join(cards[name].tasks)} only; "
-                                f"cards that can: {able}")
+                                f"cards that can: {able}" + (
+                                    f"; to draw each shot's first frame and animate it with {name!r}, set "
+                                    f"models.image_to_video={name} too" if animates else ""))
     return {task: cards[name] for task, name in chosen.items()}
 
 

@@ -72,7 +72,7 @@ def decide(storyboard: Storyboard, cards: Cards, assets: Mapping[str, Artifact])
     unanswered = [*_reference_pictures(storyboard), *_missing_cards(shots, cards)]
     if unanswered:
         raise InvalidDocument(problems=tuple(unanswered))
-    film = _film(storyboard, cards, assets)
+    film = _film(storyboard, cards[tasks_of(shots[0], cards)[-1]], cards, assets)
     problems = [*_wrong_size(shots, film), *_missing_pictures(shots, assets)]
     scenes: list[Scene] = []
     for shot in shots:
@@ -91,14 +91,17 @@ def decide(storyboard: Storyboard, cards: Cards, assets: Mapping[str, Artifact])
     return film, tuple(scenes)
 
 
-def tasks_of(shot: Shot) -> tuple[Task, ...]:
-    """The models that a shot needs, the one that renders its clip last; `shot` with its defaults in place."""
-    match shot.mode:
-        case Mode.TEXT_TO_VIDEO:
-            return (Task.TEXT_TO_VIDEO,)
-        case Mode.KEYFRAME:
-            return (Task.TEXT_TO_IMAGE, Task.IMAGE_TO_VIDEO)
-    return (Task.IMAGE_TO_VIDEO,)
+def tasks_of(shot: Shot, cards: Cards) -> tuple[Task, ...]:
+    """The models that a shot needs, the one that renders its clip last; `shot` with its defaults in place.
+
+    Text to video by a card that only animates pictures (Stable Video Diffusion) is a keyframe first.
+    """
+    if shot.mode not in (Mode.TEXT_TO_VIDEO, Mode.KEYFRAME):
+        return (Task.IMAGE_TO_VIDEO,)
+    card = cards.get(Task.TEXT_TO_VIDEO)
+    if shot.mode is Mode.TEXT_TO_VIDEO and (card is None or Task.TEXT_TO_VIDEO in card.pipelines):
+        return (Task.TEXT_TO_VIDEO,)
+    return (Task.TEXT_TO_IMAGE, Task.IMAGE_TO_VIDEO)
 
 
 def _reference_pictures(storyboard: Storyboard) -> Iterator[Problem]:
@@ -109,7 +112,7 @@ def _reference_pictures(storyboard: Storyboard) -> Iterator[Problem]:
 
 
 def _missing_cards(shots: Sequence[Shot], cards: Cards) -> Iterator[Problem]:
-    first_users = {task: shot for shot in reversed(shots) for task in tasks_of(shot)}
+    first_users = {task: shot for shot in reversed(shots) for task in tasks_of(shot, cards)}
     for task, shot in first_users.items():
         if task not in cards:
             yield Problem(shot_id=shot.id, field="continues" if shot.continues is not None else "mode",
@@ -123,8 +126,8 @@ def _missing_pictures(shots: Sequence[Shot], assets: Mapping[str, Artifact]) -> 
                           nearest=closest_or_few(shot.image, list(assets)))
 
 
-def _film(storyboard: Storyboard, cards: Cards, assets: Mapping[str, Artifact]) -> Film:
-    main = cards.get(Task.TEXT_TO_VIDEO) or cards[Task.IMAGE_TO_VIDEO]
+def _film(storyboard: Storyboard, main: ModelCard, cards: Cards, assets: Mapping[str, Artifact]) -> Film:
+    """`main` renders the first clip: its size and rate are the film's, where the storyboard says nothing."""
     size = storyboard.size or Size(width_px=main.defaults.width_px, height_px=main.defaults.height_px)
     fps = storyboard.fps or main.defaults.fps * storyboard.interpolate
     return Film(cards=cards, assets=assets, size=size, fps=float(fps), factor=storyboard.interpolate,
@@ -132,14 +135,14 @@ def _film(storyboard: Storyboard, cards: Cards, assets: Mapping[str, Artifact]) 
 
 
 def _wrong_size(shots: Sequence[Shot], film: Film) -> Iterator[Problem]:
-    used = {film.cards[task].name: film.cards[task] for shot in shots for task in tasks_of(shot)}
+    used = {film.cards[task].name: film.cards[task] for shot in shots for task in tasks_of(shot, film.cards)}
     problem = size_problem(film.size, used.values())
     if problem:
         yield problem
 
 
 def _scene(storyboard: Storyboard, shot: Shot, film: Film) -> Scene | Problem:
-    tasks = tasks_of(shot)
+    tasks = tasks_of(shot, film.cards)
     card = film.cards[tasks[-1]]
     frames = clip_frames(shot, card, film.render_fps)
     if isinstance(frames, Problem):
