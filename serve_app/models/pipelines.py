@@ -55,8 +55,6 @@ def load(card: ModelCard, task: Task, device: str, components: Mapping[str, Any]
     except (OSError, ValueError) as error:
         # OSError is also what a file with a wrong content raises.
         raise refused(card, "repo", f"{where} cannot be loaded: {_first_line(error)}") from error
-    # Only a map over several devices is worth remembering; with it set, diffusers refuses to move or offload anything.
-    pipe.reset_device_map()
     return _adjusted(pipe.to(device), card)
 
 
