@@ -21,7 +21,7 @@ GPU_SIZES_GB = (12, 16, 24, 48, 80, 141)
 CONTEXT_GB = 1.0
 """Of a GPU's memory, what the CUDA context and its libraries keep for themselves."""
 LATER_FIELDS = ("dtypes", "variant", "scheduler", "vae_tiling")
-"""Fields younger than the first artifacts: unset they are no part of a digest, so that older results keep their keys."""
+"""Fields younger than the first artifacts: unset they are no part of a digest, so older results keep their keys."""
 
 
 class Task(StrEnum):
@@ -145,7 +145,7 @@ class Memory(Frozen):
         return sum(self.weights_gb.values())
 
     def fit(self, gpu_gb: float) -> Literal["fits", "tight", "no"]:
-        """Whether the model runs on a GPU of this size at its lowest known peak; `tight`: its weights fit, the peak not."""
+        """Whether it runs on a GPU of this size at its lowest known peak; `tight`: its weights fit, the peak not."""
         room_gb = gpu_gb - CONTEXT_GB
         if self.total_gb > room_gb:
             return "no"

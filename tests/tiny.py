@@ -63,6 +63,7 @@ from tests.tiny_text import (
     t5_tokenizer,
 )
 
+
 def umt5() -> UMT5EncoderModel:
     """Wan's text encoder, width 32."""
     return UMT5EncoderModel(UMT5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=37, num_layers=2, num_heads=4,

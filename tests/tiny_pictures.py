@@ -74,6 +74,6 @@ def qwen_image() -> DiffusionPipeline:
             "num_key_value_heads": 2, "vocab_size": 300,
             "rope_parameters": {"mrope_section": [1, 1, 2], "rope_type": "default", "rope_theta": 1e6}}
     vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16}
-    return QwenImagePipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(), vae=vae, tokenizer=_qwen_tokenizer(), transformer=transformer,
-        text_encoder=Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision)).eval())
+    encoder = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision)).eval()
+    return QwenImagePipeline(scheduler=FlowMatchEulerDiscreteScheduler(), vae=vae, tokenizer=_qwen_tokenizer(),
+                             transformer=transformer, text_encoder=encoder)

@@ -1,4 +1,4 @@
-"""Parts of tiny checkpoints: tokenizers without a vocabulary worth the name, and text and picture encoders of width 32."""
+"""Parts of tiny checkpoints: tokenizers of single letters, and text and picture encoders of width 32."""
 
 from __future__ import annotations
 

@@ -78,8 +78,8 @@ def _adjusted(pipe: DiffusionPipeline, card: ModelCard) -> DiffusionPipeline:
     """What the card changes of a checkpoint after loading."""
     unknown = set(card.dtypes) - set(pipe.components)
     if unknown:
-        raise refused(card, f"dtypes.{min(unknown)}", f"{type(pipe).__name__} has no component {min(unknown)!r}; it has "
-                                                      f"{', '.join(pipe.components)}")
+        raise refused(card, f"dtypes.{min(unknown)}", f"{type(pipe).__name__} has no component {min(unknown)!r}; it "
+                                                      f"has {', '.join(pipe.components)}")
     if card.scheduler:
         known = inspect.signature(type(pipe.scheduler).__init__).parameters
         for name in card.scheduler:

@@ -15,12 +15,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from httpx2 import HTTPError
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.constants import ENDPOINT, HF_HUB_CACHE
 from huggingface_hub.errors import (
     GatedRepoError,
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -28,7 +27,6 @@ from huggingface_hub.errors import (
 
 from configs.model_card import ModelCard
 from serve_app.models.repo import refused, resolve_repo
-from workflows.errors import InvalidDocument
 
 INDEX = "model_index.json"
 CONFIGURATION = frozenset({".json", ".txt", ".model", ".jinja"})
@@ -59,7 +57,7 @@ class Pulled:
     size_bytes: int
     """Of all files."""
     fetched_bytes: int
-    """Of those that were not here before."""
+    """Of those that were not here before, without `model_index.json`, which says what the others are."""
     checked: int
     """Files whose SHA-256 was compared with the hub's."""
 
@@ -128,8 +126,8 @@ def require(card: ModelCard, *, cache_dir: Path | None = None) -> Path:
         return found
     snapshot = _snapshot(card, cache_dir)
     missing = f" ({'; '.join(gaps(snapshot, card)[:3])})" if snapshot is not None else ""
-    raise refused(card, "repo", f"the weights of {card.repo} are not on this machine{missing}: run `reelray models pull "
-                                f"{card.name}` first, or set models.auto_download=true. " + by_hand(card))
+    raise refused(card, "repo", f"the weights of {card.repo} are not on this machine{missing}: run `reelray models "
+                                f"pull {card.name}` first, or set models.auto_download=true. " + by_hand(card))
 
 
 def by_hand(card: ModelCard) -> str:
@@ -232,10 +230,11 @@ def sha256_of(path: Path) -> str:
 
 def pull(card: ModelCard, *, say: Callable[[str], None], free: FreeBytes = free_bytes, cache_dir: Path | None = None,
          ) -> Pulled:
-    """Bring a hub model's files into the hub's cache; an interrupted pull goes on where it was.
+    """Bring a hub model's files into the hub's cache.
 
-    Obeys HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE. `say` hears one line per phase. Raises InvalidDocument with
-    what to do: gated, missing, no network, too little disk, or a file that is not what the hub says it is.
+    A broken connection goes on where it broke; a pull that was killed goes on with the files that it had not finished.
+    Obeys HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE. `say` hears one line. Raises InvalidDocument with what to
+    do: gated, missing, no network, too little disk, or a file that is not what the hub says it is.
     """
     if isinstance(resolve_repo(card), Path):
         raise refused(card, "repo", f"{card.repo} is on this machine already; there is nothing to pull")
@@ -249,7 +248,7 @@ def pull(card: ModelCard, *, say: Callable[[str], None], free: FreeBytes = free_
             f"{sum(file.size_bytes for file in missing) / 1e9:.2f} GB of them to download")
         directory = Path(snapshot_download(card.repo, revision=commit, cache_dir=cache,
                                            allow_patterns=[file.path for file in files]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HTTPError, OSError) as error:  # the first is also what comes of no reply at all
         raise refused(card, "repo", _why_not_pulled(card, error)) from error
     if not card.revision:
         _remember_main(card, cache, commit)
@@ -299,16 +298,16 @@ def _verify(card: ModelCard, directory: Path, fetched: Iterable[RemoteFile]) -> 
         (directory / path).resolve().unlink()
         (directory / path).unlink(missing_ok=True)
     if wrong:
-        raise refused(card, "repo", f"{', '.join(wrong)} arrived damaged (its SHA-256 is not the hub's) and was removed; "
-                                    f"run `reelray models pull {card.name}` again, it fetches only what is missing")
+        raise refused(card, "repo", f"{', '.join(wrong)} arrived damaged (its SHA-256 is not the hub's) and was "
+                                    f"removed; run `reelray models pull {card.name}` again, it fetches what is missing")
     return len(checked)
 
 
 def _why_not_pulled(card: ModelCard, error: Exception) -> str:
     page = f"{ENDPOINT}/{card.repo}"
     if isinstance(error, GatedRepoError):
-        return (f"{card.repo} is given only to those who accepted its terms: log in and accept them at {page}, then set "
-                "HF_TOKEN to a token of that account (or run `hf auth login`)")
+        return (f"{card.repo} is given only to those who accepted its terms: log in and accept them at {page}, then "
+                "set HF_TOKEN to a token of that account (or run `hf auth login`)")
     if isinstance(error, RevisionNotFoundError):
         return f"{card.repo} has no revision {card.revision!r}; leave `revision` empty to follow its main branch"
     if isinstance(error, RepositoryNotFoundError):
@@ -327,8 +326,3 @@ def ensure(card: ModelCard, *, auto_download: bool, say: Callable[[str], None]) 
     if not auto_download:
         require(card)
     pull(card, say=say)
-
-
-def problem_of(error: InvalidDocument) -> str:
-    """The one sentence of a refused card."""
-    return "; ".join(problem.problem for problem in error.problems)

@@ -1,6 +1,6 @@
 """Every shipped card of a hub model, on a tiny checkpoint of its own classes: loaded, rendered, cancelled, encoded.
 
-The card itself is used, with its dtypes, arguments and scheduler settings; only repo, variant and shape are the tiny one's.
+The card itself is used, with its dtypes, arguments and scheduler settings; repo, variant and shape are the tiny one's.
 """
 
 from __future__ import annotations
@@ -72,30 +72,32 @@ def test_the_pipeline_class_exists(name: str, task: Task) -> None:
 def test_a_card_renders_steps_cancels_and_encodes(name: str, task: Task, pipe_of: Callable[[str], DiffusionPipeline],
                                                   checkpoints: Path, tmp_path: Path) -> None:
     family = family_of(CARDS[name], task, pipe_of)
-    card = tiny_card(CARDS[name], family, checkpoints).model_copy(update={"pipelines": {task: CARDS[name].pipelines[task]}})
+    tiny = tiny_card(CARDS[name], family, checkpoints)
+    card = tiny.model_copy(update={"pipelines": {task: CARDS[name].pipelines[task]}})
     painter = open_studio(card, "cpu", pipelines.load)[task]
     take = family.take(frames=1 if task is Task.TEXT_TO_IMAGE else family.frames, guidance=card.defaults.guidance,
                        negative_prompt=card.defaults.negative_prompt)
     assert painter.problems(take) == ()
-    heard: list[int] = []
+    heard: list[tuple[int, int]] = []
     pixels = painter.generate(take, progress_callback=lambda step, total, _: heard.append((step, total)))
     assert heard == [(step, STEPS) for step in range(STEPS)]
-    token, heard = CancelToken(), []
+    token, until_cancelled = CancelToken(), []
 
     def stop(step: int, total: int, timestep: float) -> None:
-        heard.append(step)
+        until_cancelled.append(step)
         token.set()
 
     with pytest.raises(RenderCancelled):
         painter.generate(take, progress_callback=stop, watch=Watch(cancel=token))
-    assert heard == [0]
+    assert until_cancelled == [0]
     frames_THWC = pixels if pixels.ndim == 4 else pixels[None]
     assert frames_THWC.dtype == np.uint8
     encode(frames_THWC, to=tmp_path / "clip.mp4", fps=round(card.defaults.fps), options=EncodeOptions())
     assert len(read_frames(tmp_path / "clip.mp4")) == take.frames
 
 
-def test_components_are_loaded_in_their_own_dtype(pipe_of: Callable[[str], DiffusionPipeline], checkpoints: Path) -> None:
+def test_components_are_loaded_in_their_own_dtype(pipe_of: Callable[[str], DiffusionPipeline], checkpoints: Path,
+                                                  ) -> None:
     card = CARDS["wan2.1-i2v-14b-480p"]
     tiny = tiny_card(card, family_of(card, Task.IMAGE_TO_VIDEO, pipe_of), checkpoints)
     pipe = pipelines.load(tiny, Task.IMAGE_TO_VIDEO, "cpu")
@@ -129,8 +131,9 @@ def test_tiling_is_switched_on_by_the_card(checkpoints: Path) -> None:
 @pytest.mark.parametrize("name", sorted(NAMES))
 def test_a_card_names_its_licence_its_sources_and_its_memory(name: str) -> None:
     card = CARDS[name]
-    assert card.licence and card.licence_terms and card.licence_url
-    assert card.sources and card.memory is not None and card.memory.peaks
+    assert "" not in (card.licence, card.licence_terms, card.licence_url, card.tier)
+    assert card.sources
+    assert card.memory is not None
     assert len(card.revision) in (0, 40)
     assert min(peak.gb for peak in card.memory.peaks) > card.memory.total_gb
 
@@ -138,7 +141,8 @@ def test_a_card_names_its_licence_its_sources_and_its_memory(name: str) -> None:
 @pytest.mark.parametrize(("gpu_gb", "verdict"), [(12, "no"), (16, "tight"), (24, "fits")])
 def test_memory_is_held_against_a_gpu(gpu_gb: int, verdict: str) -> None:
     memory = Memory(weights_gb={"a": 10, "b": 4}, source="x", peaks=(
-        Peak(shape="large", gb=40, how="estimated", source="x"), Peak(shape="small", gb=20, how="measured", source="x")))
+        Peak(shape="large", gb=40, how="estimated", source="x"),
+        Peak(shape="small", gb=20, how="measured", source="x")))
     assert memory.fit(gpu_gb) == verdict
     assert Memory(weights_gb={"a": 1}, source="x").fit(max(GPU_SIZES_GB)) == "tight"
 
@@ -150,3 +154,16 @@ def test_fields_that_change_no_picture_change_no_key_and_new_ones_only_where_the
     assert changed.digest() != card.digest()
 
 
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_the_documents_table_says_what_the_card_says(name: str) -> None:
+    card = CARDS[name]
+    assert card.memory is not None
+    page = (Path(__file__).resolve().parents[3] / "docs" / "models.md").read_text(encoding="utf-8")
+    (row,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")]
+    peak = min(card.memory.peaks, key=lambda peak: peak.gb)
+    smallest = next(size for size in GPU_SIZES_GB if card.memory.fit(size) == "fits")
+    assert f"| {card.memory.total_gb:.1f} | {peak.gb:g} ({peak.how}) | {smallest} | [{card.licence}]" in row
+    assert f"{card.defaults.width_px}x{card.defaults.height_px}" in row
+    assert f"{card.defaults.steps} steps" in row
