@@ -116,7 +116,11 @@ def load_card(path: Path) -> ModelCard:
 
 
 def casting(settings: Settings, cards: Mapping[str, ModelCard]) -> dict[Task, ModelCard]:
-    """Which card answers which task. Raises SettingsError for unknown cards and for cards that cannot do the task."""
+    """Which card answers which task. Raises SettingsError for unknown cards and for cards that cannot do the task.
+
+    A card that only animates pictures may stand for text to video when it is the card for image to video too: shots
+    then start as a drawn keyframe.
+    """
     chosen = {
         Task.TEXT_TO_IMAGE: settings.models.text_to_image,
         Task.TEXT_TO_VIDEO: settings.models.text_to_video,
@@ -124,19 +128,22 @@ def casting(settings: Settings, cards: Mapping[str, ModelCard]) -> dict[Task, Mo
     }
     for task, name in chosen.items():
         if name not in cards:
-            raise SettingsError(f"models.{task.value}: no card {name!r}{_suggest(name, cards)}; "
+            raise SettingsError(f"models.{task.value}: no card {name!r}{suggestion(name, cards)}; "
                                 "`reelray models list` shows all")
-        if task not in cards[name].pipelines:
+        animates = task is Task.TEXT_TO_VIDEO and Task.IMAGE_TO_VIDEO in cards[name].pipelines
+        if task not in cards[name].pipelines and not (animates and settings.models.image_to_video == name):
             able = ", ".join(card.name for card in cards.values() if task in card.pipelines)
             raise SettingsError(f"models.{task.value}: card {name!r} does {', '.join(cards[name].tasks)} only; "
-                                f"cards that can: {able}")
+                                f"cards that can: {able}" + (
+                                    f"; to draw each shot's first frame and animate it with {name!r}, set "
+                                    f"models.image_to_video={name} too" if animates else ""))
     return {task: cards[name] for task, name in chosen.items()}
 
 
 def _read_profile(name: str) -> dict[str, Any]:
     path = Path(name).expanduser() if name.endswith((".yaml", ".yml")) else PROFILES_DIR / f"{name}.yaml"
     if not path.is_file():
-        raise SettingsError(f"no profile {name!r}{_suggest(name, profile_names())}; "
+        raise SettingsError(f"no profile {name!r}{suggestion(name, profile_names())}; "
                             f"shipped: {', '.join(profile_names())}; or give the path of a YAML file")
     return _read_yaml(path)
 
@@ -160,7 +167,7 @@ def _assign(tree: MutableMapping[str, Any], keys: list[str], text: str, *, sourc
     for depth, key in enumerate(keys):
         names = _field_names(node)
         if names is not None and key not in names:
-            raise SettingsError(f"{source}: no setting {'.'.join(keys[: depth + 1])!r}{_suggest(key, names)}")
+            raise SettingsError(f"{source}: no setting {'.'.join(keys[: depth + 1])!r}{suggestion(key, names)}")
         node = _field_type(node, key)
     for key in keys[:-1]:
         tree = tree.setdefault(key, {})
@@ -181,7 +188,8 @@ def _field_type(node: Any, key: str) -> Any:
     return dict  # below a mapping pydantic checks the rest
 
 
-def _suggest(name: str, names: Iterable[str]) -> str:
+def suggestion(name: str, names: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for an error's text; empty when nothing is near."""
     close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.4)
     return f"; did you mean {close[0]!r}?" if close else ""
 

@@ -15,6 +15,14 @@ from configs.base import Frozen
 from configs.endpoint import RemoteModel
 
 Positive = Annotated[int, Field(ge=1)]
+Dtype = Literal["float32", "float16", "bfloat16"]
+
+GPU_SIZES_GB = (12, 16, 24, 48, 80, 141)
+"""Memory of common GPUs, in 10^9 bytes."""
+CONTEXT_GB = 1.0
+"""Of a GPU's memory, what the CUDA context and its libraries keep for themselves."""
+LATER_FIELDS = ("dtypes", "variant", "scheduler", "vae_tiling")
+"""Fields younger than the first artifacts: unset they are no part of a digest, so older results keep their keys."""
 
 
 class Task(StrEnum):
@@ -102,8 +110,6 @@ class Resources(Frozen):
     num_gpus: Annotated[float, Field(ge=0, le=64)] = 1.0
     """GPUs per replica; below 1 several replicas share one GPU; above 1 only whole numbers."""
     num_cpus: Annotated[float, Field(ge=0)] = 1.0
-    weights_gb: Annotated[float, Field(ge=0)] = 0.0
-    """Size of the weights on disk, in 10^9 bytes."""
 
     @model_validator(mode="after")
     def _whole_above_one(self) -> Resources:
@@ -111,6 +117,40 @@ class Resources(Frozen):
             below = int(self.num_gpus)
             raise ValueError(f"num_gpus {self.num_gpus} must be whole above 1; nearest {below} or {below + 1}")
         return self
+
+
+class Peak(Frozen):
+    """GPU memory at the highest moment of a call of one shape."""
+
+    shape: str
+    """`832x480, 81 frames`."""
+    gb: Annotated[float, Field(gt=0)]
+    """All of the process, weights included, in 10^9 bytes."""
+    how: Literal["measured", "estimated", "published"]
+    source: str
+    """Who measured or published it, or what was added up."""
+
+
+class Memory(Frozen):
+    """What a model takes of a GPU. Everything stays on the GPU: reelray does not offload."""
+
+    weights_gb: Annotated[dict[str, float], Field(min_length=1)]
+    """Component -> its weights in the card's dtypes, in 10^9 bytes; what is on disk may be larger (float32 files)."""
+    source: str
+    """Where the sizes come from."""
+    peaks: tuple[Peak, ...] = ()
+
+    @property
+    def total_gb(self) -> float:
+        """All weights."""
+        return sum(self.weights_gb.values())
+
+    def fit(self, gpu_gb: float) -> Literal["fits", "tight", "no"]:
+        """Whether it runs on a GPU of this size at its lowest known peak; `tight`: its weights fit, the peak not."""
+        room_gb = gpu_gb - CONTEXT_GB
+        if self.total_gb > room_gb:
+            return "no"
+        return "fits" if self.peaks and min(peak.gb for peak in self.peaks) <= room_gb else "tight"
 
 
 class PromptWorld(Frozen):
@@ -173,11 +213,25 @@ class ModelCard(Frozen):
     repo: str = ""
     """`package:serve_app/models/...` (shipped inside reelray), a local path, or a hub id."""
     revision: str = ""
-    """Pinned commit of a hub repo."""
+    """Pinned commit of a hub repo; empty follows its main branch."""
+    variant: Literal["", "fp16"] = ""
+    """Which of a repo's sets of weight files is taken: `model.fp16.safetensors` instead of `model.safetensors`."""
     licence: str = ""
+    """Its name, as the hub or SPDX has it."""
+    licence_terms: str = ""
+    """What it asks for, in plain words; the licence itself is what counts."""
+    licence_url: Annotated[str, Field(pattern=r"^(https://.+)?$")] = ""
+    gated: bool = False
+    """The hub gives it only to accounts that accepted its terms."""
     pipelines: dict[Task, str]
     """Task -> diffusers pipeline class (`placeholder` for the placeholder loader)."""
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    dtype: Dtype = "float32"
+    dtypes: dict[str, Dtype] = Field(default_factory=dict)
+    """Components that are loaded in another one, e.g. `vae: float32`."""
+    scheduler: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """Settings of the checkpoint's scheduler that are changed after loading, e.g. `flow_shift: 3.0`."""
+    vae_tiling: bool = False
+    """Decode in tiles: less memory, seams are blended."""
     defaults: CallDefaults
     size: SizeRule = SizeRule()
     frames: FrameRule = FrameRule()
@@ -187,7 +241,12 @@ class ModelCard(Frozen):
     seconds_per_step: Annotated[float, Field(gt=0)] = 1.0
     """Rough time of one denoising step at the default shape; orders the queue before there is a measurement."""
     prompt_words: Positive = 400
-    """Longest prompt, in words, that the text encoder reads to the end."""
+    """Longest prompt, in words, that the text encoder reads to the end; a word is about 4/3 tokens."""
+    tier: Literal["", "draft", "standard", "quality"] = ""
+    """How it trades speed for quality, where a family has several."""
+    memory: Memory | None = None
+    sources: tuple[str, ...] = ()
+    """Where the card's settings and rules come from."""
     world: PromptWorld | None = None
     """Set only for models with a closed vocabulary."""
     notes: str = ""
@@ -199,7 +258,9 @@ class ModelCard(Frozen):
 
     def digest(self) -> str:
         """Hex SHA-256 (16 digits) of all that can change a picture; titles, memory and speed do not count."""
-        free = {"title", "notes", "licence", "resources", "seconds_per_step", "world", "prompt_words"}
+        free = {"title", "notes", "licence", "licence_terms", "licence_url", "gated", "resources", "seconds_per_step",
+                "world", "prompt_words", "tier", "memory", "sources"}
+        free |= {name for name in LATER_FIELDS if name not in self.model_fields_set}
         tree = self.model_dump(mode="json", exclude=free)
         if self.remote is None:
             del tree["remote"]  # cards without one keep the digests that they had before there were such

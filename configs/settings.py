@@ -67,6 +67,9 @@ class ModelsSettings(Frozen):
     image_to_video: str = "sketch"
     card_dirs: tuple[Path, ...] = ()
     """Directories with your own cards (`*.yaml`); a name found there wins over a shipped one."""
+    auto_download: bool = False
+    """Let replicas fetch missing weights from the hub when they start. Off: a missing model is refused with the command
+    that fetches it, which shows size and progress and checks the disk; a start that waits for 60 GB shows nothing."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes the GPU that Ray assigned where torch sees one; `cuda` refuses to start without."""
     default_replicas: ReplicaSettings = ReplicaSettings()

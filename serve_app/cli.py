@@ -18,10 +18,11 @@ from rich.table import Table
 from rich.text import Text
 
 from configs.explain import commented_yaml
-from configs.load import SERVER_VARIABLE, SettingsError, casting, load_cards, load_settings, profile_names
+from configs.load import SERVER_VARIABLE, SettingsError, load_settings, profile_names
 from configs.settings import Settings
 from serve_app.cluster import prepare_environment
 from serve_app.keys_cli import keys_app
+from serve_app.models_cli import models_app
 from serve_app.options import JsonOption, ProfileOption, ServerOption, SetOption
 from serve_app.webhook_commands import webhooks_app
 from workflows.errors import Fault, InvalidDocument, ReelrayError
@@ -39,7 +40,6 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown",
     help="Turn a storyboard into a film, on GPUs that Ray manages. Start with: "
          "`reelray render examples/first_film.yaml -o film.mp4`")
-models_app = typer.Typer(no_args_is_help=True, help="Model cards: what can render, and what it needs.")
 profile_app = typer.Typer(no_args_is_help=True, help="Settings in force.")
 app.add_typer(models_app, name="models")
 app.add_typer(profile_app, name="profile")
@@ -195,31 +195,6 @@ def doctor(profile: ProfileOption = "", settings_: SetOption = None, as_json: Js
         out.print(table)
     if any(finding.level == "fail" for finding in findings):
         raise typer.Exit(EXIT_FAILED)
-
-
-@models_app.command("list")
-def models_list(profile: ProfileOption = "", settings_: SetOption = None, as_json: JsonOption = False) -> None:
-    """List model cards, which tasks they do here, and the vocabulary of small ones."""
-    settings = _settings(profile, settings_)
-    cards = load_cards(settings)
-    if as_json:
-        print(json.dumps([card.model_dump(mode="json") for card in cards.values()], ensure_ascii=False))
-        return
-    cast = casting(settings, cards)
-    for card in cards.values():
-        used = [task.value for task, chosen in cast.items() if chosen.name == card.name]
-        out.print(f"[bold]{card.name}[/bold]  {card.title}", highlight=False)
-        out.print(f"  does {', '.join(card.tasks)}" + (f"; used here for {', '.join(used)}" if used else ""),
-                  highlight=False)
-        default = card.defaults
-        out.print(f"  {default.width_px}x{default.height_px}, {default.frames} frames at {default.fps:g} fps, "
-                  f"{default.steps} steps; {card.resources.num_gpus:g} GPU per replica", highlight=False)
-        if card.world:
-            out.print("  it knows only these words:", highlight=False)
-            for line in card.world.describe().splitlines():
-                out.print(f"    {line}", highlight=False)
-    out.print("choose with --set models.text_to_video=NAME; your own cards: --set models.card_dirs=[DIR]",
-              style="dim", highlight=False)
 
 
 @profile_app.command("show")

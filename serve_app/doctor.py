@@ -20,7 +20,7 @@ from configs.endpoint import Endpoint
 from configs.load import SettingsError, api_key, casting, load_cards
 from configs.model_card import ModelCard
 from configs.settings import Settings
-from serve_app.models.repo import resolve_repo
+from serve_app.models import weights
 from workflows.durable.ledger import Ledger
 from workflows.errors import ReelrayError
 from workflows.store import Store
@@ -117,10 +117,11 @@ def _cards(settings: Settings) -> Iterator[Finding]:
             yield _endpoint(f"{card.name}: {card.remote.model_name}", card.remote)
         if card.loader != "diffusers":
             continue
-        path = resolve_repo(card)
-        if isinstance(path, str):
-            yield Finding(level="note", what="model", text=f"{card.name}: {path} comes from its hub at start")
+        path = weights.find(card)
+        if path is None and settings.models.auto_download:
+            yield Finding(level="note", what="model", text=f"{card.name}: {card.repo} is fetched from its hub at start")
             continue
+        path = path or weights.require(card)
         size_mb = sum(file.stat().st_size for file in path.rglob("*.safetensors")) / 1e6
         yield Finding(level="ok", what="model", text=f"{card.name}: {size_mb:.0f} MB of weights at {path}")
 

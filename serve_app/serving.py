@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import queue
 import signal
 import sys
-import threading
 
 from serve_app.log_lines import JobLog, LogScreen, log_in_json
 from serve_app.screen import Screen
@@ -30,9 +30,10 @@ def serve_until_stopped(place: Workplace, screen: Screen) -> None:
         screen = LogScreen(sys.stdout)
         log_in_json(sys.stdout)
     session = Session(place.settings, only=(), http=True)
-    stopped = threading.Event()
-    signal.signal(signal.SIGINT, lambda *_: stopped.set())
-    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    # A handler runs in the midst of the wait: an Event that it sets would wait there for its own lock.
+    stops: queue.SimpleQueue[int] = queue.SimpleQueue()
+    signal.signal(signal.SIGINT, lambda number, _: stops.put(number))
+    signal.signal(signal.SIGTERM, lambda number, _: stops.put(number))
     try:
         if session.dashboard:
             screen.note(f"Ray dashboard: http://{session.dashboard}")
@@ -40,13 +41,21 @@ def serve_until_stopped(place: Workplace, screen: Screen) -> None:
         screen.note("ready; Ctrl-C stops, and what is unfinished goes on at the next start")
         known: dict[str, JobRow] = {}
         history = JobLog(Overview(place.ledger.database), sys.stdout)
-        while not stopped.wait(LOOK_S):
+        while not _came(stops):
             if place.settings.log_format == "json":
                 history.tell()
             else:
                 _tell_changes(place, screen, known)
     finally:
         session.close()
+
+
+def _came(stops: queue.SimpleQueue[int]) -> bool:
+    try:
+        stops.get(timeout=LOOK_S)
+    except queue.Empty:
+        return False
+    return True
 
 
 def require_keys(place: Workplace) -> None:

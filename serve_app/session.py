@@ -12,10 +12,12 @@ from ray.serve.config import HTTPOptions
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
+from configs.load import casting, load_cards
 from configs.settings import HttpSettings, Settings
 from serve_app.app import APP_NAME, DIRECTOR, build
 from serve_app.cluster import start_ray
 from serve_app.ingress import ActorBoard
+from serve_app.models import weights
 from workflows.errors import StartFailed
 
 STOP_TIMEOUT_S = 15.0
@@ -45,6 +47,18 @@ def require_free(settings: HttpSettings) -> None:
                               detail=error.strerror or str(error)) from error
 
 
+def require_weights(settings: Settings) -> None:
+    """Refuse models that are not on this machine before anything is started; raises InvalidDocument with the command.
+
+    On a cluster elsewhere the replicas look on their own machines.
+    """
+    if settings.ray.address or settings.models.auto_download:
+        return
+    for card in casting(settings, load_cards(settings)).values():
+        if card.loader == "diffusers":
+            weights.require(card)
+
+
 class Session:
     """Ray, the models and the Director, started in the constructor and ended by `close`."""
 
@@ -56,6 +70,7 @@ class Session:
         self._settings = settings
         if http:
             require_free(settings.http)
+        require_weights(settings)
         logging.getLogger("ray").setLevel(logging.ERROR)
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         self.dashboard = start_ray(settings.ray)

@@ -75,6 +75,8 @@ FAMILIES = [
     Family(name="wan_t2v", pipeline="WanPipeline", task=Task.TEXT_TO_VIDEO, frames=5, frame_step=4),
     Family(name="wan_ti2v", pipeline="WanImageToVideoPipeline", task=Task.IMAGE_TO_VIDEO, frames=5, frame_step=4),
     Family(name="wan21_i2v", pipeline="WanImageToVideoPipeline", task=Task.IMAGE_TO_VIDEO, frames=5, frame_step=4),
+    Family(name="wan22_t2v", pipeline="WanPipeline", task=Task.TEXT_TO_VIDEO, frames=5, frame_step=4),
+    Family(name="wan22_i2v", pipeline="WanImageToVideoPipeline", task=Task.IMAGE_TO_VIDEO, frames=5, frame_step=4),
     Family(name="svd", pipeline="StableVideoDiffusionPipeline", task=Task.IMAGE_TO_VIDEO, frames=2),
     Family(name="sdxl", pipeline="StableDiffusionXLPipeline", task=Task.TEXT_TO_IMAGE),
     Family(name="sdxl_turbo", pipeline="StableDiffusionXLPipeline", task=Task.TEXT_TO_IMAGE),
@@ -82,6 +84,9 @@ FAMILIES = [
     Family(name="ltx2", pipeline="LTX2Pipeline", task=Task.TEXT_TO_VIDEO, frames=5),
     Family(name="hv15", pipeline="HunyuanVideo15Pipeline", task=Task.TEXT_TO_VIDEO, side_px=16, frames=3,
            frame_step=2),
+    Family(name="flux", pipeline="FluxPipeline", task=Task.TEXT_TO_IMAGE),
+    Family(name="z_image", pipeline="ZImagePipeline", task=Task.TEXT_TO_IMAGE),
+    Family(name="qwen_image", pipeline="QwenImagePipeline", task=Task.TEXT_TO_IMAGE),
 ]
 FAST = ("wan_t2v", "svd", "sdxl", "sdxl_turbo")
 """The families that every run of the tests covers; the others are marked slow."""

@@ -39,99 +39,35 @@ from diffusers import (
     WanTransformer3DModel,
 )
 from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
     ByT5Tokenizer,
-    CLIPImageProcessorPil,
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTextModelWithProjection,
-    CLIPTokenizer,
-    CLIPVisionConfig,
     CLIPVisionModel,
     CLIPVisionModelWithProjection,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
-    PreTrainedTokenizerFast,
     Qwen2_5_VLTextConfig,
     Qwen2_5_VLTextModel,
-    T5Config,
-    T5EncoderModel,
     UMT5Config,
     UMT5EncoderModel,
 )
 
-CHAT_TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{m['role']}}\n"
-    "{% if m['content'] is string %}{{m['content']}}"
-    "{% else %}{% for c in m['content'] %}{{c.get('text','')}}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+from tests.tiny_pictures import flux, qwen_image, z_image
+from tests.tiny_text import (
+    CHAT_TEMPLATE,
+    byte_tokenizer,
+    clip_pictures,
+    clip_text,
+    clip_tokenizer,
+    clip_vision_config,
+    t5,
+    t5_tokenizer,
 )
-
-
-def t5_tokenizer() -> PreTrainedTokenizerFast:
-    """Letters and digits, one token each, as a unigram model like T5's."""
-    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -10.0)]
-    vocabulary += [(letter, -5.0) for letter in "▁abcdefghijklmnopqrstuvwxyz0123456789,.!?'-"]
-    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=2, byte_fallback=False))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.decoder = decoders.Metaspace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>",
-                                   model_max_length=512)
-
-
-def byte_tokenizer(special: list[str], *, pad: str, eos: str, chat: str = "", side: str = "right",
-                   ) -> PreTrainedTokenizerFast:
-    """Byte-level BPE without merges: one token per byte, then the special tokens."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in special])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=pad, eos_token=eos, padding_side=side,
-                                   model_max_length=1024)
-    fast.chat_template = chat or None
-    return fast
-
-
-def clip_tokenizer() -> CLIPTokenizer:
-    """CLIP's byte tokenizer without merges."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = alphabet + [letter + "</w>" for letter in alphabet] + ["<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[], model_max_length=77)
-
-
-def clip_text(*, projected: bool) -> CLIPTextModel | CLIPTextModelWithProjection:
-    """A CLIP text encoder of width 32."""
-    config = CLIPTextConfig(bos_token_id=512, eos_token_id=513, hidden_size=32, intermediate_size=37,
-                            num_attention_heads=4, num_hidden_layers=2, pad_token_id=1, vocab_size=514,
-                            hidden_act="gelu", projection_dim=32)
-    return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config).eval()
-
-
-def clip_vision_config() -> CLIPVisionConfig:
-    """Four patches of 112 px: the pipelines insist on 224 px pictures."""
-    return CLIPVisionConfig(hidden_size=32, projection_dim=32, num_hidden_layers=2, num_attention_heads=4,
-                            image_size=224, intermediate_size=37, patch_size=112)
-
-
-def clip_pictures() -> CLIPImageProcessorPil:
-    """CLIP's resize, crop and normalise."""
-    return CLIPImageProcessorPil(size={"shortest_edge": 224}, crop_size={"height": 224, "width": 224})
 
 
 def umt5() -> UMT5EncoderModel:
     """Wan's text encoder, width 32."""
     return UMT5EncoderModel(UMT5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=37, num_layers=2, num_heads=4,
                                        is_encoder_decoder=False)).eval()
-
-
-def t5(vocabulary: int = 64) -> T5EncoderModel:
-    """A T5 encoder, width 32."""
-    config = T5Config(vocab_size=vocabulary, d_model=32, d_kv=8, d_ff=37, num_layers=2, num_heads=4)
-    return T5EncoderModel(config).eval()
 
 
 def unipc() -> UniPCMultistepScheduler:
@@ -165,6 +101,19 @@ def wan_ti2v() -> DiffusionPipeline:
     """Wan 2.2 TI2V (5B): one checkpoint for text to video and image to video, a timestep per token."""
     return WanPipeline(tokenizer=t5_tokenizer(), text_encoder=umt5(), vae=wan_vae(), scheduler=unipc(),
                        transformer=wan_transformer(), expand_timesteps=True)
+
+
+def wan22_t2v() -> DiffusionPipeline:
+    """Wan 2.2 A14B: one transformer for the noisy steps, one for the rest."""
+    return WanPipeline(tokenizer=t5_tokenizer(), text_encoder=umt5(), vae=wan_vae(), scheduler=unipc(),
+                       transformer=wan_transformer(), transformer_2=wan_transformer(), boundary_ratio=0.875)
+
+
+def wan22_i2v() -> DiffusionPipeline:
+    """Wan 2.2 A14B image to video: as above, without the picture embedding of 2.1."""
+    return WanImageToVideoPipeline(
+        tokenizer=t5_tokenizer(), text_encoder=umt5(), vae=wan_vae(), scheduler=unipc(),
+        transformer=wan_transformer(36), transformer_2=wan_transformer(36), boundary_ratio=0.9)
 
 
 def wan21_i2v() -> DiffusionPipeline:
@@ -313,8 +262,9 @@ def hv15() -> DiffusionPipeline:
 
 
 FAMILIES: Mapping[str, Callable[[], DiffusionPipeline]] = {
-    "wan_t2v": wan_t2v, "wan_ti2v": wan_ti2v, "wan21_i2v": wan21_i2v, "svd": svd, "sdxl": sdxl,
-    "sdxl_turbo": sdxl_turbo, "ltx": ltx, "ltx2": ltx2, "hv15": hv15,
+    "wan_t2v": wan_t2v, "wan_ti2v": wan_ti2v, "wan21_i2v": wan21_i2v, "wan22_t2v": wan22_t2v,
+    "wan22_i2v": wan22_i2v, "svd": svd, "sdxl": sdxl, "sdxl_turbo": sdxl_turbo, "ltx": ltx, "ltx2": ltx2, "hv15": hv15,
+    "flux": flux, "z_image": z_image, "qwen_image": qwen_image,
 }
 
 

@@ -72,8 +72,8 @@ def decide(storyboard: Storyboard, cards: Cards, assets: Mapping[str, Artifact])
     unanswered = [*_reference_pictures(storyboard), *_missing_cards(shots, cards)]
     if unanswered:
         raise InvalidDocument(problems=tuple(unanswered))
-    used = {cards[task].name: cards[task] for shot in shots for task in tasks_of(shot)}
-    film = _film(storyboard, cards, assets, tuple(used.values()))
+    used = {cards[task].name: cards[task] for shot in shots for task in tasks_of(shot, cards)}
+    film = _film(storyboard, cards[tasks_of(shots[0], cards)[-1]], cards, assets, tuple(used.values()))
     problems = [*_wrong_size(film, used.values()), *_missing_pictures(shots, assets)]
     scenes: list[Scene] = []
     for shot in shots:
@@ -101,9 +101,10 @@ def decide_pictures(storyboard: Storyboard, cards: Cards) -> tuple[Film, tuple[S
     if Task.TEXT_TO_IMAGE not in cards:
         raise InvalidDocument(problems=(_no_card(Task.TEXT_TO_IMAGE, "", field="stages"),))
     card = cards[Task.TEXT_TO_IMAGE]
-    film = _film(storyboard, cards, {}, (card,))
+    every = [storyboard.resolved(shot) for shot in storyboard.shots]
+    film = _film(storyboard, cards.get(tasks_of(every[0], cards)[-1], card), cards, {}, (card,))
     problems = [*_reference_pictures(storyboard), *_wrong_size(film, (card,))]
-    shots = [shot for shot in map(storyboard.resolved, storyboard.shots) if shot.image is None]
+    shots = [shot for shot in every if shot.image is None]
     if not shots:
         problems.append(Problem(field="shots", problem="every shot has a picture of its own, so none is to be drawn"))
     if problems:
@@ -111,14 +112,17 @@ def decide_pictures(storyboard: Storyboard, cards: Cards) -> tuple[Film, tuple[S
     return film, tuple(_drawn(storyboard, shot, (Task.TEXT_TO_IMAGE,), card) for shot in shots)
 
 
-def tasks_of(shot: Shot) -> tuple[Task, ...]:
-    """The models that a shot needs, the one that renders its clip last; `shot` with its defaults in place."""
-    match shot.mode:
-        case Mode.TEXT_TO_VIDEO:
-            return (Task.TEXT_TO_VIDEO,)
-        case Mode.KEYFRAME:
-            return (Task.TEXT_TO_IMAGE, Task.IMAGE_TO_VIDEO)
-    return (Task.IMAGE_TO_VIDEO,)
+def tasks_of(shot: Shot, cards: Cards) -> tuple[Task, ...]:
+    """The models that a shot needs, the one that renders its clip last; `shot` with its defaults in place.
+
+    Text to video by a card that only animates pictures (Stable Video Diffusion) is a keyframe first.
+    """
+    if shot.mode not in (Mode.TEXT_TO_VIDEO, Mode.KEYFRAME):
+        return (Task.IMAGE_TO_VIDEO,)
+    card = cards.get(Task.TEXT_TO_VIDEO)
+    if shot.mode is Mode.TEXT_TO_VIDEO and (card is None or Task.TEXT_TO_VIDEO in card.pipelines):
+        return (Task.TEXT_TO_VIDEO,)
+    return (Task.TEXT_TO_IMAGE, Task.IMAGE_TO_VIDEO)
 
 
 def _reference_pictures(storyboard: Storyboard) -> Iterator[Problem]:
@@ -129,7 +133,7 @@ def _reference_pictures(storyboard: Storyboard) -> Iterator[Problem]:
 
 
 def _missing_cards(shots: Sequence[Shot], cards: Cards) -> Iterator[Problem]:
-    first_users = {task: shot for shot in reversed(shots) for task in tasks_of(shot)}
+    first_users = {task: shot for shot in reversed(shots) for task in tasks_of(shot, cards)}
     for task, shot in first_users.items():
         if task not in cards:
             yield _no_card(task, shot.id, field="continues" if shot.continues is not None else "mode")
@@ -147,8 +151,11 @@ def _missing_pictures(shots: Sequence[Shot], assets: Mapping[str, Artifact]) -> 
                           nearest=closest_or_few(shot.image, list(assets)))
 
 
-def _film(storyboard: Storyboard, cards: Cards, assets: Mapping[str, Artifact], used: Sequence[ModelCard]) -> Film:
-    main = next(cards[task] for task in (Task.TEXT_TO_VIDEO, Task.IMAGE_TO_VIDEO, Task.TEXT_TO_IMAGE) if task in cards)
+def _film(storyboard: Storyboard, main: ModelCard, cards: Cards, assets: Mapping[str, Artifact],
+          used: Sequence[ModelCard]) -> Film:
+    """`main` renders the first clip: its size and rate are the film's, where the storyboard says nothing; `used` are the
+    models that must take the size.
+    """
     size = storyboard.size or Size(width_px=main.defaults.width_px, height_px=main.defaults.height_px)
     if storyboard.ratio or storyboard.resolution:
         framed = framed_size(storyboard.ratio, storyboard.resolution, size, used)
@@ -167,7 +174,7 @@ def _wrong_size(film: Film, used: Iterable[ModelCard]) -> Iterator[Problem]:
 
 
 def _scene(storyboard: Storyboard, shot: Shot, film: Film) -> Scene | Problem:
-    tasks = tasks_of(shot)
+    tasks = tasks_of(shot, film.cards)
     card = film.cards[tasks[-1]]
     frames = clip_frames(shot, card, film.render_fps)
     if isinstance(frames, Problem):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 import diffusers
@@ -17,7 +16,8 @@ import transformers
 from diffusers import DiffusionPipeline
 
 from configs.model_card import ModelCard, Task
-from serve_app.models.repo import import_home, refused, resolve_repo
+from serve_app.models import weights
+from serve_app.models.repo import import_home, refused
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -31,28 +31,31 @@ class LoadPipeline(Protocol):
 
 
 def load(card: ModelCard, task: Task, device: str, components: Mapping[str, Any] | None = None) -> DiffusionPipeline:
-    """The card's pipeline for a task, on `device`, in the card's dtype.
+    """The card's pipeline for a task, on `device`, in the card's dtypes. Downloads nothing.
+
+    Weights go from the files to the device one component at a time; no second copy of the model is held in memory.
 
     `components` are those of a pipeline already loaded for another task of the same card: what both classes have in
     common is shared, not read again. Raises InvalidDocument when the card names no pipeline class for the task or a
     wrong one, or when its weights are missing, incomplete or cannot be downloaded.
     """
     pipeline_class = find_class(card, task)
-    where = resolve_repo(card)
+    where = weights.require(card)
     import_home(card)
     wanted = inspect.signature(pipeline_class.__init__).parameters
     shared = {name: part for name, part in (components or {}).items() if name in wanted and part is not None}
     # A replica's log is no terminal; its own line says how long loading took.
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
+    dtypes = {"default": DTYPES[card.dtype], **{name: DTYPES[dtype] for name, dtype in card.dtypes.items()}}
     try:
         pipe = pipeline_class.from_pretrained(
-            str(where), revision=card.revision or None, dtype=DTYPES[card.dtype], use_safetensors=True,
-            trust_remote_code=False, **shared)
+            str(where), dtype=dtypes, variant=card.variant or None, use_safetensors=True, trust_remote_code=False,
+            local_files_only=True, device_map=device.partition(":")[0], **shared)
     except (OSError, ValueError) as error:
-        # OSError is also what the hub's own errors (offline, not found, gated) and a file with a wrong content raise.
-        raise refused(card, "repo", _why_not_loaded(card, where, error)) from error
-    return pipe.to(device)
+        # OSError is also what a file with a wrong content raises.
+        raise refused(card, "repo", f"{where} cannot be loaded: {_first_line(error)}") from error
+    return _adjusted(pipe.to(device), card)
 
 
 def find_class(card: ModelCard, task: Task) -> type[DiffusionPipeline]:
@@ -71,11 +74,24 @@ def find_class(card: ModelCard, task: Task) -> type[DiffusionPipeline]:
     return found
 
 
-def _why_not_loaded(card: ModelCard, where: Path | str, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if isinstance(where, Path):
-        return f"{where} cannot be loaded: {reason}"
-    revision = f" --revision {card.revision}" if card.revision else ""
-    return (f"{where} is neither in the local cache nor can it be downloaded: {reason}. By hand: on a machine with "
-            f"network run `hf download {where}{revision} --local-dir DIR`, bring DIR here and set `repo: DIR` "
-            f"in a card of your own")
+def _adjusted(pipe: DiffusionPipeline, card: ModelCard) -> DiffusionPipeline:
+    """What the card changes of a checkpoint after loading."""
+    unknown = set(card.dtypes) - set(pipe.components)
+    if unknown:
+        raise refused(card, f"dtypes.{min(unknown)}", f"{type(pipe).__name__} has no component {min(unknown)!r}; it "
+                                                      f"has {', '.join(pipe.components)}")
+    if card.scheduler:
+        known = inspect.signature(type(pipe.scheduler).__init__).parameters
+        for name in card.scheduler:
+            if name not in known:
+                nearest = difflib.get_close_matches(name, known, n=1)
+                raise refused(card, f"scheduler.{name}", f"{type(pipe.scheduler).__name__} has no such setting",
+                              nearest[0] if nearest else "")
+        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **card.scheduler)
+    if card.vae_tiling:
+        pipe.vae.enable_tiling()
+    return pipe
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

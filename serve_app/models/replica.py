@@ -19,7 +19,7 @@ import torch
 
 from configs.model_card import ModelCard, Task
 from configs.settings import MediaSettings, ModelsSettings
-from serve_app.models import pipelines
+from serve_app.models import pipelines, weights
 from serve_app.models.lifecycle import (
     CancelToken,
     GpuThread,
@@ -107,6 +107,8 @@ class ModelReplica:
         self._saver = Saver(card, made_on, store,
                             EncodeOptions(crf=media.crf, preset=media.preset, gop_s=media.gop_s))
         set_torch_threads(settings)
+        if settings.auto_download:
+            weights.ensure(card, auto_download=True, say=log.info)
         started = time.perf_counter()
         self._studio = open_studio(card, device, load)
         loaded = time.perf_counter()

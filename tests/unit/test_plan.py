@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from configs.load import SettingsError, casting, load_cards, load_settings
 from configs.model_card import CallDefaults, FrameRule, ModelCard, PromptWorld, SizeRule, Task
 from workflows.errors import InvalidDocument
 from workflows.plan import Plan, plan_film, plan_keys, referenced_pictures
@@ -391,3 +392,32 @@ def test_pictures_that_cannot_be_made_are_refused(
     with pytest.raises(InvalidDocument) as refused:
         plan_pictures(film, cards)
     assert str(refused.value) == problem
+
+
+# -- text to video by a model that only animates pictures --------------------------------------------------------
+
+
+def svd_cast(*changes: str) -> dict[Task, ModelCard]:
+    tree = load_settings("laptop", ("models.text_to_image=sdxl", "models.text_to_video=svd-xt",
+                                    "models.image_to_video=svd-xt", *changes), environ={})
+    return casting(tree, load_cards(tree))
+
+
+def test_text_to_video_by_svd_is_a_keyframe_and_then_svd() -> None:
+    storyboard = parse_storyboard("shots: [{prompt: a fox runs through snow}, {prompt: the fox looks up}]")
+    plan = plan_film(storyboard, cards=svd_cast())
+    assert [(node.id, node.lane, node.deps) for node in plan.nodes][:4] == [
+        ("s1.keyframe", "sdxl", ()), ("s1.clip", "svd-xt", ("s1.keyframe",)),
+        ("s2.keyframe", "sdxl", ()), ("s2.clip", "svd-xt", ("s2.keyframe",))]
+    assert (plan.film.width_px, plan.film.height_px, plan.film.fps) == (1024, 576, 6)
+    assert (plan.nodes[1].payload["steps"], plan.nodes[1].payload["frames"]) == (25, 25)
+
+
+def test_svd_for_text_to_video_needs_it_for_image_to_video_too() -> None:
+    with pytest.raises(SettingsError, match=r"animate it with 'svd-xt', set models\.image_to_video=svd-xt too"):
+        svd_cast("models.image_to_video=sketch")
+
+
+def test_a_film_of_keyframes_has_the_size_of_the_model_that_animates_them() -> None:
+    storyboard = parse_storyboard("defaults: {mode: keyframe}\nshots: [{prompt: a fox runs}]")
+    assert plan_film(storyboard, cards=svd_cast("models.text_to_video=sketch")).film.width_px == 1024

@@ -89,12 +89,12 @@ def test_pickled_weights_are_not_read(checkpoints: Path, tmp_path: Path) -> None
         load(card.model_copy(update={"repo": str(pickled)}), Task.TEXT_TO_VIDEO, "cpu")
 
 
-def test_a_hub_model_that_cannot_be_downloaded_names_the_way_by_hand(checkpoints: Path) -> None:
-    """The tests run with HF_HUB_OFFLINE=1."""
+def test_a_hub_model_that_is_not_here_names_the_command_and_the_way_by_hand(checkpoints: Path) -> None:
     card = BY_NAME["wan_t2v"].card(checkpoints, repo="reelray-tests/no-such-model", revision="0" * 40)
     with pytest.raises(InvalidDocument) as refusal:
         load(card, Task.TEXT_TO_VIDEO, "cpu")
     problem = problem_of(refusal)[1]
+    assert "`reelray models pull wan-t2v`" in problem
     assert f"hf download reelray-tests/no-such-model --revision {'0' * 40} --local-dir DIR" in problem
     assert "set `repo: DIR`" in problem
 

@@ -1,0 +1,105 @@
+"""`reelray models check`: one finding per thing that a card promises. Loads torch and diffusers."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from configs.model_card import ModelCard
+from serve_app.doctor import Finding
+from serve_app.models import pipelines, weights
+from serve_app.models.studio import open_studio
+from workflows.errors import ReelrayError
+
+DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+STORED_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1}
+TOLERANCE = 0.1
+"""How far the weights may be from what the card says they take of a GPU."""
+LEAST_GB = 0.05
+"""Below this, differences are not worth a word."""
+
+
+def examine_card(card: ModelCard, *, load: bool = False, checksums: bool = False) -> Iterator[Finding]:
+    """Classes, weights, sizes; with `checksums` every byte of a hub snapshot, with `load` the pipelines themselves."""
+    if card.loader != "diffusers":
+        yield Finding(level="ok", what="weights", text="needs none")
+        return
+    try:
+        for task in card.tasks:
+            pipelines.find_class(card, task)
+        yield Finding(level="ok", what="classes", text=", ".join(sorted(set(card.pipelines.values()))))
+        directory = weights.require(card)
+    except ReelrayError as error:
+        yield Finding(level="fail", what="card", text=str(error))
+        return
+    yield from _files(card, directory, checksums=checksums)
+    if load:
+        yield _loaded(card)
+
+
+def _files(card: ModelCard, directory: Path, *, checksums: bool) -> Iterator[Finding]:
+    found = weights.gaps(directory, card)
+    if found:
+        yield Finding(level="fail", what="weights", text=f"{directory}: {'; '.join(found)}")
+        return
+    size_gb = sum(path.stat().st_size for path in directory.rglob("*.safetensors")) / 1e9
+    yield Finding(level="ok", what="weights", text=f"whole, {size_gb:.2f} GB at {directory}")
+    yield from _components(directory)
+    yield from _sizes(card, directory)
+    if checksums:
+        wrong = weights.corrupt(directory)
+        yield Finding(level="fail" if wrong else "ok", what="checksums",
+                      text=f"damaged: {', '.join(wrong)}" if wrong else "as their names in the cache say")
+
+
+def _components(directory: Path) -> Iterator[Finding]:
+    """Whether the installed libraries have the classes that the checkpoint names."""
+    index = json.loads((directory / weights.INDEX).read_text(encoding="utf-8"))
+    for name, entry in index.items():
+        if isinstance(entry, list) and entry[0] in ("diffusers", "transformers"):
+            library = importlib.import_module(entry[0])
+            if entry[1] not in dir(library) and entry[1] != "TokenizersBackend":
+                yield Finding(level="fail", what="classes",
+                              text=f"{name}: {entry[0]} {library.__version__} has no {entry[1]}; upgrade it")
+
+
+def _sizes(card: ModelCard, directory: Path) -> Iterator[Finding]:
+    """The card's memory against the files' own headers."""
+    for name, said_gb in ({} if card.memory is None else card.memory.weights_gb).items():
+        wanted = card.dtypes.get(name, card.dtype)
+        folder = directory / name
+        paths = [path for path in folder.glob("*.safetensors")
+                 if bool(card.variant and f".{card.variant}." in path.name) is _has_variant(folder, card.variant)]
+        found_gb = sum(_values(path) for path in paths) * DTYPE_BYTES[wanted] / 1e9
+        if abs(found_gb - said_gb) > max(said_gb * TOLERANCE, LEAST_GB):
+            yield Finding(level="note", what="memory", text=f"{name}: the card says {said_gb:g} GB in {wanted}, its "
+                                                            f"files come to {found_gb:.2f} GB")
+
+
+def _has_variant(folder: Path, variant: str) -> bool:
+    return bool(variant) and any(folder.glob(f"*.{variant}.*"))
+
+
+def _values(path: Path) -> float:
+    """Numbers in a safetensors file, from its header."""
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return sum((entry["data_offsets"][1] - entry["data_offsets"][0]) / STORED_BYTES.get(entry["dtype"], 1)
+               for name, entry in header.items() if name != "__metadata__")
+
+
+def _loaded(card: ModelCard) -> Finding:
+    device = "cuda:0" if torch.cuda.is_available() else "cpu"
+    started = time.perf_counter()
+    try:
+        open_studio(card, device, pipelines.load)
+    except ReelrayError as error:
+        return Finding(level="fail", what="load", text=str(error))
+    took_s = time.perf_counter() - started
+    peak = f", {torch.cuda.max_memory_allocated() / 1e9:.2f} GB of it" if device != "cpu" else ""
+    return Finding(level="ok", what="load", text=f"{', '.join(card.tasks)} in {took_s:.1f} s on {device}{peak}")

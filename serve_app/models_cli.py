@@ -1,0 +1,174 @@
+"""`reelray models`: what can render, what it needs, and bringing its weights here. torch is loaded by `check` alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from configs.load import SettingsError, casting, load_cards, load_settings, suggestion
+from configs.model_card import GPU_SIZES_GB, ModelCard
+from serve_app.options import JsonOption, ProfileOption, SetOption
+from workflows.types import Json
+
+models_app = typer.Typer(no_args_is_help=True, help="Model cards: what can render, what it needs, and its weights.")
+out = Console()
+err = Console(stderr=True)
+
+CardArgument = Annotated[str, typer.Argument(metavar="NAME", help="Card, as `reelray models list` shows it.")]
+UNREAD_WORDS = 100_000
+"""From here on a card means that nothing is cut off."""
+VERDICTS = {"fits": "fits", "tight": "its weights fit, the peak does not", "no": "does not fit"}
+
+
+@models_app.command("list")
+def models_list(profile: ProfileOption = "", settings_: SetOption = None, as_json: JsonOption = False) -> None:
+    """List model cards, which tasks they do here, and the vocabulary of small ones."""
+    settings = load_settings(profile, settings_ or ())
+    cards = load_cards(settings)
+    if as_json:
+        print(json.dumps([card.model_dump(mode="json") for card in cards.values()], ensure_ascii=False))
+        return
+    cast = casting(settings, cards)
+    for card in cards.values():
+        used = [task.value for task, chosen in cast.items() if chosen.name == card.name]
+        out.print(f"[bold]{card.name}[/bold]  {card.title}", highlight=False)
+        out.print(f"  does {', '.join(card.tasks)}" + (f"; used here for {', '.join(used)}" if used else ""),
+                  highlight=False)
+        default = card.defaults
+        out.print(f"  {default.width_px}x{default.height_px}, {default.frames} frames at {default.fps:g} fps, "
+                  f"{default.steps} steps; {card.resources.num_gpus:g} GPU per replica", highlight=False)
+        if card.world:
+            out.print("  it knows only these words:", highlight=False)
+            for line in card.world.describe().splitlines():
+                out.print(f"    {line}", highlight=False)
+    out.print("choose with --set models.text_to_video=NAME; your own cards: --set models.card_dirs=[DIR]",
+              style="dim", highlight=False)
+
+
+@models_app.command("show")
+def models_show(name: CardArgument, profile: ProfileOption = "", settings_: SetOption = None,
+                as_json: JsonOption = False) -> None:
+    """Show everything of one card: licence, rules, defaults, memory and the GPUs it fits, sources, its weights here."""
+    card = _card(name, profile, settings_)
+    if as_json:
+        fits: Json = {} if card.memory is None else {str(size): card.memory.fit(size) for size in GPU_SIZES_GB}
+        print(json.dumps({**card.model_dump(mode="json"), "fits_gb": fits, "here": _here(card)}, ensure_ascii=False))
+        return
+    out.print(f"[bold]{card.name}[/bold]  {card.title}", highlight=False)
+    table = Table(box=None, show_header=False)
+    for label, text in _facts(card):
+        table.add_row(Text(label, style="dim"), Text(text, overflow="fold"))
+    out.print(table)
+
+
+@models_app.command("pull")
+def models_pull(name: CardArgument, profile: ProfileOption = "", settings_: SetOption = None,
+                as_json: JsonOption = False) -> None:
+    """Download a hub model's weights: safetensors and configuration only, what is here already is not fetched again.
+
+    The disk is checked before, the SHA-256 of every large file after. HF_TOKEN opens gated models, HF_ENDPOINT names a
+    mirror, HF_HOME the directory, HF_HUB_OFFLINE=1 forbids it.
+    """
+    from serve_app.models import weights
+
+    card = _card(name, profile, settings_)
+    if card.licence_terms:
+        err.print(f"licence {card.licence}: {card.licence_terms} {card.licence_url}", style="dim", highlight=False)
+    pulled = weights.pull(card, say=lambda line: err.print(line, highlight=False))
+    if as_json:
+        print(json.dumps({"directory": str(pulled.directory), "files": pulled.files, "size_bytes": pulled.size_bytes,
+                          "fetched_bytes": pulled.fetched_bytes, "checked": pulled.checked}))
+        return
+    out.print(f"{card.name}: {pulled.files} files, {pulled.size_bytes / 1e9:.2f} GB here, "
+              f"{pulled.fetched_bytes / 1e9:.2f} GB of them new, SHA-256 of {pulled.checked} compared", highlight=False)
+    print(pulled.directory)
+
+
+@models_app.command("check")
+def models_check(
+    name: Annotated[str, typer.Argument(metavar="[NAME]", help="Card; default: those in use here.")] = "",
+    load: Annotated[bool, typer.Option("--load", help="Load each pipeline too, and say how long it took.")] = False,
+    checksums: Annotated[bool, typer.Option(help="Read every weight of a hub model and compare its SHA-256.")] = False,
+    profile: ProfileOption = "", settings_: SetOption = None, as_json: JsonOption = False,
+) -> None:
+    """Check that classes exist, weights are here and whole, and sizes agree with the card; exit code 1 when not."""
+    from serve_app.models_check import examine_card
+
+    settings = load_settings(profile, settings_ or ())
+    chosen = [_card(name, profile, settings_)] if name else list(
+        {card.name: card for card in casting(settings, load_cards(settings)).values()}.values())
+    findings = [(card.name, finding) for card in chosen
+                for finding in examine_card(card, load=load, checksums=checksums)]
+    if as_json:
+        print(json.dumps([{"card": card, **finding.to_json()} for card, finding in findings], ensure_ascii=False))
+    else:
+        table = Table(box=None, show_header=False)
+        for card_name, finding in findings:
+            style = {"ok": "green", "note": "yellow", "fail": "bold red"}[finding.level]
+            table.add_row(Text(finding.level, style=style), card_name, finding.what, Text(finding.text))
+        out.print(table)
+    if any(finding.level == "fail" for _, finding in findings):
+        raise typer.Exit(1)
+
+
+def _card(name: str, profile: str, overrides: list[str] | None) -> ModelCard:
+    """The card of that name. Raises SettingsError with the nearest one."""
+    cards = load_cards(load_settings(profile, overrides or ()))
+    if name not in cards:
+        raise SettingsError(f"no card {name!r}{suggestion(name, cards)}; `reelray models list` shows all")
+    return cards[name]
+
+
+def _here(card: ModelCard) -> str:
+    """Where the weights are, or empty."""
+    from serve_app.models import weights
+
+    found: Path | None = None if card.loader != "diffusers" else weights.find(card)
+    return str(found or "")
+
+
+def _facts(card: ModelCard) -> list[tuple[str, str]]:
+    """Label and text, in reading order; what a card does not say is left out."""
+    default, size, frames = card.defaults, card.size, card.frames
+    still = frames.max_frames == 1
+    facts = [
+        ("does", ", ".join(f"{task.value} ({pipeline})" for task, pipeline in card.pipelines.items())),
+        ("tier", card.tier),
+        ("repo", card.repo + (f" at {card.revision}" if card.revision else "")),
+        ("weights", _weights_fact(card)),
+        ("licence", " ".join([card.licence, card.licence_url])),
+        ("", card.licence_terms + (" Gated: the hub asks you to accept its terms." if card.gated else "")),
+        ("dtype", ", ".join([card.dtype, *(f"{part} {dtype}" for part, dtype in card.dtypes.items())])),
+        ("default", f"{default.width_px}x{default.height_px}, "
+                    + ("" if still else f"{default.frames} frames at {default.fps:g} fps, ")
+                    + f"{default.steps} steps, guidance {default.guidance:g}"),
+        ("sizes", f"multiples of {size.multiple_px}, {size.min_px} to {size.max_px} pixels"),
+        ("frames", "" if still else (f"{frames.step}n+{frames.offset}, " if frames.step > 1 else "")
+         + f"{frames.min_frames} to {frames.max_frames}"),
+        ("prompt", f"up to about {card.prompt_words} words" if card.prompt_words < UNREAD_WORDS else ""),
+        ("speed", f"about {card.seconds_per_step:g} s per step at the default shape, on a large GPU"),
+    ]
+    return [*((label, text.strip()) for label, text in [*facts, *_memory_facts(card)] if text.strip()),
+            *(("source" if not number else "", source) for number, source in enumerate(card.sources)),
+            *([("note", card.notes.strip())] if card.notes else [])]
+
+
+def _weights_fact(card: ModelCard) -> str:
+    return "" if card.loader != "diffusers" else _here(card) or f"not here; `reelray models pull {card.name}`"
+
+
+def _memory_facts(card: ModelCard) -> list[tuple[str, str]]:
+    memory = card.memory
+    if memory is None:
+        return []
+    parts = ", ".join(f"{name} {gb:g}" for name, gb in memory.weights_gb.items())
+    verdicts = ", ".join(f"{gb} GB: {VERDICTS[memory.fit(gb)]}" for gb in GPU_SIZES_GB)
+    return [("memory", f"weights {memory.total_gb:.1f} GB ({parts}); {memory.source}"),
+            *(("peak", f"{peak.gb:g} GB at {peak.shape}, {peak.how}: {peak.source}") for peak in memory.peaks),
+            ("GPU of", verdicts)]

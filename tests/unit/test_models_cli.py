@@ -1,0 +1,98 @@
+"""`reelray models show | pull | check`: what a card is, its weights, and exit codes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from configs.load import SettingsError, load_settings
+from serve_app.cli import app
+from serve_app.session import require_weights
+from tests import tiny
+from workflows.errors import InvalidDocument
+
+CARD = """
+name: mine
+title: A tiny Wan
+repo: {repo}
+pipelines: {{text_to_video: {pipeline}}}
+defaults: {{steps: 4, guidance: 3, width_px: 32, height_px: 32, frames: 5}}
+frames: {{step: 4, offset: 1}}
+memory: {{weights_gb: {{transformer: {gb}}}, source: a guess}}
+"""
+SVD = ("models.text_to_image=sdxl", "models.text_to_video=svd-xt", "models.image_to_video=svd-xt")
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["models", *arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout
+
+
+def own_card(tmp_path: Path, *, pipeline: str = "WanPipeline", gb: float = 0.0001) -> tuple[str, str]:
+    (tmp_path / "mine.yaml").write_text(CARD.format(repo=tiny.build("wan_t2v", tmp_path), pipeline=pipeline, gb=gb))
+    return "--set", f"models.card_dirs=[{tmp_path}]"
+
+
+def test_show_tells_licence_memory_gpus_and_that_the_weights_are_missing() -> None:
+    code, text = run("show", "svd-xt")
+    flat = " ".join(text.split())
+    assert code == 0
+    for part in ("stable-video-diffusion-community", "12 GB: its weights fit, the peak does not", "24 GB: fits",
+                 "not here; `reelray models pull svd-xt`", "25 frames at 6 fps", "estimated"):
+        assert part in flat
+
+
+def test_show_as_json_has_the_whole_card_and_what_it_fits() -> None:
+    tree = json.loads(run("show", "qwen-image", "--json")[1])
+    assert tree["fits_gb"] == {"12": "no", "16": "no", "24": "no", "48": "no", "80": "fits", "141": "fits"}
+    assert (tree["here"], tree["gated"], tree["pipelines"]) == ("", False, {"text_to_image": "QwenImagePipeline"})
+
+
+def test_an_unknown_card_is_refused_with_the_nearest() -> None:
+    with pytest.raises(SettingsError, match="no card 'svd'; did you mean 'svd-xt'"):
+        run("show", "svd")
+
+
+def test_check_finds_a_whole_checkpoint_and_loads_it(tmp_path: Path) -> None:
+    code, text = run("check", "mine", "--load", "--json", *own_card(tmp_path))
+    findings = {finding["what"]: finding for finding in json.loads(text)}
+    assert code == 0
+    assert {what: finding["level"] for what, finding in findings.items()} == {
+        "classes": "ok", "weights": "ok", "load": "ok"}
+    assert " s on cpu" in findings["load"]["text"]
+
+
+def test_check_notes_sizes_that_are_not_the_cards(tmp_path: Path) -> None:
+    code, text = run("check", "mine", "--json", *own_card(tmp_path, gb=3))
+    (note,) = [finding for finding in json.loads(text) if finding["level"] != "ok"]
+    assert (code, note["level"], note["what"]) == (0, "note", "memory")
+    assert note["text"].startswith("transformer: the card says 3 GB in float32, its files come to 0.00 GB")
+
+
+@pytest.mark.parametrize(("pipeline", "problem"), [("WanPipelin", "has no pipeline 'WanPipelin'"), ("", "")])
+def test_check_fails_for_wrong_classes_and_for_missing_weights(pipeline: str, problem: str, tmp_path: Path) -> None:
+    choice = own_card(tmp_path, pipeline=pipeline or "WanPipeline")
+    if not pipeline:
+        (tmp_path / "wan_t2v" / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
+        problem = "transformer: no safetensors"
+    code, text = run("check", "mine", "--json", *choice)
+    assert code == 1
+    assert problem in next(finding for finding in json.loads(text) if finding["level"] == "fail")["text"]
+
+
+def test_pull_of_what_is_on_this_machine_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidDocument, match="is on this machine already"):
+        run("pull", "mine", *own_card(tmp_path))
+
+
+def test_a_session_is_refused_at_the_door_while_weights_are_missing() -> None:
+    with pytest.raises(InvalidDocument, match="`reelray models pull sdxl`"):
+        require_weights(load_settings("laptop", SVD, environ={}))
+    require_weights(load_settings("laptop", (*SVD, "models.auto_download=true"), environ={}))
+    require_weights(load_settings("laptop", (*SVD, "ray.address=head:6379"), environ={}))
+    require_weights(load_settings("laptop", environ={}))
