@@ -153,7 +153,7 @@ def _missing_pictures(shots: Sequence[Shot], assets: Mapping[str, Artifact]) -> 
 
 def _film(storyboard: Storyboard, main: ModelCard, cards: Cards, assets: Mapping[str, Artifact],
           used: Sequence[ModelCard]) -> Film:
-    """`main` renders the first clip: its size and rate are the film's, where the storyboard says nothing; `used` are the
+    """`main` renders the first clip: its size and rate are the film's, where the storyboard says nothing; `used`: all
     models that must take the size.
     """
     size = storyboard.size or Size(width_px=main.defaults.width_px, height_px=main.defaults.height_px)
