@@ -109,8 +109,8 @@ class BareDeployment:
     """Starlette and nothing else."""
 
     def __serve_build_asgi_app__(self) -> Starlette:
-        return Starlette(routes=[Route("/status/{length:int}", bare_status), Route("/films", bare_post, methods=["POST"]),
-                                 Route("/events", bare_events)])
+        return Starlette(routes=[Route("/status/{length:int}", bare_status), Route("/events", bare_events),
+                                 Route("/films", bare_post, methods=["POST"])])
 
 
 async def bare_status(request: Request) -> Response:
@@ -151,8 +151,8 @@ class Site:
         job_id = await self.submit("Long", [
             {"prompt": f"sleep={SHOT_S} shot {number}", "steps": SHOT_S * STEPS_PER_S} for number in range(FILM_SHOTS)])
         async with asyncio.timeout(60):
-            while not await self.board.had.remote(job_id):
-                await asyncio.sleep(0.1)
+            while not await self.board.had.remote(job_id):  # noqa: ASYNC110
+                await asyncio.sleep(0.1)  # another process sends no signal
         return job_id
 
 
@@ -190,7 +190,8 @@ def deploy(port: int, data_dir: Path) -> Site:
 
 async def first_events(where: Site, trials: int) -> list[list[object]]:
     """Rows: from the request until the first event, until the first step, and the bare pair."""
-    found: dict[str, list[float]] = {"bare POST, then its one event": [], "film, first event": [], "film, first step": []}
+    found: dict[str, list[float]] = {name: [] for name in ("bare POST, then its one event", "film, first event",
+                                                            "film, first step")}
     bare, first, step = found.values()
     for number in range(-1, trials):  # the first one warms up
         began_s = time.time()
@@ -203,7 +204,8 @@ async def first_events(where: Site, trials: int) -> list[list[object]]:
                                                          "steps": 6}])
         listener = Listener(port=where.port, path=f"/api/jobs/{job_id}/events")
         await listener.listen()
-        steps_s = [at_s for at_s, event in listener.events() if event["type"] == "shot_update" and event["shot"]["step"]]
+        steps_s = [at_s for at_s, event in listener.events()
+                   if event["type"] == "shot_update" and event["shot"]["step"]]
         if number >= 0:
             bare.append(bare_s)
             first.append(listener.heard[0][0] - began_s)
@@ -234,8 +236,8 @@ async def status_rates(where: Site, scale: Scale, job_id: str) -> tuple[list[lis
             p50_s, p99_s[name] = (statistics.median(percentile(one.latencies_s, share) for one in answers)
                                   for share in (0.5, 0.99))
             answered = statistics.median(one.answered_per_s for one in answers)
-            rows.append([f"status, {rate}/s offered", f"{name}, {length} bytes", sum(len(a.latencies_s) for a in answers),
-                         p50_s * 1e3, p99_s[name] * 1e3, p99_s[name] / p99_s["bare"],
+            rows.append([f"status, {rate}/s offered", f"{name}, {length} bytes",
+                         sum(len(one.latencies_s) for one in answers), p50_s * 1e3, p99_s[name] * 1e3, p99_s[name] / p99_s["bare"],
                          f"{answered:.0f}/s answered, {sum(one.failures for one in answers)} failed"])
         sustained = statistics.median(one.answered_per_s for one in runs["bare"]) >= SUSTAINED * rate
         ratio = p99_s["status"] / p99_s["bare"]
@@ -256,8 +258,19 @@ def cpu_s() -> dict[str, float]:
     return used
 
 
-async def watched(where: Site, job_id: str, watchers: int, seconds: float) -> tuple[list[float], dict[str, float], int, int]:
-    """Latencies of the events heard in this time, CPU seconds per part, long polls, and how many were open at once."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watched:
+    """What some watchers met in a while."""
+
+    latencies_s: list[float]
+    cpu_s: dict[str, float]
+    """Per part of the service."""
+    polls: int
+    most_open: int
+    """Long polls of the film at the board, at the same time."""
+
+
+async def watched(where: Site, job_id: str, watchers: int, seconds: float) -> Watched:
     listeners = [Listener(port=where.port, path=f"/api/jobs/{job_id}/events") for _ in range(watchers)]
     tasks = [asyncio.create_task(listener.listen()) for listener in listeners]
     await asyncio.sleep(4.0)  # all are connected, and have the film's past
@@ -270,32 +283,32 @@ async def watched(where: Site, job_id: str, watchers: int, seconds: float) -> tu
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     had = await where.board.had.remote(job_id)
-    latencies = [at_s - had[key] for listener in listeners for at_s, event in listener.events()
-                 if event["type"] == "shot_update" and (key := (event["shot"]["id"], event["shot"]["step"])) in had
-                 and began_s <= had[key] and at_s <= ended_s]
-    return latencies, {part: after[part] - before[part] for part in PARTS}, polls, most_open
+    latencies_s = [at_s - had[key] for listener in listeners for at_s, event in listener.events()
+                   if event["type"] == "shot_update" and (key := (event["shot"]["id"], event["shot"]["step"])) in had
+                   and began_s <= had[key] and at_s <= ended_s]
+    return Watched(latencies_s=latencies_s, cpu_s={part: after[part] - before[part] for part in PARTS}, polls=polls,
+                   most_open=most_open)
 
 
 async def watchers(where: Site, scale: Scale, job_id: str) -> tuple[list[list[object]], str]:
     """Rows for one watcher and for many, in turns."""
-    runs: dict[int, list[tuple[list[float], dict[str, float], int, int]]] = {1: [], scale.watchers: []}
+    runs: dict[int, list[Watched]] = {1: [], scale.watchers: []}
     for _ in range(scale.rounds):
         for count, found in runs.items():
             found.append(await watched(where, job_id, count, scale.watch_s))
     rows: list[list[object]] = []
     base_p50 = 0.0
     for count, found in runs.items():
-        latencies = sorted(latency for run in found for latency in run[0])
+        latencies_s = sorted(latency for run in found for latency in run.latencies_s)
         seconds = scale.watch_s * len(found)
-        used = {part: sum(run[1][part] for run in found) / seconds for part in PARTS}
-        p50 = percentile(latencies, 0.5)
+        shares = ", ".join(f"{part} {sum(run.cpu_s[part] for run in found) / seconds:.2f}" for part in PARTS)
+        p50 = percentile(latencies_s, 0.5)
         base_p50 = base_p50 or p50
-        rows.append([f"watchers, {count}", "board has a step to client has it", len(latencies), p50 * 1e3,
-                     percentile(latencies, 0.99) * 1e3, p50 / base_p50,
-                     f"CPU s per s: {', '.join(f'{part} {share:.2f}' for part, share in used.items())}; "
-                     f"{sum(run[2] for run in found) / seconds:.1f} long polls/s, at most {max(run[3] for run in found)} "
-                     "open"])
-    most = max(run[3] for run in runs[scale.watchers])
+        rows.append([f"watchers, {count}", "board has a step to client has it", len(latencies_s), p50 * 1e3,
+                     percentile(latencies_s, 0.99) * 1e3, p50 / base_p50,
+                     f"CPU s per s: {shares}; {sum(run.polls for run in found) / seconds:.1f} long polls/s, at most "
+                     f"{max(run.most_open for run in found)} open"])
+    most = max(run.most_open for run in runs[scale.watchers])
     return rows, f"{scale.watchers} watchers held {most} long poll{'s' if most > 1 else ''} open at the board."
 
 

@@ -94,8 +94,8 @@ async def offer(port: int, path: str, *, per_s: float, seconds: float) -> Answer
     took_s = max(time.perf_counter() - began_s, seconds)
     for connection in connections:
         connection.close()
-    return Answers(offered_per_s=per_s, answered_per_s=len(latencies_s) / took_s, latencies_s=tuple(sorted(latencies_s)),
-                   failures=failures)
+    return Answers(offered_per_s=per_s, answered_per_s=len(latencies_s) / took_s,
+                   latencies_s=tuple(sorted(latencies_s)), failures=failures)
 
 
 async def ask(port: int, method: str, path: str, body: object = None) -> tuple[int, bytes]:
