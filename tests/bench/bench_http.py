@@ -61,12 +61,12 @@ PAD = 12
 class Scale:
     """How much of everything."""
 
-    trials: int = 60
+    trials: int = 50
     rates_per_s: tuple[int, ...] = (50, 100, 200, 400, 1000)
-    rate_s: float = 5.0
+    rate_s: float = 4.0
     rounds: int = 3
     watchers: int = 200
-    watch_s: float = 12.0
+    watch_s: float = 10.0
 
 
 QUICK = Scale(trials=2, rates_per_s=(20,), rate_s=1.0, rounds=1, watchers=5, watch_s=2.0)
@@ -218,6 +218,11 @@ async def first_events(where: Site, trials: int) -> list[list[object]]:
     return rows
 
 
+def is_sustained(answers: Sequence[Answers], rate: float) -> bool:
+    """As much was answered as was offered, or nearly."""
+    return statistics.median(one.answered_per_s for one in answers) >= SUSTAINED * rate
+
+
 async def status_rates(where: Site, scale: Scale, job_id: str) -> tuple[list[list[object]], str]:
     """Rows per rate, and the verdict."""
     url = f"/api/jobs/{job_id}"
@@ -230,6 +235,8 @@ async def status_rates(where: Site, scale: Scale, job_id: str) -> tuple[list[lis
         for turn in range(scale.rounds):
             for name in sorted(paths, reverse=bool(turn % 2)):
                 runs[name].append(await offer(where.port, paths[name], per_s=rate, seconds=scale.rate_s))
+            if not is_sustained(runs["bare"], rate):
+                break  # what piles up says little, and takes long
         p99_s = {}
         for name, answers in runs.items():
             # The median of the rounds: one hiccup of a shared machine does not decide.
@@ -237,12 +244,13 @@ async def status_rates(where: Site, scale: Scale, job_id: str) -> tuple[list[lis
                                   for share in (0.5, 0.99))
             answered = statistics.median(one.answered_per_s for one in answers)
             rows.append([f"status, {rate}/s offered", f"{name}, {length} bytes",
-                         sum(len(one.latencies_s) for one in answers), p50_s * 1e3, p99_s[name] * 1e3, p99_s[name] / p99_s["bare"],
+                         sum(len(one.latencies_s) for one in answers), p50_s * 1e3, p99_s[name] * 1e3,
+                         p99_s[name] / p99_s["bare"],
                          f"{answered:.0f}/s answered, {sum(one.failures for one in answers)} failed"])
-        sustained = statistics.median(one.answered_per_s for one in runs["bare"]) >= SUSTAINED * rate
+            print(rows[-1], flush=True)
         ratio = p99_s["status"] / p99_s["bare"]
-        verdicts.append(f"{ratio:.2f} at {rate}/s ({'met' if ratio <= GOAL else 'NOT met'}"
-                        f"{'' if sustained else '; the bare route does not sustain this rate here'})")
+        beyond = "" if is_sustained(runs["bare"], rate) else "; the bare route does not sustain this rate here"
+        verdicts.append(f"{ratio:.2f} at {rate}/s ({'met' if ratio <= GOAL else 'NOT met'}{beyond})")
     return rows, f"Status p99 against the bare route's, goal {GOAL}: {', '.join(verdicts)}."
 
 
