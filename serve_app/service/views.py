@@ -21,6 +21,8 @@ from workflows.types import Artifact, JobStatus, Json, ProgressRecord
 
 FRESH_S = 0.2
 """A reply may be this old; steps arrive at most four times a second."""
+AHEAD_S = 0.1
+"""A reply older than this is asked for again while it is still given: who asks often does not wait."""
 REMEMBERED = 500
 """Jobs whose last reply is kept."""
 
@@ -67,14 +69,11 @@ class Views:
         """
         seen, now_s = self._seen.get(job_id), time.monotonic()
         if seen and seen.asked_s >= max(after_s, now_s - FRESH_S):
+            if seen.asked_s < now_s - AHEAD_S:
+                self._begin(job_id, now_s, after_s)
             return seen
-        asked_s, asking = self._asking.get(job_id, (0.0, None))
-        if asking is None or asked_s < after_s:
-            asking = asyncio.create_task(self._ask(job_id, now_s), name=f"view {job_id}")
-            self._asking[job_id] = now_s, asking
-            asking.add_done_callback(lambda task: self._answered(job_id, task))
         # One impatient client does not take the answer from the others.
-        return await asyncio.shield(asking)
+        return await asyncio.shield(self._begin(job_id, now_s, after_s))
 
     def shown(self, job_id: str) -> float:
         """The progress last shown of a job that was still running then; 0 when nothing is remembered."""
@@ -86,6 +85,15 @@ class Views:
         self._seen.pop(job_id, None)
         self._asking.pop(job_id, None)
 
+    def _begin(self, job_id: str, now_s: float, after_s: float) -> asyncio.Task[Seen]:
+        """The question that is under way, or a new one."""
+        asked_s, asking = self._asking.get(job_id, (0.0, None))
+        if asking is None or asked_s < after_s:
+            asking = asyncio.create_task(self._ask(job_id, now_s), name=f"view {job_id}")
+            self._asking[job_id] = now_s, asking
+            asking.add_done_callback(lambda task: self._answered(job_id, task))
+        return asking
+
     async def _ask(self, job_id: str, asked_s: float) -> Seen:
         floor = self.shown(job_id)
         row = await asyncio.to_thread(self._from.ledger.job, job_id)
@@ -94,11 +102,13 @@ class Views:
         return Seen(asked_s=asked_s, status=view.status, progress=view.progress, body=body)
 
     def _answered(self, job_id: str, task: asyncio.Task[Seen]) -> None:
+        # An error is for those who wait for it, and there may be nobody.
+        is_answer = not task.cancelled() and task.exception() is None
         # After `forget` the answer belongs to those who asked before, and to nobody else.
         if self._asking.get(job_id, (0.0, None))[1] is not task:
             return
         del self._asking[job_id]
-        if not task.cancelled() and task.exception() is None:
+        if is_answer:
             if len(self._seen) >= REMEMBERED:
                 self._seen.pop(next(iter(self._seen)))
             self._seen[job_id] = task.result()

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +72,8 @@ def free_port() -> int:
 
 
 PLACEHOLDER = [f"models.{task}=placeholder" for task in ("text_to_image", "text_to_video", "image_to_video")]
+Frame = tuple[str, list[tuple[str, Any]]]
+"""An id, and the events it stands for."""
 
 
 @pytest.fixture(scope="module")
@@ -81,20 +84,20 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def serving(place: Path, *models: str, port: int = 0) -> Iterator[Server]:
-    """`reelray serve`; Ray's own files go to a short path (its sockets need one)."""
+def serving(place: Path, *settings: str, port: int = 0) -> Iterator[Server]:
+    """`reelray serve` until the end of the block, or until it was killed there."""
     port = port or free_port()
+    # Ray's own files go to a short path: its sockets need one.
     with tempfile.TemporaryDirectory(prefix="rr", dir="/tmp", ignore_cleanup_errors=True) as ray_dir:
-        settings = [f"data_dir={place / 'state'}", f"ray.temp_dir={ray_dir}", f"http.port={port}", *models]
-        words = [word for setting in settings for word in ("--set", setting)]
+        given = [f"data_dir={place / 'state'}", f"ray.temp_dir={ray_dir}", f"http.port={port}", *settings]
+        words = [word for setting in given for word in ("--set", setting)]
         process = subprocess.Popen(
             [sys.executable, "-c", "from serve_app.cli import main; main()", "serve", "--profile", "ci",
              "--set", f"http.body_timeout_s={BODY_S}", *words],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
-        served = Server(port=port, process=process)
         try:
             wait_until_serving(process, port)
-            yield served
+            yield Server(port=port, process=process)
         finally:
             process.send_signal(signal.SIGINT)
             process.communicate(timeout=60)
@@ -197,20 +200,51 @@ def killed(server: Server, title: str) -> None:
     raise LookupError(f"no process called {title}")
 
 
-def heard_to_the_end(server: Server, job_url: str, at_event: Callable[[int], None]) -> list[tuple[str, Any]]:
-    """All events of a job, by a client that comes back with its last id whenever it is cut off."""
-    heard: list[tuple[str, Any]] = []
-    last, end = "", time.monotonic() + START_S
-    while not heard or heard[-1][0] != "done":
+def heard_to_the_end(server: Server, job_url: str, at_event: Callable[[int], None]) -> list[Frame]:
+    """All a job's frames, by a client that comes back with its last id whenever it is cut off.
+
+    What was heard of a frame that was cut off does not count: it is told again. `at_event` is given the number of
+    events so far.
+    """
+    heard: list[Frame] = []
+    last, count, end = "", 0, time.monotonic() + START_S
+    while not heard or heard[-1][1][-1][0] != "done":
         assert time.monotonic() < end, "the job did not end in time"
+        events: list[tuple[str, Any]] = []
         try:
             for event_id, name, data in server.events(f"{job_url}/events", **({"Last-Event-ID": last} if last else {})):
-                last = event_id or last
-                heard.append((name, data))
-                at_event(len(heard))
+                events.append((name, data))
+                count += 1
+                if event_id:
+                    last = event_id
+                    heard.append((event_id, events))
+                    events = []
+                at_event(count)
         except (OSError, http.client.HTTPException, AssertionError):
             time.sleep(0.2)  # not up again yet
     return heard
+
+
+def told_rows(heard: list[Frame]) -> list[tuple[int, str, str]]:
+    """(row of the event log, event, message) of what rows alone tell, in the order heard.
+
+    A step tells a shot's update or how far its stage is, and nothing else.
+    """
+    return [(int(event_id.partition(":")[2].partition(".")[0]), name, str(data.get("message") or ""))
+            for event_id, events in heard for name, data in events
+            if name in ("info", "warning", "error", "stage_update", "image_generated", "done")
+            or (name == "progress" and re.fullmatch(r"\w+ \d+/\d+", data["message"]))]
+
+
+def each_row_once(server: Server, job_url: str, heard: list[Frame]) -> None:
+    """What was heard of the rows is what a client hears who begins now: nothing lost, nothing twice, in order."""
+    again = heard_to_the_end(server, job_url, lambda _: None)
+    assert told_rows(heard) == told_rows(again)
+    log = [line.split(" ", 3)[3] for line in json.loads(server.ask("GET", f"{job_url}/log?limit=5000")[2])["lines"]
+           if line.split(" ", 3)[2] == "info"]
+    said = [message for _, name, message in told_rows(heard) if name == "info"]
+    assert said
+    assert not Counter(said) - Counter(log), "every line heard is a line of the log, and as often"
 
 
 @pytest.mark.slow
@@ -229,9 +263,11 @@ def test_a_client_that_comes_back_misses_nothing_when_ingress_director_and_board
 
     heard = heard_to_the_end(server, job_url, strike)
     assert struck == [(victim, "running") for victim in victims.values()], "all three died while the film was made"
-    assert heard[-1][1]["data"]["success_count"] == len(prompts)
-    shots = [data["shot"] for name, data in heard if name == "shot_update"]
+    each_row_once(server, job_url, heard)
+    events = [event for _, events in heard for event in events]
+    assert events[-1][1]["data"]["success_count"] == len(prompts)
+    shots = [data["shot"] for name, data in events if name == "shot_update"]
     done = {shot["id"] for shot in shots if shot["status"] == "succeeded"}
     assert len(done) == len(prompts), "every shot's end was heard"
-    assert [name for name, _ in heard].count("done") == 1
-    assert {f"clip {n}/24" for n in range(1, 25)} <= {data["message"] for name, data in heard if name == "progress"}
+    assert [name for name, _ in events].count("done") == 1
+    assert {f"clip {n}/24" for n in range(1, 25)} <= {data["message"] for name, data in events if name == "progress"}
