@@ -281,6 +281,7 @@ def _finish(run: Callable[[], JobView], site: Site, output: Path, screen: Screen
 
     try:
         view = run()
+        path = site.deliver(view, output)
     except (Interrupted, KeyboardInterrupt) as stopped:
         screen.close()
         err.print(str(stopped) or "stopped; the same command goes on", style="yellow", markup=False, highlight=False,
@@ -288,7 +289,6 @@ def _finish(run: Callable[[], JobView], site: Site, output: Path, screen: Screen
         raise typer.Exit(EXIT_INTERRUPTED) from None
     finally:
         screen.close()
-    path = site.deliver(view, output)
     if isinstance(screen, JsonScreen):
         screen.result(view, path)
     else:

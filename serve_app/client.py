@@ -25,7 +25,7 @@ TYPE_OF_SUFFIX = {".json": "application/json", ".yaml": "application/yaml", ".ym
                   ".fountain": "text/fountain", ".spmd": "text/fountain", ".txt": "text/plain", ".md": "text/markdown"}
 BOARD_TYPES = frozenset({"application/json", "application/yaml"})
 ENDS = frozenset({"succeeded", "partial", "failed", "cancelled"})
-PNG = b"\x89PNG"
+PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 SHA256_DIGITS = 64
 GOES_ON = "the job goes on without you"
 LOG_PAUSE_S = 0.5
@@ -87,9 +87,18 @@ class Client:
         return self._json(_Ask(method="GET", url="/healthz"))
 
     def upload_picture(self, path: Path) -> dict[str, Any]:
-        """Keep a PNG or JPEG there; a shot of a storyboard names it by `image: picture:ID` with its `id`."""
-        data = path.read_bytes()
-        media_type = "image/png" if data.startswith(PNG) else "image/jpeg"
+        """Keep a PNG or JPEG there; a shot of a storyboard names it by `image: picture:ID` with its `id`.
+
+        Nothing else leaves this machine: storyboards come from anywhere, and may name any file.
+        """
+        if path.exists() and not path.is_file():
+            raise ApiError(422, "invalid-picture", "this is no file")
+        with path.open("rb") as file:
+            head = file.read(len(PNG))
+            media_type = "image/png" if head == PNG else "image/jpeg" if head.startswith(JPEG) else ""
+            if not media_type:
+                raise ApiError(422, "invalid-picture", "this is no picture; send a PNG or JPEG file")
+            data = head + file.read()
         return self._json(_Ask(method="POST", url="/api/pictures", content=data, headers={"Content-Type": media_type}))
 
     def film(self, path: Path) -> Film:

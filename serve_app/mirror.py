@@ -55,7 +55,7 @@ class Mirror:
     def __init__(self, client: Client, job_id: str, screen: Screen) -> None:
         """`client` must not wait for a server that is away: the events do."""
         self._client = client
-        self._job_id = job_id
+        self.job_id = job_id
         self._screen = screen
         self._job: dict[str, Any] | None = None
         self._records: dict[str, ProgressRecord] = {}
@@ -65,7 +65,7 @@ class Mirror:
 
     def take(self, event: Event | None) -> None:
         """Something was heard, or nothing for a moment."""
-        record = None if event is None else step_of(self._job_id, event)
+        record = None if event is None else step_of(self.job_id, event)
         if event is not None and record is None:
             self._changed_s = time.monotonic()
         elif event is not None and record is not None and self._records.get(record.node_id) != record:
@@ -81,7 +81,7 @@ class Mirror:
         """Ask for the job and show it; None while the server is away. Raises ApiError."""
         self._looked_s = time.monotonic()
         try:
-            self._job = self._client.job(self._job_id)
+            self._job = self._client.job(self.job_id)
         except (ServerAway, ApiError) as error:
             if isinstance(error, ApiError) and not (error.passes or error.status >= 500 or error.code == NOT_REELRAY):
                 raise

@@ -92,16 +92,8 @@ class RemoteSite:
 
     def jobs(self, status: JobStatus | None, limit: int) -> list[JobLine]:
         """Those that the key may see."""
-        found: list[dict[str, Any]] = []
-        cursor = ""
         with self._in_our_words():
-            while len(found) < limit:
-                page = self._steady.jobs(status=status.value if status else "", limit=min(limit - len(found), PAGE),
-                                        cursor=cursor)
-                found += page["jobs"]
-                cursor = page["next_cursor"]
-                if not cursor:
-                    break
+            found = listed(self._steady, status.value if status else "", limit)
         return [JobLine(id=job["id"], title=job["title"], status=JobStatus(job["status"]), progress=job["progress"],
                         shots=job["shots"], created_at_s=job["created_at"]) for job in found]
 
@@ -155,22 +147,11 @@ class RemoteSite:
                 return view
             screen.note(f"running again: {', '.join(nodes)}")
         try:
-            return self._followed(job["id"], screen)
+            return followed(self._patient, Mirror(self._brisk, job["id"], screen))
         except KeyboardInterrupt:
             raise Interrupted(
                 f"job {job['id']} goes on at the server; the same command joins it, `reelray log {job['id']} -f"
                 f"{self.option}` follows it, `reelray cancel {job['id']}{self.option}` stops it") from None
-
-    def _followed(self, job_id: str, screen: Screen) -> JobView:
-        mirror = Mirror(self._brisk, job_id, screen)
-        while True:
-            for event in heard(self._patient.events(job_id, all_steps=True), LOOK_S):
-                mirror.take(event)
-            # A reply may be a moment older than the event that said that the job is over.
-            view = mirror.look()
-            if view is not None and view.status.is_terminal:
-                return view
-            time.sleep(LOOK_S)
 
     @contextlib.contextmanager
     def _in_our_words(self, file: str = "") -> Iterator[None]:
@@ -180,6 +161,33 @@ class RemoteSite:
             raise errors.ServerUnreachable(server=self._server, problem=str(error)) from error
         except ApiError as error:
             raise _ours(error, self._server, file) from error
+
+
+def followed(client: Client, mirror: Mirror) -> JobView:
+    """Show a job until it is over; its last view."""
+    last_id = ""
+    while True:
+        for event in heard(client.events(mirror.job_id, last_id=last_id, all_steps=True), LOOK_S):
+            last_id = event.id or last_id if event else last_id
+            mirror.take(event)
+        # A reply may be a moment older than the event that said that the job is over: then there is no more to hear.
+        view = mirror.look()
+        if view is not None and view.status.is_terminal:
+            return view
+        time.sleep(LOOK_S)
+
+
+def listed(client: Client, status: str, limit: int) -> list[dict[str, Any]]:
+    """So many of the newest jobs, page by page."""
+    found: list[dict[str, Any]] = []
+    cursor = ""
+    while len(found) < limit:
+        page = client.jobs(status=status, limit=min(limit - len(found), PAGE), cursor=cursor)
+        found += page["jobs"]
+        cursor = page["next_cursor"]
+        if not cursor:
+            break
+    return found
 
 
 def _ours(error: ApiError, server: str, file: str) -> errors.ReelrayError:

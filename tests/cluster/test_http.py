@@ -81,9 +81,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def serving(place: Path, *models: str) -> Iterator[Server]:
+def serving(place: Path, *models: str, port: int = 0) -> Iterator[Server]:
     """`reelray serve`; Ray's own files go to a short path (its sockets need one)."""
-    port = free_port()
+    port = port or free_port()
     with tempfile.TemporaryDirectory(prefix="rr", dir="/tmp", ignore_cleanup_errors=True) as ray_dir:
         settings = [f"data_dir={place / 'state'}", f"ray.temp_dir={ray_dir}", f"http.port={port}", *models]
         words = [word for setting in settings for word in ("--set", setting)]

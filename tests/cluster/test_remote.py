@@ -57,10 +57,11 @@ def test_a_film_is_rendered_on_the_server_and_ends_here(server: Server, place: P
     assert done.returncode == 0, done.stdout + done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     for shot in ("s1", "s2"):
-        steps = [line["step"] for line in lines if line["event"] == "step" and line["shot"] == shot
-                 and line["phase"] == "diffusion"]
-        assert sorted(set(steps)) in ([*range(STEPS + 1)], [*range(1, STEPS + 1)])
-        assert steps == sorted(steps)
+        told = [(line["attempt"], line["step"]) for line in lines if line["event"] == "step" and line["shot"] == shot
+                and line["phase"] == "diffusion"]
+        assert told == sorted(told)
+        last = sorted({step for attempt, step in told if attempt == told[-1][0]})
+        assert last in ([*range(STEPS + 1)], [*range(1, STEPS + 1)]), told
     shares = [line["job"]["progress"] for line in lines if line["event"] == "job"]
     assert shares == sorted(shares)
     assert (lines[-1]["event"], lines[-1]["status"], lines[-1]["path"]) == ("result", "succeeded", "film.mp4")
@@ -81,6 +82,7 @@ def test_a_film_is_rendered_on_the_server_and_ends_here(server: Server, place: P
     assert "s1.clip" in run(place, "log", job_id, "-f", url=url).stdout
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_the_job_on_the_server(server: Server, place: Path) -> None:
     """And the same command joins it, cancel and retry reach it."""
     url = f"http://127.0.0.1:{server.port}"
@@ -113,3 +115,29 @@ def test_a_server_that_is_not_there_is_named_at_once(place: Path) -> None:
     assert f"{url} does not answer as it should" in done.stderr
     assert "Traceback" not in done.stderr
     assert time.monotonic() - began_s < 30
+
+
+@pytest.mark.slow
+def test_a_server_that_is_started_again_goes_on_with_the_film_and_so_does_the_command(
+        tmp_path_factory: pytest.TempPathFactory, place: Path) -> None:
+    """The server is stopped in the middle and started again on its port; the command waits, and says so."""
+    state, port = tmp_path_factory.mktemp("restarted"), free_port()
+    shots = "".join(f"  - prompt: a red circle\n    steps: {60 + number}\n" for number in range(6))
+    (place / "long.yaml").write_text(f"title: Long\nshots:\n{shots}")
+    with serving(state, port=port):
+        process = subprocess.Popen(command("render", "long.yaml", "-o", "long.mp4", "--json", "--server",
+                                           f"http://127.0.0.1:{port}"), stdout=subprocess.PIPE,
+                                   stderr=subprocess.STDOUT, text=True, cwd=place)
+        assert process.stdout is not None
+        told = [json.loads(process.stdout.readline())]
+        while told[-1]["event"] != "step" or told[-1]["step"] < 5:
+            told.append(json.loads(process.stdout.readline()))
+    with serving(state, port=port):
+        rest, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, rest
+    told += [json.loads(line) for line in rest.splitlines()]
+    notes = [line["message"] for line in told if line["event"] == "note"]
+    assert any("trying again" in note for note in notes)
+    assert notes[-1] == "the server answers again"
+    assert told[-1]["status"] == "succeeded"
+    assert (place / "long.mp4").stat().st_size

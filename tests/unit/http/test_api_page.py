@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 
 from tests.desk import ROUTES, Shop
+from tests.unit.http.test_remote import serving
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGES = (ROOT / "docs" / "api.md", ROOT / "docs" / "openai.md", ROOT / "README.md")
@@ -57,6 +60,18 @@ def test_a_curl_command_works_as_it_stands(shop: Shop, words: list[str]) -> None
 
 def test_there_are_curl_commands() -> None:
     assert len(commands()) >= 10
+
+
+def test_the_python_of_the_page_runs_as_it_stands(
+        tmp_path: Path, migrated_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    [block] = re.findall(r"```python\n(.*?)```", PAGES[0].read_text(encoding="utf-8"), re.DOTALL)
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    with serving(tmp_path, migrated_file) as served, contextlib.chdir(tmp_path):
+        exec(compile(block.replace("http://127.0.0.1:8000", served.url), "api.md", "exec"), {})
+    assert (tmp_path / "film.mp4").stat().st_size
+    told = capsys.readouterr().out
+    assert "shot_update" in told
+    assert told.splitlines()[-1].startswith("done ")
 
 
 def test_every_route_is_on_the_page() -> None:

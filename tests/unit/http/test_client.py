@@ -54,8 +54,8 @@ class Server:
         return Client(api_key="secret", http=http, patience_s=patience_s)
 
 
-def told(event_id: str, name: str) -> bytes:
-    return f"id: {event_id}\nevent: {name}\ndata: {json.dumps({'type': name})}\n\n".encode()
+def told(event_id: str, name: str, **data: object) -> bytes:
+    return f"id: {event_id}\nevent: {name}\ndata: {json.dumps({'type': name, **data})}\n\n".encode()
 
 
 def test_a_film_is_planned_sent_followed_fetched_changed_and_forgotten(shop: Shop, tmp_path: Path) -> None:
@@ -285,6 +285,18 @@ def test_pictures_that_cannot_be_sent_are_problems_of_their_lines(shop: Shop, tm
 def test_a_storyboard_that_cannot_be_read_goes_as_it_is(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "film.yaml").write_bytes(text)
     assert Server().client().film(tmp_path / "film.yaml").content == text
+
+
+@pytest.mark.parametrize("name", ["secret.png", "device.png", "directory.png"])
+def test_what_is_no_picture_never_leaves_this_machine(tmp_path: Path, name: str) -> None:
+    (tmp_path / "secret.png").write_text("-----BEGIN PRIVATE KEY-----")
+    (tmp_path / "device.png").symlink_to("/dev/zero")
+    (tmp_path / "directory.png").mkdir()
+    (tmp_path / "film.yaml").write_text(f"shots: [{{prompt: a, image: {name}}}]")
+    server = Server()
+    with pytest.raises(ApiError, match=f"{name}: this is no "):
+        server.client().submit(tmp_path / "film.yaml")
+    assert server.asked == []
 
 
 def test_an_uploaded_picture_is_named_by_its_id(shop: Shop, tmp_path: Path) -> None:

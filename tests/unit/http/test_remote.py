@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import numpy as np
 import pytest
 import uvicorn
@@ -23,11 +24,12 @@ from typer.testing import CliRunner
 from configs.load import NOT_SETTINGS, SERVER_VARIABLE, casting, load_cards, load_settings
 from serve_app.cli import app
 from serve_app.client import Client, Event, Film
-from serve_app.mirror import heard, step_of, with_steps
-from serve_app.remote import RemoteSite, open_remote
+from serve_app.mirror import Mirror, heard, step_of, with_steps
+from serve_app.remote import RemoteSite, followed, listed, open_remote
 from serve_app.site import Interrupted
 from tests.desk import SLOTS, Shop, open_shop, step
 from tests.studio import QUICK
+from tests.unit.http.test_client import Server, told
 from workflows.dispatch import Dispatcher
 from workflows.durable.engine import Engine
 from workflows.durable.keys import Keys, Role
@@ -262,6 +264,15 @@ def test_a_list_has_as_many_jobs_as_were_asked_for(served: Served) -> None:
     assert [line.id for line in site.jobs(None, 4)] == ids[:0:-1]
 
 
+def test_a_long_list_is_asked_for_page_by_page() -> None:
+    pages = [httpx2.Response(200, json={"jobs": [{"id": str(n)} for n in range(200)], "next_cursor": "more"}),
+             httpx2.Response(200, json={"jobs": [{"id": "last"}], "next_cursor": ""})]
+    server = Server(*pages)
+    assert [job["id"] for job in listed(server.client(), "failed", 250)][-2:] == ["199", "last"]
+    assert [dict(request.url.params) for request in server.asked] == [
+        {"limit": "200", "status": "failed"}, {"limit": "50", "status": "failed", "cursor": "more"}]
+
+
 def test_a_wrong_storyboard_is_refused_as_on_this_machine(served: Served, tmp_path: Path) -> None:
     (tmp_path / "film.yaml").write_text("shots:\n  - prompt: a star\n  - prompt: a circle\n    frames: 80\n")
     with pytest.raises(InvalidDocument) as caught:
@@ -368,6 +379,29 @@ def test_a_view_of_a_reply_is_the_view(served: Served, board: Path) -> None:
     assert JobView.from_json(local.to_json()).to_json() == local.to_json()
     assert view.shots[0].nodes[0].artifact is not None
     assert view.shots[0].nodes[0].artifact.uri == "", "where files lie there is nobody's business"
+
+
+def test_a_reply_that_is_older_than_the_end_repeats_no_step(served: Served, board: Path) -> None:
+    """The last event is told before the job's reply knows of it; what was shown is not shown again."""
+    over = Client(served.url).job(open_remote(served.url).render(board, Recorder()).id)
+    shot = {"id": "s1", "node": "s1.clip", "attempt": 1, "phase": "diffusion", "total_steps": 3, "timestep": 1.0}
+    steps = [told(f"e:1.{n}", "shot_update", shot={**shot, "step": n, "node_progress": n / 3}) for n in (1, 2, 3)]
+    streams: list[str | None] = []
+
+    def events(request: httpx2.Request) -> httpx2.Response:
+        streams.append(request.headers.get("last-event-id"))
+        return httpx2.Response(204) if streams[-1] == "e:2.3" else httpx2.Response(
+            200, content=b"".join([*steps, told("e:2.3", "done")]))
+
+    def replies(_: httpx2.Request) -> httpx2.Response:
+        return httpx2.Response(200, json=over if len(streams) > 1 else {**over, "status": "running"})
+
+    patient, brisk = (Client(http=httpx2.Client(base_url="http://films", transport=httpx2.MockTransport(answer)))
+                      for answer in (events, replies))
+    screen = Recorder()
+    assert followed(patient, Mirror(brisk, over["id"], screen)).status is JobStatus.SUCCEEDED
+    assert [record.step for record in screen.steps] == [1, 2, 3]
+    assert streams == [None, "e:2.3"]
 
 
 def test_what_breaks_while_events_are_heard_is_raised_here() -> None:
