@@ -144,10 +144,13 @@ class HttpSettings(Frozen):
     """Longest file of an uploaded picture, in 10^3 bytes."""
     max_picture_megapixels: Annotated[float, Field(gt=0, le=400)] = 34.0
     """Largest uploaded picture, in 10^6 pixels (8K has 33.2); decoding takes up to 11 bytes per pixel."""
-    body_timeout_s: Seconds = 60.0
+    body_timeout_s: Seconds = 120.0
     """A request body must have arrived within this time; whoever sends more slowly gets 408."""
     heartbeat_s: Seconds = 15.0
     """A silent event stream says this often that it is alive."""
+    stream_kb: Annotated[int, Field(ge=1, le=1_000_000)] = 2000
+    """An event stream ends after so much, in 10^3 bytes, and goes on when the client comes back with its last id, as
+    all do by themselves: more than this is never kept for one that reads slowly."""
     wait_s: Seconds = 600.0
     """Longest that a request waits for the pictures it asked for; they are made all the same."""
     window: Count = 2000

@@ -91,7 +91,8 @@ class Desk:
         self.hub = Hub(ports.ledger, self.overview, ports.board, window=settings.http.window)
         self.views = Views(Sources(ledger=ports.ledger, overview=self.overview, takes=self.takes,
                                    forecast=self.forecast, live=self.hub.live))
-        self.streams = Streams(self.hub, self.views, ports.ledger, heartbeat_s=settings.http.heartbeat_s)
+        self.streams = Streams(self.hub, self.views, ports.ledger, heartbeat_s=settings.http.heartbeat_s,
+                               max_bytes=settings.http.stream_kb * 1000)
         self.webhooks = Webhooks(ports.ledger, Guard(settings.webhooks))
         self.metrics = Metrics(Meters(ports.ledger.database), self.overview, ports.slots,
                                (lambda: webhook_deliveries(self.webhooks.tally()),))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 
 from serve_app.service.feed import Beginning, Feed, Position, snapshot_text
 from serve_app.service.hub import Hub
@@ -20,12 +21,15 @@ LOG_WAIT_S = 2.0
 class Streams:
     """Streams of one process."""
 
-    def __init__(self, hub: Hub, views: Views, ledger: Ledger, *, heartbeat_s: float) -> None:
-        """A stream that has nothing to say for `heartbeat_s` says so."""
+    def __init__(self, hub: Hub, views: Views, ledger: Ledger, *, heartbeat_s: float, max_bytes: int) -> None:
+        """A stream that has nothing to say for `heartbeat_s` says so; events end after `max_bytes`, and go on when the
+        client comes back: what stands between us and a slow reader may keep all that we say.
+        """
         self._hub = hub
         self._views = views
         self._ledger = ledger
         self._heartbeat_s = heartbeat_s
+        self._max_bytes = max_bytes
 
     async def events(self, job_id: str, last_id: str = "", *, all_steps: bool = False,
                      ) -> AsyncIterator[bytes] | None:
@@ -40,7 +44,7 @@ class Streams:
         beginning = feed.begin(heard, all_steps=all_steps)
         if heard and feed.is_over and not beginning.frames and not beginning.with_snapshot:
             return None
-        return self._stream(feed, beginning)
+        return self._limited(self._stream(feed, beginning))
 
     async def log(self, job_id: str, offset: int) -> AsyncIterator[str]:
         """Lines of the job's log from `offset` on, until the job is over. Raises UnknownJob at the first line."""
@@ -55,7 +59,17 @@ class Streams:
                 await (await self._hub.feed(job_id)).news(LOG_WAIT_S)
             offset = page.next_offset
 
-    async def _stream(self, feed: Feed, beginning: Beginning) -> AsyncIterator[bytes]:
+    async def _limited(self, stream: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
+        sent = 0
+        async with aclosing(stream):
+            async for piece in stream:
+                yield piece
+                sent += len(piece)
+                # Only behind an id: what comes next is what the client has not heard.
+                if sent >= self._max_bytes and b"id: " in piece:
+                    return
+
+    async def _stream(self, feed: Feed, beginning: Beginning) -> AsyncGenerator[bytes, None]:
         feed.watchers += 1
         try:
             yield f"retry: {RECONNECT_MS}\n\n".encode()

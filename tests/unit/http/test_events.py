@@ -212,6 +212,24 @@ class TestResume:
         await shop.desk.close()
         shop.ledger.close()
 
+    async def test_a_stream_ends_after_so_much_and_the_next_goes_on(self, closed_shop: Shop, film: str) -> None:
+        """What stands before us keeps all that we say to a slow reader: so we say no more before it comes back."""
+        place = closed_shop.settings.data_dir
+        shop = open_shop(place, place / "state.db", "http.stream_kb=1")
+        shop.board.board = closed_shop.board.board
+        await shop.run_to_end(film)
+        whole = await to_end(closed_shop, film)
+        heard: list[Event] = []
+        while not heard or heard[-1].name != "done":
+            pieces = [piece async for piece in await opened(shop, film, heard[-1].id if heard else "")]
+            assert sum(map(len, pieces[:-1])) < 1000
+            heard += parsed(b"".join(pieces).decode())
+        assert heard == whole
+        assert (await shop.desk.hub.feed(film)).watchers == 0
+        await shop.desk.close()
+        await closed_shop.desk.close()
+        shop.ledger.close()
+
     async def test_a_slow_watcher_gets_a_snapshot_instead_of_what_it_missed(self, closed_shop: Shop, film: str) -> None:
         shop = open_shop(closed_shop.settings.data_dir, closed_shop.settings.data_dir / "state.db", "http.window=3")
         await asyncio.to_thread(begun, shop, film, "s2.clip")
