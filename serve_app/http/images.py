@@ -20,9 +20,9 @@ from serve_app.http.openai import BODY, REFUSALS, require_model
 from serve_app.http.problems import STATUS_OF_FAULT, Refused
 from serve_app.http.wishes import IMAGE_ADVICE, read_wish, refused_wish
 from serve_app.service.desk import Desk
+from serve_app.service.films import Order
 from serve_app.service.images import Images
 from serve_app.service.links import job_url
-from serve_app.service.videos import Order
 from serve_app.service.wishes import ImageWish, ResponseFormat
 from workflows.durable.rows import JobRow
 from workflows.errors import InvalidDocument

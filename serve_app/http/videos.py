@@ -19,8 +19,9 @@ from serve_app.http.openai import BODY, REFUSALS, require_model
 from serve_app.http.wishes import VIDEO_ADVICE, data_in, read_wish, refused_field, refused_wish
 from serve_app.service.desk import Desk
 from serve_app.service.files import ShotFile
+from serve_app.service.films import Order
 from serve_app.service.pictures import SCHEME
-from serve_app.service.videos import SHOT, Order, Videos, rows_progress, video_json
+from serve_app.service.videos import SHOT, Videos, rows_progress, video_json
 from serve_app.service.wishes import ImageReference, VideoWish
 from workflows.durable.rows import JobRow
 from workflows.errors import InvalidDocument

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from configs.model_card import ModelCard, Task
 from serve_app.service.files import Files, ShotFile
-from serve_app.service.videos import Order
+from serve_app.service.films import Order
 from serve_app.service.wishes import ImageWish, OutputFormat, given
 from serve_app.submit import plan_digest
 from workflows.durable.ledger import Ledger

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from serve_app.service.films import Draft, Films, Sent
+from serve_app.service.films import Draft, Films, Order, Sent
 from serve_app.service.wishes import VideoWish
 from serve_app.submit import plan_digest
 from workflows.durable.ledger import Ledger, cursor_after
@@ -24,16 +24,6 @@ SHOT = "s1"
 STATUS = {JobStatus.QUEUED: "queued", JobStatus.RUNNING: "in_progress", JobStatus.SUCCEEDED: "completed",
           JobStatus.PARTIAL: "failed", JobStatus.FAILED: "failed", JobStatus.CANCELLED: "failed"}
 """Only the four words that clients poll for; why one failed stands in `error`."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """Whose it is, under which name."""
-
-    token: str
-    """Hex digits; the same order with the same token is the same video."""
-    key_id: str
-    """The API key that pays, empty where nobody is asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
