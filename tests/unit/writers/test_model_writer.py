@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from workflows.stages.story import story
 from workflows.store import Store
 from workflows.story import plan_script, writer_identity
 from workflows.storyboard import FilmFields, Storyboard, parse_storyboard
-from workflows.types import Artifact, Json, NodeCall, NodeKind, NodeResult, content_key
+from workflows.types import Artifact, Json, NodeCall, NodeKind, NodeResult, Stage, content_key
 
 CARD = ModelCard(name="any", title="x", repo="x/x", pipelines={Task.TEXT_TO_VIDEO: "WanPipeline"},
                  defaults=CallDefaults(width_px=96, height_px=64, frames=17, fps=8),
@@ -102,6 +103,18 @@ async def test_a_told_story_is_told_again_from_the_store_and_anew_only_when_aske
     assert len(server.asked) == 1
     forced, _ = await desk.tell(desk.call(generation=1))
     assert prompts(forced) == ["a bird"]
+
+
+async def test_pictures_and_the_film_made_of_them_later_tell_one_story(server: Provider, desk: Desk) -> None:
+    server.will(CHAT, said(STORY))
+    cards = {**CARDS, Task.TEXT_TO_IMAGE: CARD}
+    node = plan_script(SCRIPT, cards=cards, last_stage=Stage.IMAGES, writer=writer_identity(desk.settings))
+    film = plan_script(SCRIPT, cards=cards, writer=writer_identity(desk.settings))
+    made = [await story(replace(desk.call(), key=content_key(spec.kind, spec.payload, ()), payload=spec.payload), cards,
+                        desk.store, desk.writer) for spec in (node, film)]
+    assert [[one.id for one in result.new_nodes] for result in made] == [
+        ["s1.keyframe", "s2.keyframe"], ["s1.clip", "s2.clip", "s2.caption", "compose"]]
+    assert len(server.asked) == 1
 
 
 async def test_a_wrong_storyboard_is_corrected_once_with_the_exact_problems(server: Provider, desk: Desk) -> None:
