@@ -54,7 +54,8 @@ class Watcher:
         if self._observer is not None:
             self._poller = asyncio.create_task(self._follow(self._observer), name="watch")
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._answered.wait(), FIRST_ANSWER_S)
+                async with asyncio.timeout(FIRST_ANSWER_S):
+                    await self._answered.wait()
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None,
@@ -73,7 +74,8 @@ class Watcher:
                 return
             self._changed.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), self._interval_s)
+                async with asyncio.timeout(self._interval_s):
+                    await self._changed.wait()
 
     def _view(self) -> JobView:
         view = job_view(self._ledger.job(self._job_id), self._ledger.nodes(self._job_id), self._live, self._floor)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Request
 from fastapi.responses import JSONResponse, Response
 
-from serve_app.http.artifacts import artifact_response
+from serve_app.http.artifacts import FILE_DOC, artifact_response
 from serve_app.http.deps import TheDesk, refusals
 from serve_app.http.forms import FORM_TYPE, read_parts
 from serve_app.http.problems import Detail, Refused
@@ -27,9 +27,6 @@ _BYTES = {"schema": {"type": "string", "format": "binary"}}
 BODY: dict[str, Any] = {"requestBody": {"required": True, "content": {
     **dict.fromkeys(PICTURE_TYPES, _BYTES),
     FORM_TYPE: {"schema": {"type": "object", "required": [PART], "properties": {PART: _BYTES["schema"]}}}}}}
-FILE_DOC: dict[int | str, dict[str, Any]] = {
-    200: {"description": "The file", "content": {kind: {} for kind in PICTURE_TYPES}},
-    206: {"description": "The part that was asked for"}, 304: {"description": "Your copy is still good"}}
 PictureId = Annotated[str, Path(description="Id of a picture: the SHA-256 of its bytes.", pattern="^[0-9a-f]{64}$")]
 
 

@@ -79,7 +79,9 @@ class Postman:
                     else:
                         log.exception("webhooks wait")
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._stopped.wait(), self._settings.poll_s)
+                    # Not wait_for: before Python 3.12 it loses a cancellation that comes together with the event.
+                    async with asyncio.timeout(self._settings.poll_s):
+                        await self._stopped.wait()
         finally:
             # Cut off, their leases run out, and they are sent again.
             for walk in self._walks:
