@@ -72,7 +72,7 @@ def decide(storyboard: Storyboard, cards: Cards, assets: Mapping[str, Artifact])
     unanswered = [*_reference_pictures(storyboard), *_missing_cards(shots, cards)]
     if unanswered:
         raise InvalidDocument(problems=tuple(unanswered))
-    film = _film(storyboard, cards[tasks_of(shots[0], cards)[-1]], cards, assets)
+    film = _film(storyboard, cards, assets)
     problems = [*_wrong_size(shots, film), *_missing_pictures(shots, assets)]
     scenes: list[Scene] = []
     for shot in shots:
@@ -126,8 +126,10 @@ def _missing_pictures(shots: Sequence[Shot], assets: Mapping[str, Artifact]) -> 
                           nearest=closest_or_few(shot.image, list(assets)))
 
 
-def _film(storyboard: Storyboard, main: ModelCard, cards: Cards, assets: Mapping[str, Artifact]) -> Film:
-    """`main` renders the first clip: its size and rate are the film's, where the storyboard says nothing."""
+def _film(storyboard: Storyboard, cards: Cards, assets: Mapping[str, Artifact]) -> Film:
+    """Where the storyboard says nothing, size and rate are those of the model that renders the first clip."""
+    first = tasks_of(storyboard.resolved(storyboard.shots[0]), cards)[-1]
+    main = next(cards[task] for task in (first, Task.TEXT_TO_VIDEO, Task.IMAGE_TO_VIDEO) if task in cards)
     size = storyboard.size or Size(width_px=main.defaults.width_px, height_px=main.defaults.height_px)
     fps = storyboard.fps or main.defaults.fps * storyboard.interpolate
     return Film(cards=cards, assets=assets, size=size, fps=float(fps), factor=storyboard.interpolate,
