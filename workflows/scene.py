@@ -73,7 +73,7 @@ def decide(storyboard: Storyboard, cards: Cards, assets: Mapping[str, Artifact])
     if unanswered:
         raise InvalidDocument(problems=tuple(unanswered))
     used = {cards[task].name: cards[task] for shot in shots for task in tasks_of(shot, cards)}
-    film = _film(storyboard, cards[tasks_of(shots[0], cards)[-1]], cards, assets, tuple(used.values()))
+    film = _film(storyboard, cards, assets, tuple(used.values()))
     problems = [*_wrong_size(film, used.values()), *_missing_pictures(shots, assets)]
     scenes: list[Scene] = []
     for shot in shots:
@@ -101,10 +101,9 @@ def decide_pictures(storyboard: Storyboard, cards: Cards) -> tuple[Film, tuple[S
     if Task.TEXT_TO_IMAGE not in cards:
         raise InvalidDocument(problems=(_no_card(Task.TEXT_TO_IMAGE, "", field="stages"),))
     card = cards[Task.TEXT_TO_IMAGE]
-    every = [storyboard.resolved(shot) for shot in storyboard.shots]
-    film = _film(storyboard, cards.get(tasks_of(every[0], cards)[-1], card), cards, {}, (card,))
+    film = _film(storyboard, cards, {}, (card,))
     problems = [*_reference_pictures(storyboard), *_wrong_size(film, (card,))]
-    shots = [shot for shot in every if shot.image is None]
+    shots = [shot for shot in map(storyboard.resolved, storyboard.shots) if shot.image is None]
     if not shots:
         problems.append(Problem(field="shots", problem="every shot has a picture of its own, so none is to be drawn"))
     if problems:
@@ -151,11 +150,13 @@ def _missing_pictures(shots: Sequence[Shot], assets: Mapping[str, Artifact]) -> 
                           nearest=closest_or_few(shot.image, list(assets)))
 
 
-def _film(storyboard: Storyboard, main: ModelCard, cards: Cards, assets: Mapping[str, Artifact],
-          used: Sequence[ModelCard]) -> Film:
-    """`main` renders the first clip: its size and rate are the film's, where the storyboard says nothing; `used`: all
-    models that must take the size.
+def _film(storyboard: Storyboard, cards: Cards, assets: Mapping[str, Artifact], used: Sequence[ModelCard]) -> Film:
+    """Where the storyboard says nothing, size and rate are those of the model that renders the first clip; `used`: all
+    that must take the size.
     """
+    first = tasks_of(storyboard.resolved(storyboard.shots[0]), cards)[-1]
+    main = next(cards[task] for task in (first, Task.TEXT_TO_VIDEO, Task.IMAGE_TO_VIDEO, Task.TEXT_TO_IMAGE)
+                if task in cards)
     size = storyboard.size or Size(width_px=main.defaults.width_px, height_px=main.defaults.height_px)
     if storyboard.ratio or storyboard.resolution:
         framed = framed_size(storyboard.ratio, storyboard.resolution, size, used)

@@ -212,6 +212,32 @@ def test_the_variant_is_taken_where_there_is_one(hub: FakeHub, tmp_path: Path) -
     assert pipelines.load(local, Task.TEXT_TO_VIDEO, "cpu").transformer.dtype is torch.float32
 
 
+def reelray(hub: FakeHub, tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command line itself, in an environment that names the hub."""
+    script = "import sys; from serve_app.cli import main; sys.argv[0] = 'reelray'; main()"
+    return subprocess.run([sys.executable, "-c", script, "models", *arguments, "--set",
+                           f"models.card_dirs=[{tmp_path / 'cards'}]"], cwd=ROOT, text=True, capture_output=True,
+                          check=False, timeout=120, env=environment(hub, tmp_path))
+
+
+@pytest.mark.slow
+def test_the_commands_pull_check_and_find_damage_on_disk(hub: FakeHub, card_file: Path, tmp_path: Path) -> None:
+    pull = reelray(hub, tmp_path, "pull", card_file.stem)
+    assert pull.returncode == 0, pull.stderr
+    directory = Path(pull.stdout.splitlines()[-1])
+    assert (directory / TRANSFORMER).is_file()
+    blob = (directory / TRANSFORMER).resolve()
+    blob.write_bytes(blob.read_bytes()[:-1] + b"!")
+    check = reelray(hub, tmp_path, "check", "tiny", "--checksums", "--json")
+    found_wrong = [finding["text"] for finding in json.loads(check.stdout) if finding["level"] == "fail"]
+    assert (check.returncode, found_wrong) == (1, [f"damaged: {TRANSFORMER}"])
+    hub.gated = {REPO}
+    shutil.rmtree(tmp_path / "hf")
+    refused = reelray(hub, tmp_path, "pull", "tiny")
+    assert refused.returncode == 2
+    assert "accept them at" in refused.stderr
+
+
 def test_shards_and_variants_are_told_apart() -> None:
     names = ["model.safetensors", "model.fp16.safetensors", "model-00001-of-00002.safetensors",
              "model.fp16-00001-of-00002.safetensors", "model-00001-of-00002.fp16.safetensors",
