@@ -139,14 +139,20 @@ class HttpSettings(Frozen):
     replicas: Count = 1
     """Processes that answer requests; any of them answers any request."""
     max_body_kb: Annotated[int, Field(ge=1, le=100_000)] = 1100
-    """Longest request body, in 10^3 bytes; a storyboard has at most 1000."""
-    body_timeout_s: Seconds = 60.0
+    """Longest request body, in 10^3 bytes; a storyboard has at most 1000. Pictures have a limit of their own."""
+    max_picture_kb: Annotated[int, Field(ge=1, le=100_000)] = 20_000
+    """Longest file of an uploaded picture, in 10^3 bytes."""
+    max_picture_megapixels: Annotated[float, Field(gt=0, le=400)] = 34.0
+    """Largest uploaded picture, in 10^6 pixels (8K has 33.2); decoding takes up to 11 bytes per pixel."""
+    body_timeout_s: Seconds = 120.0
     """A request body must have arrived within this time; whoever sends more slowly gets 408."""
     heartbeat_s: Seconds = 15.0
     """A silent event stream says this often that it is alive."""
     stream_kb: Annotated[int, Field(ge=1, le=1_000_000)] = 2000
     """An event stream ends after so much, in 10^3 bytes, and goes on when the client comes back with its last id, as
     all do by themselves: more than this is never kept for one that reads slowly."""
+    wait_s: Seconds = 600.0
+    """Longest that a request waits for the pictures it asked for; they are made all the same."""
     window: Count = 2000
     """Newest events kept per followed job; a client that missed more gets a snapshot instead."""
 

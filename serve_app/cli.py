@@ -18,11 +18,11 @@ from rich.table import Table
 from rich.text import Text
 
 from configs.explain import commented_yaml
-from configs.load import SettingsError, casting, load_cards, load_settings, profile_names
+from configs.load import SERVER_VARIABLE, SettingsError, casting, load_cards, load_settings, profile_names
 from configs.settings import Settings
 from serve_app.cluster import prepare_environment
 from serve_app.keys_cli import keys_app
-from serve_app.options import JsonOption, ProfileOption, SetOption
+from serve_app.options import JsonOption, ProfileOption, ServerOption, SetOption
 from serve_app.webhook_commands import webhooks_app
 from workflows.errors import Fault, InvalidDocument, ReelrayError
 from workflows.types import JobStatus
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from serve_app.screen import Screen
+    from serve_app.site import Site
     from serve_app.workplace import Workplace
     from workflows.status import JobView
 
@@ -57,25 +58,22 @@ err = Console(stderr=True)
 @app.command()
 def render(
     storyboard: Annotated[Path, typer.Argument(help="Storyboard (YAML, JSON) or script (Fountain, paragraphs).")],
-    output: OutputOption = None, profile: ProfileOption = "", settings_: SetOption = None, as_json: JsonOption = False,
+    output: OutputOption = None, server: ServerOption = "", profile: ProfileOption = "", settings_: SetOption = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Render a film on this machine, with a live bar per shot.
+    """Render a film on this machine, or on a server, with a live bar per shot.
 
     Finished shots are kept: stop it with Ctrl-C, or lose power, and the same command goes on where it was. Change one
     shot, and only what depends on it is rendered again. The film's path is printed last.
 
+    With --server the server renders it, and the film is downloaded; pictures that the storyboard names are uploaded.
+    Ctrl-C leaves the job running there.
+
     Exit codes: 0 film complete, 3 film with shots missing, 1 no film, 2 bad input, 130 stopped.
     """
-    place = _workplace(profile, settings_)
-    from serve_app.render import render as run
-    from serve_app.submit import film_job
-
-    output = output or storyboard.with_suffix(".mp4")
-    job = film_job(storyboard, place.settings, place.store)
+    site = _site(server, profile, settings_)
     screen = _screen(as_json)
-    for warning in job.warnings:
-        screen.note(f"note: {warning}")
-    _finish(lambda: run(job.new, place, screen), place, output, screen)
+    _finish(lambda: site.render(storyboard, screen), site, output or storyboard.with_suffix(".mp4"), screen)
 
 
 @app.command()
@@ -83,62 +81,55 @@ def retry(
     job_id: Annotated[str, typer.Argument(metavar="ID", help="Job, as `reelray jobs` shows it.")],
     shots: Annotated[str, typer.Option(help="Only these shots, e.g. s2,s5; default: all that did not succeed.")] = "",
     force: Annotated[bool, typer.Option(help="New takes, also of shots that succeeded (needs --shots).")] = False,
-    output: OutputOption = None, profile: ProfileOption = "", settings_: SetOption = None, as_json: JsonOption = False,
+    output: OutputOption = None, server: ServerOption = "", profile: ProfileOption = "", settings_: SetOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Run failed shots of a finished job again, and what depends on them."""
     if force and not shots:
         _refuse("--force needs --shots: say which shots get a new take")
-    place = _workplace(profile, settings_)
-    from serve_app.render import reopen, run_to_end
-
+    site = _site(server, profile, settings_)
     screen = _screen(as_json)
     selection = [shot.strip() for shot in shots.split(",") if shot.strip()]
-    place.ledger.job(job_id)
-    reopen(job_id, place, screen, selection, force)
-    _finish(lambda: run_to_end(job_id, place, screen), place, output or Path(f"{job_id}.mp4"), screen)
+    _finish(lambda: site.retry(job_id, selection, force, screen), site, output or Path(f"{job_id}.mp4"), screen)
 
 
 @app.command()
 def jobs(
     status: Annotated[str, typer.Option(help="Only jobs with this status.")] = "",
     limit: Annotated[int, typer.Option(min=1, max=1000)] = 20,
-    profile: ProfileOption = "", settings_: SetOption = None, as_json: JsonOption = False,
+    server: ServerOption = "", profile: ProfileOption = "", settings_: SetOption = None, as_json: JsonOption = False,
 ) -> None:
     """List jobs, newest first."""
-    from workflows.status import job_view
-
     if status and status not in set(JobStatus):
         _refuse(f"--status {status!r}: one of {', '.join(JobStatus)}")
-    place = _workplace(profile, settings_)
-    page = place.ledger.jobs(status=JobStatus(status) if status else None, limit=limit)
-    views = [job_view(job, place.ledger.nodes(job.id)) for job in page.jobs]
+    site = _site(server, profile, settings_)
+    lines = site.jobs(JobStatus(status) if status else None, limit)
     if as_json:
-        print(json.dumps([view.to_json() for view in views], ensure_ascii=False))
+        print(json.dumps([site.job(line.id).to_json() for line in lines], ensure_ascii=False))
         return
     table = Table("job", "title", "status", "progress", "shots", "created", box=None)
-    for view in views:
-        created = time.strftime("%Y-%m-%d %H:%M", time.localtime(view.created_at_s))
-        table.add_row(view.id, view.title, view.status.value, f"{view.progress:.0%}", str(len(view.shots)), created)
-    out.print(table if views else "no jobs yet; `reelray render STORYBOARD` makes one")
+    for line in lines:
+        created = time.strftime("%Y-%m-%d %H:%M", time.localtime(line.created_at_s))
+        table.add_row(line.id, line.title, line.status.value, f"{line.progress:.0%}", str(line.shots), created)
+    out.print(table if lines else "no jobs yet; `reelray render STORYBOARD` makes one")
 
 
 @app.command()
 def status(
-    job_id: Annotated[str, typer.Argument(metavar="ID")],
+    job_id: Annotated[str, typer.Argument(metavar="ID")], server: ServerOption = "",
     profile: ProfileOption = "", settings_: SetOption = None, as_json: JsonOption = False,
 ) -> None:
     """Show one job: its shots, warnings and errors."""
     from serve_app.screen import PlainScreen, summary
-    from workflows.status import job_view
 
-    place = _workplace(profile, settings_)
-    view = job_view(place.ledger.job(job_id), place.ledger.nodes(job_id))
+    site = _site(server, profile, settings_)
+    view = site.job(job_id)
     if as_json:
         print(json.dumps(view.to_json(), ensure_ascii=False, indent=1))
         return
     out.print(f"{view.id}  {view.title}  [bold]{view.status.value}[/bold]  {view.progress:.0%}", highlight=False)
     PlainScreen(sys.stdout).show(view)
-    _print_problems(view)
+    _print_problems(view, site)
     if view.status.is_terminal:
         out.print(summary(view), highlight=False)
 
@@ -147,32 +138,21 @@ def status(
 def log(
     job_id: Annotated[str, typer.Argument(metavar="ID")],
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Keep printing until the job is over.")] = False,
-    profile: ProfileOption = "", settings_: SetOption = None,
+    server: ServerOption = "", profile: ProfileOption = "", settings_: SetOption = None,
 ) -> None:
     """Print a job's log."""
-    place = _workplace(profile, settings_)
-    offset = 0
-    while True:
-        over = place.ledger.job(job_id).status.is_terminal
-        page = place.ledger.log_lines(job_id, offset, 1000)
-        for line in page.lines:
-            print(line, flush=True)
-        if not page.lines and (over or not follow):
-            return
-        offset = page.next_offset
-        if not page.lines:
-            time.sleep(0.2)
+    for line in _site(server, profile, settings_).log(job_id, follow):
+        print(line, flush=True)
 
 
 @app.command()
 def cancel(
-    job_id: Annotated[str, typer.Argument(metavar="ID")], profile: ProfileOption = "", settings_: SetOption = None,
+    job_id: Annotated[str, typer.Argument(metavar="ID")], server: ServerOption = "", profile: ProfileOption = "",
+    settings_: SetOption = None,
 ) -> None:
     """Cancel a job; a clip in the making stops at its next denoising step."""
-    place = _workplace(profile, settings_)
-    place.ledger.cancel(job_id)
-    out.print(f"{job_id}: {place.ledger.job(job_id).status.value}"
-              + (", stopping" if not place.ledger.job(job_id).status.is_terminal else ""), highlight=False)
+    status = _site(server, profile, settings_).cancel(job_id)
+    out.print(f"{job_id}: {status.value}" + ("" if status.is_terminal else ", stopping"), highlight=False)
 
 
 @app.command()
@@ -271,6 +251,21 @@ def _workplace(profile: str, overrides: list[str] | None) -> Workplace:
     return open_workplace(settings)
 
 
+def _site(server: str, profile: str, overrides: list[str] | None) -> Site:
+    """Where this command's jobs are."""
+    if server:
+        given = " and ".join(name for name, value in (("--profile", profile), ("--set", overrides)) if value)
+        if given:
+            _refuse(f"{given} and --server {server} do not go together: the server has its own settings; --server \"\" "
+                    f"is this machine, whatever ${SERVER_VARIABLE} says")
+        from serve_app.remote import open_remote
+
+        return open_remote(server)
+    from serve_app.site import LocalSite
+
+    return LocalSite(_workplace(profile, overrides))
+
+
 def _screen(as_json: bool, *, live: bool = True) -> Screen:
     from serve_app.screen import JsonScreen, LiveScreen, PlainScreen
 
@@ -279,24 +274,25 @@ def _screen(as_json: bool, *, live: bool = True) -> Screen:
     return LiveScreen(out) if live and out.is_terminal else PlainScreen(sys.stdout)
 
 
-def _finish(run: Callable[[], JobView], place: Workplace, output: Path, screen: Screen) -> None:
+def _finish(run: Callable[[], JobView], site: Site, output: Path, screen: Screen) -> None:
     """See a job through, say how it ended, print the film's path last."""
-    from serve_app.render import Interrupted, deliver
     from serve_app.screen import JsonScreen, summary
+    from serve_app.site import Interrupted
 
     try:
         view = run()
-    except (Interrupted, KeyboardInterrupt):
+    except (Interrupted, KeyboardInterrupt) as stopped:
         screen.close()
-        err.print("stopped; finished shots are kept, the same command goes on", style="yellow")
+        err.print(str(stopped) or "stopped; the same command goes on", style="yellow", markup=False, highlight=False,
+                  soft_wrap=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
     finally:
         screen.close()
-    path = deliver(view, place, output)
+    path = site.deliver(view, output)
     if isinstance(screen, JsonScreen):
         screen.result(view, path)
     else:
-        _print_problems(view)
+        _print_problems(view, site)
         out.print(f"{view.status.value}: {summary(view)}", highlight=False)
         if path is not None:
             print(path)
@@ -304,14 +300,15 @@ def _finish(run: Callable[[], JobView], place: Workplace, output: Path, screen: 
         raise typer.Exit(EXIT_PARTIAL if path else EXIT_FAILED)
 
 
-def _print_problems(view: JobView) -> None:
+def _print_problems(view: JobView, site: Site) -> None:
     for warning in view.warnings:
         err.print(f"note: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     for name, problem in view.errors.items():
         err.print(f"{name}: {problem}", style="red", markup=False, highlight=False, soft_wrap=True)
     if view.errors and view.status.is_terminal:
-        err.print(f"`reelray retry {view.id}` renders what is missing; `reelray log {view.id}` tells more", style="dim",
-                  highlight=False)
+        which = view.id + site.option
+        err.print(f"`reelray retry {which}` renders what is missing; `reelray log {which}` tells more", style="dim",
+                  highlight=False, soft_wrap=True)
 
 
 def _refuse(problem: str) -> NoReturn:

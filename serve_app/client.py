@@ -2,57 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import httpx2
+import yaml
 
 from configs.load import client_key
+from serve_app.client_errors import NOT_REELRAY, ApiError, Problem, ServerAway, Tries, raise_refusal
+from serve_app.client_pictures import pictures_in, renamed
+
+__all__ = ["ApiError", "Client", "Event", "Film", "Problem", "ServerAway"]
 
 TYPE_OF_SUFFIX = {".json": "application/json", ".yaml": "application/yaml", ".yml": "application/yaml",
                   ".fountain": "text/fountain", ".spmd": "text/fountain", ".txt": "text/plain", ".md": "text/markdown"}
+BOARD_TYPES = frozenset({"application/json", "application/yaml"})
+ENDS = frozenset({"succeeded", "partial", "failed", "cancelled"})
+PNG = b"\x89PNG"
+SHA256_DIGITS = 64
+GOES_ON = "the job goes on without you"
+LOG_PAUSE_S = 0.5
 SILENCE_S = 60.0
 """A stream that is silent for so long, heartbeats included, is taken for dead."""
-LONGEST_PAUSE_S = 10.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Problem:
-    """One entry of a refusal's `errors[]`."""
-
-    detail: str
-    pointer: str = ""
-    parameter: str = ""
-    shot: str = ""
-    line: int | None = None
-    nearest: str = ""
-
-    def __str__(self) -> str:
-        place = ", ".join(part for part in (f"line {self.line}" if self.line else "",
-                                            f"shot {self.shot}" if self.shot else "",
-                                            self.pointer or self.parameter) if part)
-        text = f"{place}: {self.detail}" if place else self.detail
-        return f"{text} (nearest: {self.nearest})" if self.nearest else text
-
-
-class ApiError(Exception):
-    """The server refused. `status` is HTTP's, `code` the problem's name, `problems` what is wrong and where."""
-
-    def __init__(self, status: int, code: str, detail: str, problems: Sequence[Problem] = ()) -> None:
-        super().__init__(status, code, detail, tuple(problems))
-        self.status, self.code, self.detail, self.problems = status, code, detail, tuple(problems)
-
-    def __str__(self) -> str:
-        return "\n".join(str(problem) for problem in self.problems) or f"{self.detail} ({self.status} {self.code})"
-
-
-class ServerAway(Exception):
-    """The server could not be reached, or the connection to it broke."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,15 +42,37 @@ class Event:
     data: Mapping[str, Any]
 
 
-class Client:
-    """Speaks to one server. `api_key` defaults to $REELRAY_API_KEY; every method raises ApiError or ServerAway.
+@dataclass(frozen=True, kw_only=True)
+class Film:
+    """A storyboard or script as it is sent."""
 
-    A film whose suffix is not in TYPE_OF_SUFFIX is a ValueError before anything is sent.
+    name: str
+    media_type: str
+    content: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ask:
+    """One request; `again`: it may be sent again when nobody knows what became of it."""
+
+    method: str
+    url: str
+    again: bool = True
+    params: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    content: bytes | None = None
+
+
+class Client:
+    """Speaks to one server. `api_key` defaults to $REELRAY_API_KEY.
+
+    Every method raises ApiError or ServerAway, and OSError where a file of this machine cannot be read or written. What
+    may be sent twice is sent again, in growing pauses or as the server asks, while the server is away or busy.
     """
 
     def __init__(self, server: str = "http://127.0.0.1:8000", *, api_key: str = "", http: httpx2.Client | None = None,
                  patience_s: float = 60.0) -> None:
-        """`patience_s`: how long `events` and `download` try to reach a server that is away."""
+        """`patience_s`: how long the server may be away or busy before that is an error; 0: not at all."""
         key = api_key or client_key()
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._http = http or httpx2.Client(base_url=server.rstrip("/"), timeout=httpx2.Timeout(30.0, read=SILENCE_S))
@@ -82,51 +82,80 @@ class Client:
         """Close the connections."""
         self._http.close()
 
-    def submit(self, path: Path, *, idempotency_key: str = "", priority: str = "interactive") -> dict[str, Any]:
-        """Queue the film of a storyboard or script file; `id`, `warnings` and `links` of the job."""
-        extra = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
-        return self._film(path, {"priority": priority}, extra)
+    def health(self) -> dict[str, Any]:
+        """`status` and `version` of the server."""
+        return self._json(_Ask(method="GET", url="/healthz"))
 
-    def plan(self, path: Path) -> dict[str, Any]:
-        """What `submit` would do: nodes, what the store has, estimated seconds. Nothing is done."""
-        return self._film(path, {"dry_run": "true"}, {})
+    def upload_picture(self, path: Path) -> dict[str, Any]:
+        """Keep a PNG or JPEG there; a shot of a storyboard names it by `image: picture:ID` with its `id`."""
+        data = path.read_bytes()
+        media_type = "image/png" if data.startswith(PNG) else "image/jpeg"
+        return self._json(_Ask(method="POST", url="/api/pictures", content=data, headers={"Content-Type": media_type}))
+
+    def film(self, path: Path) -> Film:
+        """A storyboard or script file as it is sent: pictures that it names are uploaded and named by their ids."""
+        media_type = TYPE_OF_SUFFIX.get(path.suffix.lower())
+        if media_type is None:
+            raise ApiError(415, "unsupported-media-type", f"{path}: a film is a file of {', '.join(TYPE_OF_SUFFIX)}")
+        content = path.read_bytes()
+        if media_type in BOARD_TYPES and b"image" in content:
+            content = self._with_pictures(content, path.parent)
+        return Film(name=path.name, media_type=media_type, content=content)
+
+    def submit(self, film: Path | Film, *, idempotency_key: str = "", priority: str = "interactive") -> dict[str, Any]:
+        """Queue a film; `id`, `warnings` and `links` of the job. One call makes one job, however often it must be sent.
+
+        With an `idempotency_key` of yours, calls within 24 hours are one call.
+        """
+        key = idempotency_key or uuid.uuid4().hex
+        return self._film(film, {"priority": priority}, {"Idempotency-Key": key})
+
+    def plan(self, film: Path | Film) -> dict[str, Any]:
+        """What `submit` would do: nodes, what the store has, estimated seconds. Nothing is rendered."""
+        return self._film(film, {"dry_run": "true"}, {})
 
     def jobs(self, *, status: str = "", limit: int = 50, cursor: str = "") -> dict[str, Any]:
         """A page of jobs, newest first, and `next_cursor`."""
         asked = {"limit": str(limit), "status": status, "cursor": cursor}
         params = {name: value for name, value in asked.items() if value}
-        return self._json("GET", "/api/jobs", params=params)
+        return self._json(_Ask(method="GET", url="/api/jobs", params=params))
 
     def job(self, job_id: str) -> dict[str, Any]:
         """The job with its shots."""
-        return self._json("GET", _path(job_id))
+        return self._json(_Ask(method="GET", url=_path(job_id)))
 
     def log(self, job_id: str, *, offset: int = 0, limit: int = 500) -> dict[str, Any]:
         """Lines of the log, and `next_offset`."""
-        return self._json("GET", f"{_path(job_id)}/log", params={"offset": str(offset), "limit": str(limit)})
+        params = {"offset": str(offset), "limit": str(limit)}
+        return self._json(_Ask(method="GET", url=f"{_path(job_id)}/log", params=params))
 
     def cancel(self, job_id: str) -> dict[str, Any]:
         """End the job at its next denoising step."""
-        return self._json("POST", f"{_path(job_id)}/cancel")
+        return self._json(_Ask(method="POST", url=f"{_path(job_id)}/cancel"))
 
     def retry(self, job_id: str, shots: Sequence[str] = (), *, force: bool = False) -> dict[str, Any]:
         """Run again what did not succeed, or these shots; `force` asks for new takes of them."""
-        return self._json("POST", f"{_path(job_id)}/retry", body={"shots": list(shots), "force": force})
+        return self._json(_change("POST", f"{_path(job_id)}/retry", {"shots": list(shots), "force": force}))
 
     def change_shot(self, job_id: str, shot: str, changes: Mapping[str, Any]) -> dict[str, Any]:
         """Change fields of a shot of a finished film; None takes a field away."""
-        return self._json("PATCH", f"/api/films/{quote(job_id, safe='')}/shots/{quote(shot, safe='')}", body=changes)
+        return self._json(_change("PATCH", f"/api/films/{quote(job_id, safe='')}/shots/{quote(shot, safe='')}",
+                                  changes))
 
     def delete(self, job_id: str) -> None:
         """Forget a finished job."""
-        self._checked("DELETE", _path(job_id))
+        self._checked(_Ask(method="DELETE", url=_path(job_id), again=False))
 
-    def events(self, job_id: str, *, last_id: str = "") -> Iterator[Event]:
-        """Every event until the job is over. A broken connection is taken up again after the last id heard."""
-        tries = _Tries(self._patience_s)
+    def events(self, job_id: str, *, last_id: str = "", all_steps: bool = False) -> Iterator[Event]:
+        """Every event until the job is over. A broken connection is taken up again after the last id heard.
+
+        `all_steps`: those too that were made before this call, as far as the server keeps them.
+        """
+        tries = Tries(self._patience_s, GOES_ON)
         while True:
+            failure: ApiError | ServerAway = ServerAway(f"{job_id}: the stream ended early")
             try:
-                for event in self._stream(job_id, last_id):
+                for event in self._stream(job_id, last_id, all_steps):
                     tries.reached()
                     last_id = event.id or last_id
                     yield event
@@ -134,44 +163,62 @@ class Client:
                         return
             except _Over:
                 return
-            except ServerAway:
-                tries.failed()
-            except ApiError as error:
-                if error.status != 503:
-                    raise
-                tries.failed()
-            else:
-                tries.failed()
+            except (ServerAway, ApiError) as error:
+                failure = error
+            tries.failed(failure)
+
+    def log_lines(self, job_id: str, *, offset: int = 0) -> Iterator[str]:
+        """Lines of the log from `offset` on as they are written, until the job is over."""
+        tries = Tries(self._patience_s, GOES_ON)
+        while True:
+            try:
+                is_over = self.job(job_id)["status"] in ENDS
+                page = self.log(job_id, offset=offset)
+            except (ServerAway, ApiError) as error:
+                tries.failed(error)
+                continue
+            tries.reached()
+            yield from page["lines"]
+            offset = page["next_offset"]
+            if not page["lines"]:
+                if is_over:
+                    return
+                time.sleep(LOG_PAUSE_S)
 
     def download(self, job_id: str, to: Path) -> Path:
         """Save the film at `to`, which never holds half a film; a broken download goes on where it stopped."""
         part = to.with_name(f".{to.name}.{job_id}.part")
-        tag, tries = "", _Tries(self._patience_s)
+        tag, tries = "", Tries(self._patience_s, "give the same call again")
         part.unlink(missing_ok=True)
-        while True:
-            have = part.stat().st_size if part.exists() else 0
-            try:
-                tag, complete = self._fetch(f"{_path(job_id)}/video", part, have, tag)
-            except ServerAway:
-                tries.failed()
-                continue
-            if complete:
-                part.replace(to)
-                return to
-            if part.stat().st_size > have:
-                tries.reached()
-            tries.failed()
+        try:
+            while True:
+                have = part.stat().st_size if part.exists() else 0
+                failure: ApiError | ServerAway = ServerAway(f"{job_id}: the download broke off")
+                try:
+                    tag, is_whole = self._fetch(f"{_path(job_id)}/video", part, have, tag)
+                    if is_whole:
+                        part.replace(to)
+                        return to
+                except (ServerAway, ApiError) as error:
+                    failure = error
+                if part.exists() and part.stat().st_size > have:
+                    tries.reached()
+                tries.failed(failure)
+        finally:
+            part.unlink(missing_ok=True)
 
     def _fetch(self, url: str, part: Path, have: int, tag: str) -> tuple[str, bool]:
+        """Get the rest of the file; its tag, and whether `part` is the whole file now."""
         # If-Range: another take since then comes whole, with 200, and is written from the start.
-        headers = {**self._headers, **({"Range": f"bytes={have}-", "If-Range": tag} if have and tag else {})}
+        wanted = {"Range": f"bytes={have}-", "If-Range": tag} if have and tag else {}
         try:
-            with self._http.stream("GET", url, headers=headers) as reply:
-                _raise_refusal(reply)
+            with self._http.stream("GET", url, headers={**self._headers, "Accept-Encoding": "identity", **wanted},
+                                   ) as reply:
+                if reply.status_code == 416:  # nothing is left of it, or it is not what we have the start of
+                    return "", self._is_whole(part, tag)
+                raise_refusal(reply)
                 tag = reply.headers.get("etag", "")
-                goes_on = reply.status_code == 206
-                wanted = int(reply.headers["content-length"]) + (have if goes_on else 0)
-                with part.open("ab" if goes_on else "wb") as file:
+                with part.open("ab" if reply.status_code == 206 else "wb") as file:
                     try:
                         for piece in reply.iter_bytes():
                             file.write(piece)
@@ -179,65 +226,94 @@ class Client:
                         return tag, False
         except httpx2.TransportError as error:
             raise ServerAway(f"{url}: {error}") from error
-        return tag, part.stat().st_size == wanted
+        length = reply.headers.get("content-length")
+        size = part.stat().st_size - (have if reply.status_code == 206 else 0)
+        return tag, (length is None or int(length) == size) and self._is_whole(part, tag)
 
-    def _stream(self, job_id: str, last_id: str) -> Iterator[Event]:
+    def _is_whole(self, part: Path, tag: str) -> bool:
+        """The server's tags are digests; a file that is another one is thrown away."""
+        digest = tag.strip('"')
+        if len(digest) != SHA256_DIGITS:
+            return True
+        with part.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() == digest:
+                return True
+        part.unlink()
+        return False
+
+    def _stream(self, job_id: str, last_id: str, all_steps: bool) -> Iterator[Event]:
         headers = {**self._headers, "Accept": "text/event-stream", **({"Last-Event-ID": last_id} if last_id else {})}
+        params = {"all_steps": "true"} if all_steps else {}
         try:
-            with self._http.stream("GET", f"{_path(job_id)}/events", headers=headers) as reply:
-                _raise_refusal(reply)
+            with self._http.stream("GET", f"{_path(job_id)}/events", headers=headers, params=params) as reply:
+                raise_refusal(reply)
                 if reply.status_code == 204:
                     raise _Over
                 yield from _events(reply.iter_lines())
         except httpx2.TransportError as error:
             raise ServerAway(f"{job_id}: {error}") from error
 
-    def _film(self, path: Path, params: Mapping[str, str], extra: Mapping[str, str]) -> dict[str, Any]:
-        media_type = TYPE_OF_SUFFIX.get(path.suffix.lower())
-        if media_type is None:
-            raise ValueError(f"{path}: a film comes as one of {', '.join(TYPE_OF_SUFFIX)}")
-        reply = self._checked("POST", "/api/films", params=params, content=path.read_bytes(),
-                              extra={"Content-Type": media_type, **extra})
-        found: dict[str, Any] = reply.json()
-        return found
+    def _film(self, film: Path | Film, params: Mapping[str, str], extra: Mapping[str, str]) -> dict[str, Any]:
+        sent = film if isinstance(film, Film) else self.film(film)
+        return self._json(_Ask(method="POST", url="/api/films", params=params, content=sent.content,
+                               headers={"Content-Type": sent.media_type, **extra}))
 
-    def _json(self, method: str, url: str, *, params: Mapping[str, str] | None = None,
-              body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        content = None if body is None else json.dumps(body).encode()
-        extra = {} if body is None else {"Content-Type": "application/json"}
-        found: dict[str, Any] = self._checked(method, url, params=params, content=content, extra=extra).json()
-        return found
-
-    def _checked(self, method: str, url: str, *, params: Mapping[str, str] | None = None,
-                 content: bytes | None = None, extra: Mapping[str, str] | None = None) -> httpx2.Response:
+    def _with_pictures(self, content: bytes, directory: Path) -> bytes:
         try:
-            reply = self._http.request(method, url, params=params, content=content,
-                                       headers={**self._headers, **(extra or {})})
-        except httpx2.TransportError as error:
-            raise ServerAway(f"{url}: {error}") from error
-        _raise_refusal(reply)
-        return reply
+            text = content.decode("utf-8-sig")
+            named = pictures_in(text)
+        except (UnicodeDecodeError, yaml.YAMLError):
+            return content  # the server says what is wrong with it
+        ids: dict[str, str] = {}
+        problems: list[Problem] = []
+        for one in named:
+            try:
+                if one.path not in ids:
+                    ids[one.path] = self.upload_picture(directory / one.path)["id"]
+            except OSError as error:
+                problems.append(one.problem(f"{one.path}: {error.strerror or error}"))
+            except ApiError as error:
+                if error.status not in (413, 422):
+                    raise
+                problems.append(one.problem(f"{one.path}: {error.detail}"))
+        if problems:
+            raise ApiError(422, "invalid-document", str(problems[0]), problems)
+        return renamed(text, named, ids).encode()
+
+    def _json(self, ask: _Ask) -> dict[str, Any]:
+        reply = self._checked(ask)
+        try:
+            found = reply.json()
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise ApiError(reply.status_code, NOT_REELRAY, f"{reply.url} answered with something else than JSON")
+        return found
+
+    def _checked(self, ask: _Ask) -> httpx2.Response:
+        tries = Tries(self._patience_s if ask.again else 0.0, "")
+        while True:
+            try:
+                reply = self._http.request(ask.method, ask.url, params=ask.params, content=ask.content,
+                                           headers={**self._headers, **ask.headers})
+                raise_refusal(reply)
+            except httpx2.TransportError as error:
+                away = ServerAway(f"{str(self._http.base_url).rstrip('/')}{ask.url}: {error}")
+                away.__cause__ = error
+                tries.failed(away)
+            except ApiError as refused:
+                tries.failed(refused)
+            else:
+                return reply
 
 
 class _Over(Exception):
     """The job is over and all was heard."""
 
 
-class _Tries:
-    """Pauses between tries, longer each time; gives up after `patience_s` without success."""
-
-    def __init__(self, patience_s: float) -> None:
-        self._patience_s = patience_s
-        self.reached()
-
-    def reached(self) -> None:
-        self._pause_s, self._since = 0.2, time.monotonic()
-
-    def failed(self) -> None:
-        if time.monotonic() - self._since + self._pause_s > self._patience_s:
-            raise ServerAway(f"the server was away for {self._patience_s:g} s; the job goes on without you")
-        time.sleep(self._pause_s)
-        self._pause_s = min(self._pause_s * 2, LONGEST_PAUSE_S)
+def _change(method: str, url: str, body: Mapping[str, Any]) -> _Ask:
+    return _Ask(method=method, url=url, again=False, content=json.dumps(body).encode(),
+                headers={"Content-Type": "application/json"})
 
 
 def _path(job_id: str) -> str:
@@ -256,20 +332,3 @@ def _events(lines: Iterator[str]) -> Iterator[Event]:
         if "event" in fields and "data" in fields:
             yield Event(id=fields.get("id", ""), name=fields["event"], data=json.loads(fields["data"]))
         fields = {}
-
-
-def _raise_refusal(reply: httpx2.Response) -> None:
-    if reply.status_code < 400:
-        return
-    reply.read()
-    try:
-        body = reply.json()
-    except ValueError:
-        body = None
-    if not isinstance(body, dict):
-        raise ApiError(reply.status_code, "not-reelray", f"{reply.url} answered {reply.status_code}")
-    problems = [Problem(detail=str(found.get("detail", "")), pointer=str(found.get("pointer", "")),
-                        parameter=str(found.get("parameter", "")), shot=str(found.get("shot", "")),
-                        line=found.get("line"), nearest=str(found.get("nearest", "")))
-                for found in body.get("errors", ())]
-    raise ApiError(reply.status_code, str(body.get("code", "")), str(body.get("detail", "")), problems)

@@ -12,16 +12,13 @@ from pathlib import Path
 
 from serve_app.screen import Screen
 from serve_app.session import Session
+from serve_app.site import Interrupted
 from serve_app.watch import Watcher
 from serve_app.workplace import Workplace
 from workflows.durable.rows import NewJob
 from workflows.errors import JobConflict, UnknownJob
 from workflows.status import JobView, job_view
 from workflows.types import JobStatus
-
-
-class Interrupted(Exception):
-    """Ctrl-C: everything was handed back and the job waits."""
 
 
 def render(job: NewJob, place: Workplace, screen: Screen) -> JobView:
@@ -89,7 +86,7 @@ async def _follow(job_id: str, place: Workplace, session: Session, screen: Scree
         stopped.cancel()
         return watch.result()
     watch.cancel()
-    raise Interrupted
+    raise Interrupted("stopped; finished shots are kept, the same command goes on")
 
 
 async def _watch(job_id: str, place: Workplace, session: Session, screen: Screen, new: NewJob | None) -> JobView:

@@ -78,6 +78,11 @@ def slug_of(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-") or "film"
 
 
+def picture_key(sha256: str) -> str:
+    """The store's key of a picture with these bytes, wherever it came from."""
+    return digest({"picture": sha256})[:32]
+
+
 def _store_pictures(pictures: Sequence[PictureRef], directory: Path, store: Store) -> dict[str, Artifact]:
     """Put every picture that can be read into the store; raise with all that cannot."""
     assets: dict[str, Artifact] = {}
@@ -94,7 +99,7 @@ def _store_pictures(pictures: Sequence[PictureRef], directory: Path, store: Stor
         except MediaError as error:
             problems.append(Problem(shot_id=ref.shot_id, field=ref.field, problem=error.problem + f" ({ref.path})"))
             continue
-        key = digest({"picture": sha256_of(source)})[:32]
+        key = picture_key(sha256_of(source))
         assets[ref.path] = store.find(key) or store.put(key, source, media_type=media_type,
                                                         manifest={"picture": source.name})
     if problems:

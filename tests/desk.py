@@ -36,6 +36,7 @@ TWO_SHOTS: dict[str, Json] = {"title": "Two", "shots": [
     {"prompt": "a yellow star falls down over a black background"}]}
 
 ROUTES = {
+    "/api/pictures": {"post"}, "/api/pictures/{picture_id}": {"get"},
     "/api/films": {"post"}, "/api/films/{job_id}/shots/{shot_id}": {"patch"}, "/api/jobs": {"get"},
     "/api/jobs/{job_id}": {"get", "delete"}, "/api/jobs/{job_id}/log": {"get"}, "/api/jobs/{job_id}/events": {"get"},
     "/api/jobs/{job_id}/cancel": {"post"}, "/api/jobs/{job_id}/retry": {"post"}, "/api/jobs/{job_id}/video": {"get"},
@@ -46,6 +47,8 @@ ROUTES = {
     "/api/webhooks/{webhook_id}/deliveries/{message_id}/redeliver": {"post"},
     "/v1/models": {"get"}, "/v1/models/{model}": {"get"}, "/v1/videos": {"get", "post"},
     "/v1/videos/{video_id}": {"get", "delete"}, "/v1/videos/{video_id}/content": {"get"},
+    "/v1/images/generations": {"post"}, "/v1/images/{image_id}/content": {"get"},
+    "/v1/videos/{video_id}/cancel": {"post"}, "/v1/videos/{video_id}/remix": {"post"},
 }
 
 

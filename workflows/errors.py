@@ -5,6 +5,7 @@ ReelrayError                    fault     retry
 ├─ InvalidSettings              caller    never     a profile, an environment variable or a --set that is wrong
 ├─ UnknownJob                   caller    never
 ├─ UnknownPart                  caller    never     the job has no such shot, take or file
+├─ UnknownPicture               caller    never     no picture has this id
 ├─ UnknownKey                   caller    never     no API key has this id
 ├─ BudgetSpent                  capacity  never     the job's API key has used up its GPU-seconds
 ├─ UnknownWebhook               caller    never     no such webhook, or no such delivery to it
@@ -17,6 +18,8 @@ ReelrayError                    fault     retry
 ├─ ArtifactMissing              system    counted   a stored file is gone
 ├─ ArtifactCorrupt              system    counted   a stored file's bytes are not the ones recorded
 ├─ MediaError                   system    never     a video or picture cannot be read, written or joined
+├─ ServerRefused                caller    never     the server that a command speaks to refused it
+├─ ServerUnreachable            system    never     it is away, or in trouble
 ├─ LeaseLost                    system    never     another Director owns the job now; commit nothing
 └─ StageFailed                  system    counted   one stage of one shot went wrong
    ├─ ModelFailed               system    counted
@@ -152,6 +155,18 @@ class UnknownPart(ReelrayError):
         """Name the job, the problem, and what there is."""
         text = f"job {self.job_id}: {self.problem}"
         return f"{text}; nearest valid: {self.nearest}" if self.nearest else text
+
+
+@dataclass(kw_only=True, eq=False)
+class UnknownPicture(ReelrayError):
+    """No picture with this id was uploaded."""
+
+    fault: ClassVar[Fault] = Fault.CALLER
+    picture_id: str
+
+    def message(self) -> str:
+        """Name the id and how to get one."""
+        return f"no picture {self.picture_id[:100]!r} was uploaded here; POST /api/pictures takes it"
 
 
 @dataclass(kw_only=True, eq=False)
@@ -307,6 +322,31 @@ class MediaError(ReelrayError):
     def message(self) -> str:
         """Name the file and the problem."""
         return f"{self.path}: {self.problem}" if self.path else self.problem
+
+
+@dataclass(kw_only=True, eq=False)
+class ServerRefused(ReelrayError):
+    """The server that a command speaks to refused it."""
+
+    fault: ClassVar[Fault] = Fault.CALLER
+    server: str
+    problem: str
+
+    def message(self) -> str:
+        """Name the server and its reason."""
+        return f"{self.server}: {self.problem}"
+
+
+@dataclass(kw_only=True, eq=False)
+class ServerUnreachable(ReelrayError):
+    """The server that a command speaks to is away, or in trouble."""
+
+    server: str
+    problem: str
+
+    def message(self) -> str:
+        """Name the server and what was seen of it."""
+        return f"{self.server} does not answer as it should: {self.problem}"
 
 
 @dataclass(kw_only=True, eq=False)

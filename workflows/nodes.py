@@ -30,6 +30,16 @@ def film_nodes(scenes: Sequence[Scene], film: Film) -> tuple[NodeSpec, ...]:
     return (*shots, _compose(scenes, film))
 
 
+def picture_nodes(scenes: Sequence[Scene], film: Film) -> tuple[NodeSpec, ...]:
+    """The keyframe of every scene and nothing else; they are those that the film itself would have."""
+    return tuple(_keyframe(scene, film) for scene in scenes)
+
+
+def keyframe_node(scene: Scene) -> str:
+    """Id of the drawn first frame."""
+    return f"{scene.shot.id}.keyframe"
+
+
 def clip_node(scene: Scene) -> str:
     """Id of the clip that the film uses."""
     return _clip_id(scene, scene.take)
@@ -65,7 +75,7 @@ def _shot_nodes(scene: Scene, film: Film, chosen: dict[str, str]) -> Iterator[No
         deps = (chosen[shot.continues],)
     if Task.TEXT_TO_IMAGE in scene.tasks:
         yield _keyframe(scene, film)
-        deps = (f"{shot.id}.keyframe",)
+        deps = (keyframe_node(scene),)
     for take in range(1, (shot.takes or 1) + 1):
         yield _clip(scene, film, take, deps)
     last = clip_node(scene)
@@ -86,7 +96,7 @@ def _keyframe(scene: Scene, film: Film) -> NodeSpec:
         **_render_payload(scene, film, card), "frames": 1, "fps": 1.0, "steps": card.defaults.steps,
         "guidance": card.defaults.guidance, "seed": scene.seed,
     }
-    return NodeSpec(id=f"{scene.shot.id}.keyframe", kind=NodeKind.KEYFRAME, shot_id=scene.shot.id, payload=payload,
+    return NodeSpec(id=keyframe_node(scene), kind=NodeKind.KEYFRAME, shot_id=scene.shot.id, payload=payload,
                     lane=card.name, cost=_render_cost(card, card.defaults.steps, 1, film))
 
 

@@ -2,6 +2,7 @@
 
 Nodes of a shot `s1`: `s1.keyframe` (a drawn first frame), `s1.clip` and for further takes `s1.clip.2` ..., then for the
 take that the film uses `s1.interpolate` and `s1.caption` where asked for. `compose` joins the last node of every shot.
+A job that stops after its pictures has `s1.keyframe` of every shot and nothing else.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from dataclasses import dataclass
 
 from configs.model_card import Task
 from workflows.hints import Spoken, prompt_hints
-from workflows.nodes import clip_node, film_nodes, final_node
+from workflows.nodes import clip_node, film_nodes, final_node, keyframe_node, picture_nodes
 from workflows.prompt import take_seed
-from workflows.scene import Cards, Film, Scene, decide
+from workflows.scene import Cards, Film, Scene, decide, decide_pictures
 from workflows.storyboard import Storyboard
-from workflows.types import Artifact, NodeSpec, content_key
+from workflows.types import Artifact, NodeSpec, Stage, content_key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +37,7 @@ class FilmShape:
     height_px: int
     fps: float
     frames: int
+    """0: pictures only."""
     duration_s: float
 
 
@@ -47,7 +49,7 @@ class ShotPlan:
     prompt: str
     """As the model gets it."""
     task: Task
-    """Which model renders the clip."""
+    """Which model renders the clip, or the picture where there is no clip."""
     card: str
     seed: int
     """Of the take that the film uses."""
@@ -58,7 +60,7 @@ class ShotPlan:
     """Of the film, where the shot begins to be seen."""
     fade_in_frames: int
     clip_node: str
-    """The take that the film uses, as rendered."""
+    """The take that the film uses, as rendered; of pictures the picture."""
     final_node: str
     """What the film shows."""
 
@@ -68,7 +70,7 @@ class Plan:
     """A film as nodes."""
 
     nodes: tuple[NodeSpec, ...]
-    """Each after all that it depends on; `compose` last."""
+    """Each after all that it depends on; `compose`, if there is one, last."""
     warnings: tuple[str, ...]
     film: FilmShape
     shots: tuple[ShotPlan, ...]
@@ -81,20 +83,52 @@ def referenced_pictures(storyboard: Storyboard) -> tuple[PictureRef, ...]:
                  for shot in storyboard.shots if shot.image is not None)
 
 
-def plan_film(storyboard: Storyboard, *, cards: Cards, assets: Mapping[str, Artifact] | None = None) -> Plan:
+def plan_film(
+    storyboard: Storyboard, *, cards: Cards, assets: Mapping[str, Artifact] | None = None,
+    last_stage: Stage = Stage.COMPOSITION,
+) -> Plan:
     """Plan a film for the models that answer each task; `assets` are the stored pictures by path as written.
 
+    With `last_stage` images only the shots' pictures are made; no other stage can be the last but composition.
     Raises InvalidDocument with everything that the models or the lengths of the clips forbid;
     `workflows.revise.with_lines` finds the lines.
     """
+    if last_stage is Stage.IMAGES:
+        return _plan_pictures(storyboard, cards)
     film, scenes = decide(storyboard, cards, assets or {})
     shots = _shot_plans(scenes, film)
     frames = shots[-1].start_frame + shots[-1].frames
     shape = FilmShape(width_px=film.size.width_px, height_px=film.size.height_px, fps=film.fps, frames=frames,
                       duration_s=frames / film.fps)
-    spoken = [Spoken(shot_id=scene.shot.id, task=task, card=film.cards[task], prompt=scene.prompt)
-              for scene in scenes for task in scene.tasks]
-    return Plan(nodes=film_nodes(scenes, film), warnings=prompt_hints(spoken), film=shape, shots=shots)
+    return Plan(nodes=film_nodes(scenes, film), warnings=prompt_hints(_spoken(scenes, film)), film=shape, shots=shots)
+
+
+def _plan_pictures(storyboard: Storyboard, cards: Cards) -> Plan:
+    film, scenes = decide_pictures(storyboard, cards)
+    shape = FilmShape(width_px=film.size.width_px, height_px=film.size.height_px, fps=film.fps, frames=0, duration_s=0)
+    shots = tuple(ShotPlan(
+        id=scene.shot.id, prompt=scene.prompt, task=Task.TEXT_TO_IMAGE, card=scene.card.name, seed=scene.seed,
+        render_frames=1, frames=1, start_frame=0, fade_in_frames=0, clip_node=keyframe_node(scene),
+        final_node=keyframe_node(scene)) for scene in scenes)
+    return Plan(nodes=picture_nodes(scenes, film), film=shape, shots=shots,
+                warnings=(*_picture_hints(storyboard), *prompt_hints(_spoken(scenes, film))))
+
+
+def _picture_hints(storyboard: Storyboard) -> list[str]:
+    """What is different from what the film would show."""
+    hints = []
+    shots = [storyboard.resolved(shot) for shot in storyboard.shots]
+    if own := [shot.id for shot in shots if shot.image is not None]:
+        hints.append(f"nothing is drawn for shots that start from a picture of their own: {', '.join(own)}")
+    if continuing := [shot.id for shot in shots if shot.continues is not None]:
+        hints.append("drawn from their own prompts, although in the film they start where another shot ends: "
+                     f"{', '.join(continuing)}")
+    return hints
+
+
+def _spoken(scenes: Sequence[Scene], film: Film) -> list[Spoken]:
+    return [Spoken(shot_id=scene.shot.id, task=task, card=film.cards[task], prompt=scene.prompt)
+            for scene in scenes for task in scene.tasks]
 
 
 def plan_keys(nodes: Iterable[NodeSpec]) -> dict[str, str]:

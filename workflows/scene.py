@@ -91,6 +91,28 @@ def decide(storyboard: Storyboard, cards: Cards, assets: Mapping[str, Artifact])
     return film, tuple(scenes)
 
 
+def decide_pictures(storyboard: Storyboard, cards: Cards) -> tuple[Film, tuple[Scene, ...]]:
+    """Decide everything about the pictures of a film whose clips are not made: one per shot, but for those that start
+    from a picture of their own.
+
+    Their size is the film's, so that the film finds them later. Raises InvalidDocument with all that is forbidden.
+    """
+    if Task.TEXT_TO_IMAGE not in cards:
+        raise InvalidDocument(problems=(_no_card(Task.TEXT_TO_IMAGE, "", field="stages"),))
+    card = cards[Task.TEXT_TO_IMAGE]
+    film = _film(storyboard, cards, {})
+    problems = list(_reference_pictures(storyboard))
+    wrong_size = size_problem(film.size, [card])
+    if wrong_size:
+        problems.append(wrong_size)
+    shots = [shot for shot in map(storyboard.resolved, storyboard.shots) if shot.image is None]
+    if not shots:
+        problems.append(Problem(field="shots", problem="every shot has a picture of its own, so none is to be drawn"))
+    if problems:
+        raise InvalidDocument(problems=tuple(problems))
+    return film, tuple(_drawn(storyboard, shot, (Task.TEXT_TO_IMAGE,), card) for shot in shots)
+
+
 def tasks_of(shot: Shot) -> tuple[Task, ...]:
     """The models that a shot needs, the one that renders its clip last; `shot` with its defaults in place."""
     match shot.mode:
@@ -112,8 +134,12 @@ def _missing_cards(shots: Sequence[Shot], cards: Cards) -> Iterator[Problem]:
     first_users = {task: shot for shot in reversed(shots) for task in tasks_of(shot)}
     for task, shot in first_users.items():
         if task not in cards:
-            yield Problem(shot_id=shot.id, field="continues" if shot.continues is not None else "mode",
-                          problem=f"no model is configured for {task.value}; choose one with models.{task.value}")
+            yield _no_card(task, shot.id, field="continues" if shot.continues is not None else "mode")
+
+
+def _no_card(task: Task, shot_id: str, *, field: str) -> Problem:
+    return Problem(shot_id=shot_id, field=field,
+                   problem=f"no model is configured for {task.value}; choose one with models.{task.value}")
 
 
 def _missing_pictures(shots: Sequence[Shot], assets: Mapping[str, Artifact]) -> Iterator[Problem]:
@@ -124,7 +150,7 @@ def _missing_pictures(shots: Sequence[Shot], assets: Mapping[str, Artifact]) -> 
 
 
 def _film(storyboard: Storyboard, cards: Cards, assets: Mapping[str, Artifact]) -> Film:
-    main = cards.get(Task.TEXT_TO_VIDEO) or cards[Task.IMAGE_TO_VIDEO]
+    main = next(cards[task] for task in (Task.TEXT_TO_VIDEO, Task.IMAGE_TO_VIDEO, Task.TEXT_TO_IMAGE) if task in cards)
     size = storyboard.size or Size(width_px=main.defaults.width_px, height_px=main.defaults.height_px)
     fps = storyboard.fps or main.defaults.fps * storyboard.interpolate
     return Film(cards=cards, assets=assets, size=size, fps=float(fps), factor=storyboard.interpolate,
@@ -144,13 +170,19 @@ def _scene(storyboard: Storyboard, shot: Shot, film: Film) -> Scene | Problem:
     frames = clip_frames(shot, card, film.render_fps)
     if isinstance(frames, Problem):
         return frames
+    return replace(_drawn(storyboard, shot, tasks, card), render_frames=frames,
+                   frames=interpolated(frames, film.factor))
+
+
+def _drawn(storyboard: Storyboard, shot: Shot, tasks: tuple[Task, ...], card: ModelCard) -> Scene:
+    """A scene of one picture."""
     people = [(who.id, who.description) for name in shot.characters or () for who in storyboard.characters
               if who.id == name]
     negative_prompt = storyboard.negative_prompt or None if shot.negative_prompt is None else shot.negative_prompt
     return Scene(shot=shot, tasks=tasks, card=card, prompt=weave_prompt(shot.prompt, people, storyboard.style),
                  negative_prompt=negative_prompt,
                  seed=shot_seed(storyboard.seed, shot.id) if shot.seed is None else shot.seed,
-                 render_frames=frames, frames=interpolated(frames, film.factor))
+                 render_frames=1, frames=1)
 
 
 def _fade_s(shot: Shot) -> float:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from workflows.durable.rows import JobRow, NodeRow
 from workflows.progress import NodeShare, job_fraction
@@ -95,6 +96,17 @@ class JobView:
             "video": self.result.to_json() if self.result else None,
         }
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> JobView:
+        """The inverse of `to_json`; also of a server's reply, which does not say where files lie."""
+        return cls(
+            id=data["id"], kind=data["kind"], title=data["title"], status=JobStatus(data["status"]),
+            stage=Stage(data["stage"]), progress=data["progress"], priority=Priority(data["priority"]),
+            created_at_s=data["created_at"], started_at_s=data["started_at"], finished_at_s=data["finished_at"],
+            shots=tuple(ShotView(id=shot["id"], status=NodeStatus(shot["status"]), progress=shot["progress"],
+                                 nodes=tuple(map(_node_of_json, shot["nodes"]))) for shot in data["shots"]),
+            film=tuple(map(_node_of_json, data["film"])), warnings=tuple(data["warnings"]), errors=dict(data["errors"]))
+
 
 def job_view(job: JobRow, nodes: Sequence[NodeRow], live: Mapping[str, ProgressRecord] | None = None,
              floor: float = 0.0) -> JobView:
@@ -111,7 +123,7 @@ def job_view(job: JobRow, nodes: Sequence[NodeRow], live: Mapping[str, ProgressR
             shots.setdefault(node.shot_id, []).append(views[node.id])
     return JobView(
         id=job.id, kind=job.kind, title=job.title, status=job.status, priority=job.priority,
-        stage=job_stage([node.kind for node in nodes if not node.status.is_terminal], job.status),
+        stage=job_stage([(node.kind, node.status) for node in nodes], job.status),
         progress=job_fraction(shares, finished=job.status.is_terminal, floor=floor),
         created_at_s=job.created_at_s, started_at_s=job.started_at_s, finished_at_s=job.finished_at_s,
         shots=tuple(_shot_view(shot_id, mine) for shot_id, mine in shots.items()),
@@ -156,12 +168,18 @@ def _shot_view(shot_id: str, nodes: list[NodeView]) -> ShotView:
                     progress=sum(node.progress for node in nodes) / len(nodes))
 
 
-def job_stage(open_kinds: Collection[NodeKind], status: JobStatus) -> Stage:
-    """The earliest stage with open work; the last stage once the job is over."""
-    open_stages = {kind.stage for kind in open_kinds}
-    if status.is_terminal:
-        return Stage.COMPOSITION
-    return next((stage for stage in Stage if stage in open_stages), Stage.COMPOSITION)
+def job_stage(nodes: Collection[tuple[NodeKind, NodeStatus]], status: JobStatus) -> Stage:
+    """The earliest stage with open work; the job's last stage once it is over."""
+    open_stages = [kind.stage for kind, at in nodes if not at.is_terminal]
+    if status.is_terminal or not open_stages:
+        return last_stage(kind for kind, _ in nodes)
+    return min(open_stages, key=list(Stage).index)
+
+
+def last_stage(kinds: Iterable[NodeKind]) -> Stage:
+    """The stage after which a job with such nodes is over; a script that was not told yet would have become a film."""
+    stages = {kind.stage for kind in kinds}
+    return Stage.IMAGES if Stage.IMAGES in stages and Stage.COMPOSITION not in stages else Stage.COMPOSITION
 
 
 def _node_json(node: NodeView) -> dict[str, Json]:
@@ -171,6 +189,15 @@ def _node_json(node: NodeView) -> dict[str, Json]:
         "timestep": node.timestep, "progress": round(node.progress, 4), "message": node.message,
         "seconds": round(node.seconds, 3), "artifact": node.artifact.to_json() if node.artifact else None,
     }
+
+
+def _node_of_json(data: Mapping[str, Any]) -> NodeView:
+    artifact = data["artifact"]
+    return NodeView(
+        id=data["id"], kind=NodeKind(data["kind"]), stage=Stage(data["stage"]), status=NodeStatus(data["status"]),
+        attempt=data["attempt"], cached=data["cached"], step=data["step"], total_steps=data["total_steps"],
+        timestep=data["timestep"], progress=data["progress"], message=data["message"], seconds=data["seconds"],
+        artifact=Artifact.from_json({"uri": "", **artifact}) if artifact else None)
 
 
 def _shot_json(shot: ShotView) -> dict[str, Json]:

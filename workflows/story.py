@@ -11,7 +11,7 @@ from workflows.scene import Cards
 from workflows.script import parse_script
 from workflows.source import refusal
 from workflows.storyboard import FilmFields, Storyboard
-from workflows.types import Json, NodeKind, NodeSpec, canonical_json
+from workflows.types import Json, NodeKind, NodeSpec, Stage, canonical_json
 
 _COST_S = 0.05
 
@@ -31,16 +31,22 @@ class RuleWriter:
         return parse_script(script, file=file, film=film)
 
 
-def plan_script(script: str, *, cards: Cards, film: FilmFields | None = None, file: str = "") -> NodeSpec:
+def plan_script(
+    script: str, *, cards: Cards, film: FilmFields | None = None, file: str = "",
+    last_stage: Stage = Stage.COMPOSITION,
+) -> NodeSpec:
     """The one node of a script's job.
 
     Raises InvalidDocument for a script that cannot become a film, so that it is refused at the door.
     """
-    story_nodes(script, cards=cards, film=film, file=file)
-    return script_node(script, cards=cards, film=film, file=file)
+    story_nodes(script, cards=cards, film=film, file=file, last_stage=last_stage)
+    return script_node(script, cards=cards, film=film, file=file, last_stage=last_stage)
 
 
-def script_node(script: str, *, cards: Cards, film: FilmFields | None = None, file: str = "") -> NodeSpec:
+def script_node(
+    script: str, *, cards: Cards, film: FilmFields | None = None, file: str = "",
+    last_stage: Stage = Stage.COMPOSITION,
+) -> NodeSpec:
     """The one node of the job of a script that was planned already."""
     payload: dict[str, Json] = {
         "script": script,
@@ -49,15 +55,18 @@ def script_node(script: str, *, cards: Cards, film: FilmFields | None = None, fi
         "film": (film or FilmFields()).model_dump(mode="json", exclude_defaults=True),
         "cards": _digests(cards),
     }
+    if last_stage is not Stage.COMPOSITION:
+        payload["last_stage"] = last_stage.value
     return NodeSpec(id="story", kind=NodeKind.STORY, payload=payload, cost=_COST_S)
 
 
 def story_nodes(
     script: str, *, cards: Cards, film: FilmFields | None = None, file: str = "",
+    last_stage: Stage = Stage.COMPOSITION,
 ) -> tuple[Storyboard, Plan]:
     """A script as storyboard and film. Raises InvalidDocument."""
     storyboard = parse_script(script, file=file, film=film)
-    return storyboard, plan_film(storyboard, cards=cards)
+    return storyboard, plan_film(storyboard, cards=cards, last_stage=last_stage)
 
 
 async def tell_story(payload: Mapping[str, Json], *, cards: Cards, writer: StoryWriter) -> tuple[Storyboard, Plan]:
@@ -69,7 +78,8 @@ async def tell_story(payload: Mapping[str, Json], *, cards: Cards, writer: Story
         raise refusal("the models were changed after the script was submitted; submit it again")
     film = FilmFields.model_validate_json(canonical_json(payload["film"]))
     storyboard = await writer.write(str(payload["script"]), file=f"script{payload['suffix']}", film=film)
-    return storyboard, plan_film(storyboard, cards=cards)
+    last_stage = Stage(str(payload.get("last_stage", Stage.COMPOSITION.value)))
+    return storyboard, plan_film(storyboard, cards=cards, last_stage=last_stage)
 
 
 def _digests(cards: Cards) -> dict[str, Json]:

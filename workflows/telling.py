@@ -4,9 +4,11 @@ The same rows in the same order give the same events, whoever tells them: any pr
 
 stage_update     stage: {id, status, stage_type, started_at}
 info, warning    message
-progress         current, total, message, storyboard; also stage
+progress         current, total, message, storyboard; also stage, and of a step of the film: node, attempt, phase,
+                 timestep, node_progress
 image_generated  storyboard_id, image: {id, url, width, height}
-shot_update      shot: {id, status, progress, step, total_steps, timestep, attempt, message, node, kind}; progress (job)
+shot_update      shot: {id, status, progress, step, total_steps, timestep, attempt, message, node, kind, phase,
+                 node_progress}; progress (job)
 error            error, and storyboard_id where one shot is meant
 done             message, data: {total_storyboards, success_count, failed_count, generated_image_ids}, stage, status
 
@@ -22,7 +24,7 @@ from enum import StrEnum
 
 from workflows.durable.rows import EventRow, EventType, Level, NodeRow
 from workflows.progress import UNFINISHED_CEILING
-from workflows.status import shot_status
+from workflows.status import last_stage, shot_status
 from workflows.types import JobStatus, Json, NodeKind, NodeStatus, ProgressRecord, Stage
 
 
@@ -152,8 +154,11 @@ class Teller:
         node.attempt, node.message = record.attempt, record.text()
         if node.row.shot_id:
             return [self._shot_update(node)]
-        return [self._progress_told(node.row.kind.stage, record.step, record.total_steps,
-                                    f"{NOUNS[node.row.kind.stage]}: {node.message}", "")]
+        told = self._progress_told(node.row.kind.stage, record.step, record.total_steps,
+                                   f"{NOUNS[node.row.kind.stage]}: {node.message}", "")
+        told.data.update({"node": node.row.id, "attempt": record.attempt, "phase": record.phase.value,
+                          "timestep": record.timestep, "node_progress": round(record.fraction, 4)})
+        return [told]
 
     def _node_moved(self, node: _Node, row: EventRow) -> list[Told]:
         attempt, key = row.data.get("attempt"), row.data.get("key")
@@ -226,7 +231,8 @@ class Teller:
             "progress": round(sum(other.fraction for other in mine) / len(mine), 4),
             "step": record.step if record else 0, "total_steps": record.total_steps if record else 0,
             "timestep": record.timestep if record else 0.0, "attempt": node.attempt, "message": node.message,
-            "node": node.row.id, "kind": node.row.kind.value}})
+            "node": node.row.id, "kind": node.row.kind.value, "phase": record.phase.value if record else "",
+            "node_progress": round(node.fraction, 4)}})
 
     def _fraction(self) -> float:
         """Of the whole job; never falls while it runs."""
@@ -252,11 +258,11 @@ class Teller:
         good = sum(all(node.status is NodeStatus.SUCCEEDED for node in nodes) for nodes in self._shots.values())
         images: list[Json] = [node.key for node in self._nodes.values()
                               if node.row.kind is NodeKind.KEYFRAME and node.key]
-        last = self._stages[Stage.COMPOSITION]
-        last.status = STAGE_STATUS[status]
+        stage = last_stage(node.row.kind for node in self._nodes.values())
+        self._stages[stage].status = STAGE_STATUS[status]
         self._progress = 1.0
         return [Told(name=Name.DONE, data={
-            "message": row.line, "status": status.value, "stage": self._stage_json(Stage.COMPOSITION),
+            "message": row.line, "status": status.value, "stage": self._stage_json(stage),
             "data": {"total_storyboards": len(self._shots), "success_count": good,
                      "failed_count": len(self._shots) - good, "generated_image_ids": images}})]
 

@@ -22,7 +22,7 @@ from serve_app.http.deps import refusals
 from serve_app.http.problems import Refused, problem_response
 from serve_app.service.access import ANYBODY, OPEN_PATHS, Access, Caller, Quota, act_of
 
-JOB_PARAMETERS = ("job_id", "video_id")
+JOB_PARAMETERS = ("job_id", "video_id", "image_id")
 """Path parameters that name a job."""
 CHALLENGE = 'Bearer realm="reelray"'
 BROWSER_CHALLENGE = 'Basic realm="reelray: any name, your key as the password", charset="UTF-8"'

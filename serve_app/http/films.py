@@ -76,7 +76,7 @@ async def create_film(request: Request, desk: TheDesk, caller: TheCaller, ask: A
         desk.submitted(row.id)
         hook = {"webhook": await asyncio.to_thread(desk.webhooks.made_with, row.id)} if ask.webhook_url else {}
         return {**hook, "id": row.id, "status": row.status.value, "title": row.title, "warnings": list(draft.warnings),
-                "links": {**job_links(row.id)}}
+                "document_digest": row.document_digest, "links": {**job_links(row.id)}}
 
     if ask.dry_run:
         draft = await _drafted(desk, body, media_type)

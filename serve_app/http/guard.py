@@ -20,6 +20,10 @@ from serve_app.http.problems import Refused, crashed, problem_response
 
 READING = frozenset({"GET", "HEAD", "OPTIONS"})
 HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?")
+PICTURE_PATHS = frozenset({"/api/pictures", "/v1/videos"})
+"""Bodies sent to these may hold a picture."""
+FORM_BYTES = 10_000
+"""What a form may have around a picture."""
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
@@ -29,7 +33,7 @@ class Guard:
     def __init__(self, app: ASGIApp, settings: HttpSettings) -> None:
         """Guard `app` as these settings say."""
         self._app = app
-        self._max_bytes = settings.max_body_kb * 1000
+        self._settings = settings
         self._body_timeout_s = settings.body_timeout_s
         self._origins = frozenset(settings.cors_origins)
         names = {name.lower() for name in (*settings.allowed_hosts, settings.host, f"[{settings.host}]")}
@@ -54,7 +58,7 @@ class Guard:
             await send(message)
 
         try:
-            await self._app(scope, self._limited(receive, lambda: started), watched)
+            await self._app(scope, self._limited(receive, scope["path"], lambda: started), watched)
         except Exception as error:
             if started:
                 raise
@@ -74,13 +78,15 @@ class Guard:
                 and _is_foreign(headers, host)):
             return Refused(403, "other-site", "a page of another site may not change anything here")
         length = headers.get("content-length", "")
-        return self._too_large() if length.isdecimal() and int(length) > self._max_bytes else None
+        too_large, most = self._too_large(scope["path"])
+        return too_large if length.isdecimal() and int(length) > most else None
 
-    def _limited(self, receive: Receive, has_begun: Callable[[], bool]) -> Receive:
+    def _limited(self, receive: Receive, path: str, has_begun: Callable[[], bool]) -> Receive:
         """A body is counted and timed while it arrives. Once the reply has begun nobody can be told: the client is gone
         then, as far as the application hears.
         """
         total, is_whole = 0, False
+        too_large, most = self._too_large(path)
         ends_s = asyncio.get_running_loop().time() + self._body_timeout_s
 
         async def counted() -> Message:
@@ -93,8 +99,8 @@ class Guard:
                 message, refused = {"type": "http.disconnect"}, self._too_slow()
             total += len(message.get("body", b""))
             is_whole = not message.get("more_body", False)
-            if total > self._max_bytes:
-                message, refused = {"type": "http.disconnect"}, self._too_large()
+            if total > most:
+                message, refused = {"type": "http.disconnect"}, too_large
             if refused is not None and not has_begun():
                 raise refused
             return message
@@ -105,8 +111,13 @@ class Guard:
         return Refused(408, "too-slow", f"the body did not arrive within {self._body_timeout_s:g} s "
                                         "(http.body_timeout_s)", headers={"Connection": "close"})
 
-    def _too_large(self) -> Refused:
-        return Refused(413, "too-large", f"the body is longer than {self._max_bytes} bytes (http.max_body_kb)")
+    def _too_large(self, path: str) -> tuple[Refused, int]:
+        """What is said of a body that is too long, and the most bytes it may have."""
+        if path in PICTURE_PATHS:
+            most, name = self._settings.max_picture_kb * 1000 + FORM_BYTES, "http.max_picture_kb"
+        else:
+            most, name = self._settings.max_body_kb * 1000, "http.max_body_kb"
+        return Refused(413, "too-large", f"the body is longer than {most} bytes ({name})"), most
 
 
 def _is_foreign(headers: Mapping[str, str], host: str) -> bool:

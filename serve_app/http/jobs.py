@@ -81,6 +81,8 @@ async def follow_job(
     job_id: JobId, desk: TheDesk, last_event_id: Annotated[str, Header(max_length=100)] = "",
     last_event_id_query: Annotated[str, Query(alias="last_event_id", max_length=100, description=(
         "For clients that cannot send the header `Last-Event-ID`."))] = "",
+    all_steps: Annotated[bool, Query(description="Begin with every step of the present run that is kept, not only with "
+                                                 "the newest of each shot.")] = False,
 ) -> Response:
     """Server-sent events: `stage_update`, `info`, `progress`, `image_generated`, `shot_update` (every denoising step),
     `warning`, `error`, `done`; `snapshot` (the job, as its status reply) where you missed more than is kept.
@@ -88,7 +90,7 @@ async def follow_job(
     The stream begins with the present run's start, or after the event whose id you send, and ends with the job. Ids
     stay valid over restarts, and on any replica.
     """
-    stream = await desk.streams.events(job_id, last_event_id or last_event_id_query)
+    stream = await desk.streams.events(job_id, last_event_id or last_event_id_query, all_steps=all_steps)
     if stream is None:
         return Response(status_code=204)
     return StreamingResponse(stream, 200, STREAM, "text/event-stream")

@@ -36,6 +36,7 @@ from workflows.errors import (
     UnknownJob,
     UnknownKey,
     UnknownPart,
+    UnknownPicture,
     UnknownWebhook,
     WebhookConflict,
 )
@@ -54,7 +55,7 @@ MAX_DETAILS = 100
 MAX_NAME = 200
 """Characters of a field's name."""
 STATUS_OF_FAULT = {Fault.CALLER: 422, Fault.SYSTEM: 500, Fault.CAPACITY: 503}
-NOT_FOUND = (UnknownJob, UnknownPart, UnknownKey, UnknownWebhook, ArtifactMissing)
+NOT_FOUND = (UnknownJob, UnknownPart, UnknownPicture, UnknownKey, UnknownWebhook, ArtifactMissing)
 CONFLICT = (JobConflict, WebhookConflict)
 
 
@@ -72,6 +73,8 @@ class Detail:
     """1-based line of the body."""
     nearest: str = ""
     """The nearest valid value, ready to paste."""
+    code: str = ""
+    """A short name for programs, where it is not that of the whole; told in OpenAI's envelope only."""
 
     def to_json(self) -> dict[str, Json]:
         """As plain data, without what is not known."""
@@ -151,9 +154,17 @@ def _problem(status: int, code: str, detail: str, errors: Sequence[Detail], inst
 
 
 def _envelope(status: int, code: str, detail: str, errors: Sequence[Detail]) -> dict[str, Json]:
-    param = (errors[0].parameter or errors[0].pointer.removeprefix("#/")) if errors else ""
     kind = "server_error" if status >= 500 else OPENAI_TYPES.get(status, "invalid_request_error")
-    return {"error": {"message": detail, "type": kind, "param": param or None, "code": code.replace("-", "_")}}
+    error: dict[str, Json] = {"message": detail, "type": kind, "param": _param(errors[0]) if errors else None,
+                              "code": code.replace("-", "_")}
+    if len(errors) > 1:
+        error["errors"] = [{"message": one.detail, "param": _param(one), "code": (one.code or code).replace("-", "_")}
+                           for one in errors]
+    return {"error": error}
+
+
+def _param(one: Detail) -> str | None:
+    return one.parameter or one.pointer.removeprefix("#/") or None
 
 
 def crashed(error: Exception, path: str) -> Response:

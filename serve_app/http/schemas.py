@@ -107,6 +107,8 @@ class Accepted(Part):
     title: str
     warnings: tuple[str, ...]
     """What will be done otherwise than asked, and why."""
+    document_digest: str
+    """Two jobs of one digest are one film; another one in the job's reply says that the film was changed since."""
     links: Links
     webhook: JobWebhook | None = None
     """With `webhook_url` only."""
@@ -144,6 +146,8 @@ class PlanReply(Part):
     title: str
     film: PlannedFilm
     nodes: tuple[PlannedNode, ...]
+    document_digest: str
+    """Of what would be submitted."""
     cache_hits: int
     estimated_gpu_seconds: Seconds
     """Sum over the nodes of model cards; measured where such nodes were run before, else the cards' own numbers."""
@@ -274,6 +278,8 @@ class JobHead(Part):
 class JobReply(JobHead):
     """A job as it is now."""
 
+    document_digest: str
+    """Of the film as it is now; a changed shot changes it."""
     queue_position: int | None
     """1: taken next; null once it was taken."""
     eta: EtaReply | None
@@ -367,6 +373,8 @@ class HealthReply(Part):
     """The server answers."""
 
     status: Literal["ok"]
+    version: str = Field(examples=["0.1.0"])
+    """Of reelray."""
 
 
 class Readiness(StrEnum):

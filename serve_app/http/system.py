@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
@@ -62,8 +63,8 @@ async def metrics(desk: TheDesk) -> Response:
 
 @router.get("/healthz", summary="Is the server alive")
 async def healthz() -> HealthReply:
-    """200 as long as requests are answered at all."""
-    return HealthReply(status="ok")
+    """200 as long as requests are answered at all; the version tells clients what they may ask."""
+    return HealthReply(status="ok", version=version("reelray"))
 
 
 @router.get("/readyz", response_model=ReadyReply, summary="Will jobs be run",

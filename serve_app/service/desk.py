@@ -18,6 +18,7 @@ from serve_app.service.forecast import Forecast
 from serve_app.service.hub import Hub
 from serve_app.service.links import job_links
 from serve_app.service.metrics import Metrics, webhook_deliveries
+from serve_app.service.pictures import Pictures
 from serve_app.service.streams import Streams
 from serve_app.service.views import Sources, Views, summary_json
 from serve_app.service.webhooks import Webhooks
@@ -84,7 +85,8 @@ class Desk:
         self.overview = Overview(ports.ledger.database)
         self.takes = Takes(ports.ledger.database)
         self.forecast = Forecast(self.overview, ports.slots)
-        self.films = Films(ports.ledger, ports.store, self.forecast, self.cast)
+        self.pictures = Pictures(ports.store, settings.http)
+        self.films = Films(ports.ledger, ports.store, self.forecast, self.cast, self.pictures)
         self.files = Files(ports.ledger, ports.store, self.takes)
         self.hub = Hub(ports.ledger, self.overview, ports.board, window=settings.http.window)
         self.views = Views(Sources(ledger=ports.ledger, overview=self.overview, takes=self.takes,

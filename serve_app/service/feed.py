@@ -188,10 +188,10 @@ class Feed:
             self.is_gone = True
             self._wake()
 
-    def begin(self, heard: Position | None) -> Beginning:
-        """Where a watcher joins: `heard` is the last id it got; None: it is new."""
+    def begin(self, heard: Position | None, *, all_steps: bool = False) -> Beginning:
+        """Where a watcher joins: `heard` is the last id it got; None: it is new, and may want all steps of this run."""
         if heard is None:
-            return self._begin_new()
+            return self._begin_new(all_steps)
         rows_known = self._rows.lost is None or heard.rows >= self._rows.lost.at.rows
         steps_known = self._steps_known(heard)
         if not rows_known:
@@ -218,16 +218,19 @@ class Feed:
     async def news(self, timeout_s: float) -> bool:
         """Wait for the next frame or the end; False when the time passed first."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._news.wait(), timeout_s)
+            # Not `wait_for`: before Python 3.12 it loses a cancellation that comes together with the news.
+            async with asyncio.timeout(timeout_s):
+                await self._news.wait()
             return True
         return False
 
-    def _begin_new(self) -> Beginning:
-        """The present run from its start, and the newest step of every node that runs."""
+    def _begin_new(self, all_steps: bool) -> Beginning:
+        """The present run from its start, and the newest step of every node that runs, or all that are kept."""
         is_whole = self._run_start == 0 and self._rows.lost is None
         frames = [frame for frame in self._rows if frame.at.rows >= self._run_start]
         newest = {frame.node_id: frame for frame in self._steps}
-        frames += [frame for node_id, frame in newest.items() if node_id in self.live and not self.is_over]
+        frames += [frame for frame in self._steps if frame.at.rows >= self._run_start] if all_steps else [
+            frame for node_id, frame in newest.items() if node_id in self.live and not self.is_over]
         return Beginning(with_snapshot=not is_whole, frames=_in_order(frames), number=self._number)
 
     def _steps_known(self, heard: Position) -> bool:

@@ -11,13 +11,18 @@ from workflows.durable.ledger import Ledger
 from workflows.durable.rows import NodeRow
 from workflows.durable.takes import Takes
 from workflows.errors import UnknownPart
-from workflows.media.decode import first_frame, read_picture, write_png
-from workflows.media.stills import thumbnail
+from workflows.media.decode import first_frame, iter_frames, read_picture, write_jpeg, write_png
+from workflows.media.probe import probe
+from workflows.media.stills import sprite_places, sprite_sheet, thumbnail
 from workflows.store import Store
 from workflows.types import Artifact, JobStatus, MediaType, NodeKind, NodeStatus, digest
 
 THUMBNAIL_PX = 320
 """Longer side."""
+SHEET_COLUMNS = SHEET_ROWS = 4
+"""Cells of a spritesheet."""
+SHEET_QUALITY = 85
+"""Of its JPEG."""
 
 
 class ShotFile(StrEnum):
@@ -32,7 +37,7 @@ class ShotFile(StrEnum):
 
 
 class Files:
-    """Finds files; makes thumbnails when they are asked for first."""
+    """Finds files; makes thumbnails and spritesheets when they are asked for first."""
 
     def __init__(self, ledger: Ledger, store: Store, takes: Takes) -> None:
         """Look into this ledger and this store."""
@@ -49,6 +54,23 @@ class Files:
         over = job.status in (JobStatus.FAILED, JobStatus.CANCELLED)
         problem = f"is {job.status.value}; " + ("there is no film" if over else "the film is not made yet")
         raise UnknownPart(job_id=job_id, problem=problem)
+
+    def spritesheet(self, job_id: str) -> Artifact:
+        """Frames of the film in a grid, as JPEG. Raises UnknownJob, and UnknownPart while there is no film."""
+        film = self.video(job_id)
+        key = digest({"spritesheet_of": film.sha256, "columns": SHEET_COLUMNS, "rows": SHEET_ROWS,
+                      "longer_side_px": THUMBNAIL_PX, "quality": SHEET_QUALITY})[:32]
+        found = self._store.find(key)
+        if found:
+            return found
+        path = self._store.fetch(film)
+        wanted = sprite_places(probe(path).frames, SHEET_COLUMNS, SHEET_ROWS)
+        cells = [thumbnail(frame_HWC, THUMBNAIL_PX) for number, frame_HWC in enumerate(iter_frames(path))
+                 if number in wanted]
+        with tempfile.TemporaryDirectory(prefix="reelray-") as scratch:
+            sheet = Path(scratch) / "sheet.jpg"
+            write_jpeg(sprite_sheet(cells, SHEET_COLUMNS, SHEET_ROWS), sheet, quality=SHEET_QUALITY)
+            return self._store.put(key, sheet, media_type=MediaType.JPEG, manifest={"spritesheet_of": film.key})
 
     def of_shot(self, job_id: str, shot_id: str, what: ShotFile, take: int | None = None) -> Artifact:
         """A shot's file. Raises UnknownJob, and UnknownPart for a shot, take or file that does not exist (yet)."""

@@ -8,6 +8,7 @@ from functools import lru_cache
 
 from configs.model_card import ModelCard, Task
 from serve_app.service.forecast import Forecast, work_of
+from serve_app.service.pictures import Pictures
 from serve_app.submit import plan_digest, slug_of
 from workflows.document import parse_document
 from workflows.durable.graph import FAN_OUT
@@ -68,12 +69,14 @@ class Draft:
 class Films:
     """Films of one ledger and one store, planned for one cast of models."""
 
-    def __init__(self, ledger: Ledger, store: Store, forecast: Forecast, cast: Mapping[Task, ModelCard]) -> None:
-        """`cast`: which model answers which task."""
+    def __init__(self, ledger: Ledger, store: Store, forecast: Forecast, cast: Mapping[Task, ModelCard],
+                 pictures: Pictures) -> None:
+        """`cast`: which model answers which task; `pictures`: those that storyboards may name."""
         self._ledger = ledger
         self._store = store
         self._forecast = forecast
         self._cast = cast
+        self._pictures = pictures
         self._revisions = Revisions(ledger.database)
         self._takes = Takes(ledger.database)
 
@@ -85,8 +88,8 @@ class Films:
             return Draft(title=sent.title or storyboard.title, document={"script": sent.text}, nodes=(node,), plan=plan)
         storyboard = parse_storyboard(sent.text, file=sent.file)
         try:
-            _refuse_pictures(storyboard)
-            plan = plan_film(storyboard, cards=self._cast)
+            assets = self._pictures.named(referenced_pictures(storyboard), {})
+            plan = plan_film(storyboard, cards=self._cast, assets=assets)
         except InvalidDocument as error:
             raise with_lines(error, sent.text, file=sent.file) from None
         document: dict[str, Json] = {"storyboard": dump_storyboard(storyboard), "warnings": list(plan.warnings)}
@@ -120,7 +123,8 @@ class Films:
                           "lane": spec.lane, "cached": cached, "estimated_seconds": round(seconds, 3)})
         film = draft.plan.film
         return {
-            "title": draft.title, "nodes": nodes, "cache_hits": hits, "estimated_gpu_seconds": round(gpu_s, 3),
+            "title": draft.title, "document_digest": plan_digest(draft.nodes), "nodes": nodes,
+            "cache_hits": hits, "estimated_gpu_seconds": round(gpu_s, 3),
             "estimated_cpu_seconds": round(cpu_s, 3), "warnings": list(draft.warnings),
             "film": {"width_px": film.width_px, "height_px": film.height_px, "fps": film.fps, "frames": film.frames,
                      "duration_s": film.duration_s},
@@ -142,7 +146,8 @@ class Films:
             changes, generations = self._restored(job_id, shot_id, before, changes)
         _refuse_fields(shot_id, changes)
         changed = change_shot(storyboard, shot_id, changes)
-        plan = plan_film(changed, cards=self._cast, assets=_pictures(storyboard, nodes))
+        assets = self._pictures.named(referenced_pictures(changed), _planned_pictures(storyboard, nodes))
+        plan = plan_film(changed, cards=self._cast, assets=assets)
         return self._revisions.apply(Revision(
             job_id=job_id, based_on=job.document_digest, document_digest=plan_digest(plan.nodes), nodes=plan.nodes,
             shot_id=shot_id, shot_before=before, generations=generations,
@@ -203,16 +208,6 @@ def read_json(text: str, file: str) -> Json:
     return document.value
 
 
-def _refuse_pictures(storyboard: Storyboard) -> None:
-    """A path in a request would name a file of the server."""
-    why = ("pictures are not taken over HTTP, where a path would name a file of the server; leave it out, or have the "
-           "first frame drawn")
-    problems = tuple(Problem(shot_id=ref.shot_id, field=ref.field, problem=why, nearest="mode: keyframe")
-                     for ref in referenced_pictures(storyboard))
-    if problems:
-        raise InvalidDocument(problems=problems)
-
-
 def _refuse_fields(shot_id: str, changes: Mapping[str, Json]) -> None:
     if changes.get("id", shot_id) != shot_id:
         raise _refusal("id", "a shot keeps its id", shot_id, nearest=shot_id)
@@ -222,7 +217,7 @@ def _refusal(field: str, problem: str, shot_id: str, nearest: str = "") -> Inval
     return InvalidDocument(problems=(Problem(field=field, problem=problem, shot_id=shot_id, nearest=nearest),))
 
 
-def _pictures(storyboard: Storyboard, nodes: tuple[NodeRow, ...]) -> dict[str, Artifact]:
+def _planned_pictures(storyboard: Storyboard, nodes: tuple[NodeRow, ...]) -> dict[str, Artifact]:
     """The stored pictures that the film was planned with, by path as written: no other file is looked at."""
     stored = {node.shot_id: node.payload["image"] for node in nodes
               if node.kind is NodeKind.CLIP and "image" in node.payload}

@@ -72,7 +72,9 @@ class Hub:
     async def _look(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._nudged.wait(), LOOK_S)
+                # Not `wait_for`: before Python 3.12 it loses a cancellation that comes together with the nudge.
+                async with asyncio.timeout(LOOK_S):
+                    await self._nudged.wait()
             self._nudged.clear()
             feeds = [opening.result() for opening in self._feeds.values() if _opened(opening)]
             try:

@@ -25,3 +25,8 @@ def shot_file_url(job_id: str, shot_id: str, what: str, *, take: int | None = No
     """A shot's `keyframe`, `clip` or `thumbnail`; `take` names an earlier one's clip."""
     url = f"{job_url(job_id)}/shots/{quote(shot_id, safe='')}/{what}"
     return url if take is None else f"{url}?take={take}"
+
+
+def picture_url(picture_id: str) -> str:
+    """An uploaded picture."""
+    return f"/api/pictures/{picture_id}"

@@ -31,16 +31,17 @@ class Streams:
         self._heartbeat_s = heartbeat_s
         self._max_bytes = max_bytes
 
-    async def events(self, job_id: str, last_id: str = "") -> AsyncIterator[bytes] | None:
+    async def events(self, job_id: str, last_id: str = "", *, all_steps: bool = False,
+                     ) -> AsyncIterator[bytes] | None:
         """The job's events after `last_id`; None when it is over and the client has heard all. Raises UnknownJob.
 
-        Without an id, or with one that is none: the present run from its start.
+        Without an id, or with one that is none: the present run from its start, and if wanted with all its steps.
         """
         feed = await self._hub.feed(job_id)
         if feed.is_over:
             await feed.look()  # it may have been opened again a moment ago
         heard = Position.read(last_id)
-        beginning = feed.begin(heard)
+        beginning = feed.begin(heard, all_steps=all_steps)
         if heard and feed.is_over and not beginning.frames and not beginning.with_snapshot:
             return None
         return self._limited(self._stream(feed, beginning))

@@ -3,49 +3,45 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from serve_app.service.films import Draft, Films, Sent
+from serve_app.service.wishes import VideoWish
 from serve_app.submit import plan_digest
 from workflows.durable.ledger import Ledger, cursor_after
-from workflows.durable.rows import JobRow, NewJob
+from workflows.durable.rows import JobRow, NewJob, NodeRow
 from workflows.errors import UnknownJob
+from workflows.progress import NodeShare, job_fraction
+from workflows.revise import change_shot
+from workflows.storyboard import dump_storyboard
 from workflows.types import JobStatus, Json
 
 VIDEO = "video"
 """Kind of the jobs that hold one."""
+SHOT = "s1"
+"""The only shot."""
 STATUS = {JobStatus.QUEUED: "queued", JobStatus.RUNNING: "in_progress", JobStatus.SUCCEEDED: "completed",
           JobStatus.PARTIAL: "failed", JobStatus.FAILED: "failed", JobStatus.CANCELLED: "failed"}
 """Only the four words that clients poll for; why one failed stands in `error`."""
-FIELD_OF = {"duration_s": "seconds", "frames": "num_frames", "steps": "num_inference_steps",
-            "guidance": "guidance_scale"}
-"""A storyboard's fields as the request names them; all others have the same name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
-    """A video that somebody asks for; None: the model card's default."""
+class Order:
+    """Whose it is, under which name."""
 
-    prompt: str
-    seconds: float | None = None
-    size: str | None = None
-    num_frames: int | None = None
-    fps: float | None = None
-    seed: int | None = None
-    num_inference_steps: int | None = None
-    guidance_scale: float | None = None
-    negative_prompt: str | None = None
+    token: str
+    """Hex digits; the same order with the same token is the same video."""
+    key_id: str
+    """The API key that pays, empty where nobody is asked."""
 
-    def storyboard(self) -> dict[str, Json]:
-        """The film of one shot."""
-        shot: dict[str, Json] = {
-            "prompt": self.prompt, "duration_s": self.seconds, "frames": self.num_frames, "seed": self.seed,
-            "steps": self.num_inference_steps, "guidance": self.guidance_scale,
-            "negative_prompt": self.negative_prompt}
-        film: dict[str, Json] = {"size": self.size, "fps": self.fps}
-        given: dict[str, Json] = {name: value for name, value in film.items() if value is not None}
-        return {**given, "shots": [{name: value for name, value in shot.items() if value is not None}]}
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VideoPage:
+    """Some videos."""
+
+    videos: tuple[tuple[JobRow, tuple[NodeRow, ...]], ...]
+    has_more: bool
 
 
 class Videos:
@@ -56,13 +52,22 @@ class Videos:
         self._ledger = ledger
         self._films = films
 
-    def submit(self, wish: Wish, model: str, token: str, key_id: str) -> JobRow:
-        """Queue it; `key_id` pays, empty where nobody is asked. Raises InvalidDocument with all the model cannot do."""
-        draft = self._films.draft(Sent(text=json.dumps(wish.storyboard()), file="video.json", is_script=False))
-        return self._ledger.submit(NewJob(
-            id=f"video_{token}", kind=VIDEO, title=wish.prompt[:80], nodes=draft.nodes,
-            document={**draft.document, "video": {**_facts(draft, wish, model)}},
-            document_digest=plan_digest(draft.nodes), key_id=key_id))
+    def submit(self, wish: VideoWish, order: Order, image: str = "") -> JobRow:
+        """Queue it; `image` names the picture that it starts from, empty: none.
+
+        Raises InvalidDocument with all that the model cannot do.
+        """
+        return self._submit(json.dumps(wish.storyboard(image)), "video.json", order, {"prompt": wish.prompt})
+
+    def remix(self, video_id: str, prompt: str, order: Order) -> JobRow:
+        """Queue a new video with all fields of this one but its prompt.
+
+        Raises UnknownJob, and InvalidDocument as `submit` does.
+        """
+        self.find(video_id)
+        changed = change_shot(self._films.storyboard_of(video_id), SHOT, {"prompt": prompt})
+        facts: dict[str, Json] = {"prompt": prompt, "remixed_from_video_id": video_id}
+        return self._submit(dump_storyboard(changed), "video.yaml", order, facts)
 
     def find(self, video_id: str) -> JobRow:
         """Its job. Raises UnknownJob, for jobs that are no videos too."""
@@ -71,39 +76,50 @@ class Videos:
             raise UnknownJob(job_id=video_id)
         return row
 
-    def page(self, after: str, limit: int, key_id: str) -> tuple[tuple[JobRow, ...], bool]:
-        """Videos, newest first, behind the one called `after`; whether there are more. Raises UnknownJob.
+    def page(self, after: str, limit: int, key_id: str, *, oldest_first: bool = False) -> VideoPage:
+        """Videos behind the one called `after`, newest first unless told otherwise. Raises UnknownJob.
 
-        `key_id`: only those of this API key; empty: all.
+        `key_id`: only those of this API key; empty: all. Two queries, one more with `after`.
         """
         cursor = cursor_after(self.find(after)) if after else ""
-        found = self._ledger.jobs(kind=VIDEO, limit=limit, cursor=cursor, key_id=key_id)
-        return found.jobs, bool(found.next_cursor)
+        ask = self._ledger.jobs_from_oldest if oldest_first else self._ledger.jobs
+        found = ask(kind=VIDEO, limit=limit, cursor=cursor, key_id=key_id)
+        nodes = self._ledger.nodes_of_jobs([row.id for row in found.jobs])
+        return VideoPage(videos=tuple((row, nodes[row.id]) for row in found.jobs), has_more=bool(found.next_cursor))
 
-    def reasons(self, row: JobRow) -> str:
-        """Why it failed; empty when nothing did."""
-        return "; ".join(node.error.message for node in self._ledger.nodes(row.id) if node.error)
+    def _submit(self, text: str, file: str, order: Order, facts: dict[str, Json]) -> JobRow:
+        draft = self._films.draft(Sent(text=text, file=file, is_script=False))
+        return self._ledger.submit(NewJob(
+            id=f"video_{order.token}", kind=VIDEO, title=str(facts["prompt"])[:80], nodes=draft.nodes,
+            document={**draft.document, "video": {**facts, **_made(draft)}},
+            document_digest=plan_digest(draft.nodes), key_id=order.key_id))
 
 
-def video_json(row: JobRow, progress: float, reasons: str) -> dict[str, Json]:
-    """The video object; `progress` of the job, 0..1."""
+def rows_progress(row: JobRow, nodes: Sequence[NodeRow], floor: float) -> float:
+    """How far it is by its rows alone, 0..1; `floor` was shown before."""
+    shares = [NodeShare(cost=node.cost, status=node.status) for node in nodes]
+    return job_fraction(shares, finished=row.status.is_terminal, floor=floor)
+
+
+def video_json(row: JobRow, nodes: Sequence[NodeRow], progress: float) -> dict[str, Json]:
+    """The video object; `progress` of a job that is not over, 0..1."""
     status = STATUS[row.status]
     facts = row.document["video"]
     assert isinstance(facts, dict)
-    is_over = row.status.is_terminal
     failed = status == "failed"
     code = "cancelled" if row.status is JobStatus.CANCELLED else "generation_failed"
+    reasons = "; ".join(node.error.message for node in nodes if node.error)
     return {
-        "id": row.id, "object": "video", **facts, "status": status,
-        "progress": 100 if status == "completed" else min(int(progress * 100), 99),
+        "id": row.id, "object": "video", "remixed_from_video_id": None, **facts, "status": status,
+        "progress": 100 if status == "completed" else 99 if row.status.is_terminal else min(int(progress * 100), 99),
         "created_at": int(row.created_at_s),
-        "completed_at": int(row.finished_at_s) if is_over and row.finished_at_s and not failed else None,
-        "expires_at": None, "remixed_from_video_id": None,
+        "completed_at": int(row.finished_at_s) if status == "completed" and row.finished_at_s else None,
+        "expires_at": None,
         "error": {"code": code, "message": reasons or "the video was cancelled"} if failed else None,
     }
 
 
-def _facts(draft: Draft, wish: Wish, model: str) -> Mapping[str, Json]:
+def _made(draft: Draft) -> dict[str, Json]:
     film = draft.plan.film
-    return {"model": model, "prompt": wish.prompt, "seconds": f"{film.duration_s:g}",
+    return {"model": draft.plan.shots[0].card, "seconds": f"{film.duration_s:g}",
             "size": f"{film.width_px}x{film.height_px}"}

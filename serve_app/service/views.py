@@ -76,14 +76,18 @@ class Views:
         # One impatient client does not take the answer from the others.
         return await asyncio.shield(asking)
 
+    def shown(self, job_id: str) -> float:
+        """The progress last shown of a job that was still running then; 0 when nothing is remembered."""
+        seen = self._seen.get(job_id)
+        return seen.progress if seen and not seen.status.is_terminal else 0.0
+
     def forget(self, job_id: str) -> None:
         """The job was changed just now, maybe opened again: an older reply would mislead, and so would its progress."""
         self._seen.pop(job_id, None)
         self._asking.pop(job_id, None)
 
     async def _ask(self, job_id: str, asked_s: float) -> Seen:
-        before = self._seen.get(job_id)
-        floor = before.progress if before and not before.status.is_terminal else 0.0
+        floor = self.shown(job_id)
         row = await asyncio.to_thread(self._from.ledger.job, job_id)
         live = await self._from.live(job_id) if row.status is JobStatus.RUNNING else {}
         view, body = await asyncio.to_thread(self._build, row, live, floor)
@@ -104,6 +108,7 @@ class Views:
         view = job_view(row, nodes, live, floor)
         eta = self._from.forecast.eta(row, nodes, live)
         data = job_json(view, nodes, self._from.takes.of(row.id))
+        data["document_digest"] = row.document_digest
         data["queue_position"] = self._from.overview.queue_position(row)
         data["eta"] = eta.to_json() if eta else None
         return view, json.dumps(data, ensure_ascii=False).encode()
@@ -132,7 +137,7 @@ def summary_json(row: JobRow, tally: Tally) -> dict[str, Json]:
     shares = [NodeShare(cost=cost, status=status) for (_, status), cost in tally.costs.items()]
     return {
         "id": row.id, "kind": row.kind, "title": row.title, "status": row.status.value,
-        "stage": job_stage([kind for kind, status in tally.costs if not status.is_terminal], row.status).value,
+        "stage": job_stage(tally.costs.keys(), row.status).value,
         "priority": row.priority.value, "shots": tally.shots,
         "progress": round(job_fraction(shares, finished=row.status.is_terminal), 4), "created_at": row.created_at_s,
         "started_at": row.started_at_s, "finished_at": row.finished_at_s, "links": {**job_links(row.id)},

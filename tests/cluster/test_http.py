@@ -70,12 +70,21 @@ def free_port() -> int:
         return int(probe_socket.getsockname()[1])
 
 
+PLACEHOLDER = [f"models.{task}=placeholder" for task in ("text_to_image", "text_to_video", "image_to_video")]
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """`reelray serve` with the placeholder model; Ray's own files go to a short path (its sockets need one)."""
-    place, port = tmp_path_factory.mktemp("served"), free_port()
+    """With the placeholder model."""
+    with serving(tmp_path_factory.mktemp("served"), *PLACEHOLDER) as served:
+        yield served
+
+
+@contextlib.contextmanager
+def serving(place: Path, *models: str) -> Iterator[Server]:
+    """`reelray serve`; Ray's own files go to a short path (its sockets need one)."""
+    port = free_port()
     with tempfile.TemporaryDirectory(prefix="rr", dir="/tmp", ignore_cleanup_errors=True) as ray_dir:
-        models = [f"models.{task}=placeholder" for task in ("text_to_image", "text_to_video", "image_to_video")]
         settings = [f"data_dir={place / 'state'}", f"ray.temp_dir={ray_dir}", f"http.port={port}", *models]
         words = [word for setting in settings for word in ("--set", setting)]
         process = subprocess.Popen(

@@ -15,7 +15,7 @@ from configs.model_card import CallDefaults, FrameRule, ModelCard, PromptWorld, 
 from workflows.errors import InvalidDocument
 from workflows.plan import Plan, plan_film, plan_keys, referenced_pictures
 from workflows.storyboard import parse_storyboard
-from workflows.types import Artifact, Json, MediaType, NodeKind, NodeSpec
+from workflows.types import Artifact, Json, MediaType, NodeKind, NodeSpec, Stage
 
 FOUR_N_PLUS_ONE = FrameRule(step=4, offset=1, min_frames=5, max_frames=121)
 WAN = ModelCard(
@@ -355,3 +355,39 @@ def test_what_no_model_or_file_can_serve_is_refused(
     film: dict[str, object], cards: dict[Task, ModelCard], message: str,
 ) -> None:
     assert refusals(film, cards) == [message]
+
+
+def plan_pictures(film: Mapping[str, object], cards: Mapping[Task, ModelCard] = CARDS) -> Plan:
+    return plan_film(parse_storyboard(json.dumps(film)), cards=cards, last_stage=Stage.IMAGES)
+
+
+def test_a_job_of_pictures_has_the_keyframe_that_the_film_would_have_and_nothing_else() -> None:
+    made = plan_pictures(FILM)
+    assert [(node.id, node.kind, node.deps) for node in made.nodes] == [
+        (f"{shot}.keyframe", NodeKind.KEYFRAME, ()) for shot in "abc"]
+    assert made.film.frames == 0
+    assert plan_keys(made.nodes)["c.keyframe"] == plan_keys(plan(FILM).nodes)["c.keyframe"]
+    own, continuing = made.warnings
+    assert own.endswith("a picture of their own: d")
+    assert continuing.endswith("where another shot ends: b")
+
+
+def test_pictures_need_no_model_of_clips_and_take_the_picture_models_size() -> None:
+    made = plan_pictures({"shots": [{"prompt": "a ball", "frames": 6}]}, {Task.TEXT_TO_IMAGE: SDXL})
+    assert (made.film.width_px, made.film.height_px) == (1024, 1024)
+
+
+@pytest.mark.parametrize(("film", "cards", "problem"), [
+    ({"shots": [{"prompt": "a"}]}, {Task.TEXT_TO_VIDEO: WAN},
+     "stages: no model is configured for text_to_image; choose one with models.text_to_image"),
+    ({"shots": [{"prompt": "a", "image": "ship.png"}]}, CARDS,
+     "shots: every shot has a picture of its own, so none is to be drawn"),
+    ({"size": "832x488", "shots": [{"prompt": "a"}]}, CARDS,
+     "size: 832x488: height 488 is not a multiple of 32 (model sdxl); nearest valid: 832x480 or 832x512"),
+])
+def test_pictures_that_cannot_be_made_are_refused(
+    film: Mapping[str, object], cards: Mapping[Task, ModelCard], problem: str,
+) -> None:
+    with pytest.raises(InvalidDocument) as refused:
+        plan_pictures(film, cards)
+    assert str(refused.value) == problem

@@ -10,6 +10,7 @@ import base64
 import json
 import math
 import time
+from collections import defaultdict
 from collections.abc import Collection
 from datetime import UTC, datetime
 
@@ -131,23 +132,35 @@ class Ledger:
             raise UnknownJob(job_id=job_id)
         return found
 
+    def nodes_of_jobs(self, job_ids: Collection[str]) -> dict[str, tuple[NodeRow, ...]]:
+        """The nodes of each of these jobs in order, by one query; an unknown job has none."""
+        wanted = sa.select(node).where(node.c.job_id.in_(job_ids)).order_by(node.c.job_id, node.c.ord)
+        found: dict[str, list[NodeRow]] = defaultdict(list)
+        with self.database.read() as connection:
+            for row in connection.execute(wanted).mappings():
+                found[row["job_id"]].append(NodeRow.of(row))
+        return {job_id: tuple(found[job_id]) for job_id in job_ids}
+
     def jobs(self, status: JobStatus | None = None, *, kind: str = "", limit: int = 50, cursor: str = "",
              key_id: str = "") -> Page:
         """Jobs, newest first, of one status, one kind and one API key where given.
 
         `cursor` continues where an earlier page ended; InvalidDocument when it is not one.
         """
-        wanted = sa.select(job).order_by(job.c.created_at.desc(), job.c.id.desc()).limit(_limit(limit) + 1)
-        if status is not None:
-            wanted = wanted.where(job.c.status == status.value)
-        if kind:
-            wanted = wanted.where(job.c.kind == kind)
-        if key_id:
-            wanted = wanted.where(job.c.key_id == key_id)
+        return self._page(_wanted(status, kind, key_id), limit, cursor, oldest_first=False)
+
+    def jobs_from_oldest(self, *, kind: str = "", limit: int = 50, cursor: str = "", key_id: str = "") -> Page:
+        """As `jobs`, the other way round."""
+        return self._page(_wanted(None, kind, key_id), limit, cursor, oldest_first=True)
+
+    def _page(self, wanted: sa.Select[tuple[object, ...]], limit: int, cursor: str, *, oldest_first: bool) -> Page:
+        places = sa.tuple_(job.c.created_at, job.c.id)
+        order = (job.c.created_at, job.c.id) if oldest_first else (job.c.created_at.desc(), job.c.id.desc())
+        wanted = wanted.order_by(*order).limit(_limit(limit) + 1)
         if cursor:
             created_at, last_id = _read_cursor(cursor)
-            wanted = wanted.where(sa.tuple_(job.c.created_at, job.c.id) < sa.tuple_(
-                sa.literal(created_at, sa.Double), sa.literal(last_id, sa.String)))
+            last = sa.tuple_(sa.literal(created_at, sa.Double), sa.literal(last_id, sa.String))
+            wanted = wanted.where(places > last if oldest_first else places < last)
         with self.database.read() as connection:
             rows = tuple(JobRow.of(row) for row in connection.execute(wanted).mappings())
         more = len(rows) > limit
@@ -206,6 +219,15 @@ def _insert(connection: sa.Connection, new: NewJob) -> None:
         add_hook(connection, new.webhook_url, job_id=new.id)
     append(connection, new.id, [Note(type=EventType.JOB_QUEUED, line=f"job: queued, {len(rows)} nodes",
                                      data={"nodes": len(rows)})])
+
+
+def _wanted(status: JobStatus | None, kind: str, key_id: str) -> sa.Select[tuple[object, ...]]:
+    wanted = sa.select(job)
+    if status is not None:
+        wanted = wanted.where(job.c.status == status.value)
+    if kind:
+        wanted = wanted.where(job.c.kind == kind)
+    return wanted.where(job.c.key_id == key_id) if key_id else wanted
 
 
 def _limit(limit: int) -> int:

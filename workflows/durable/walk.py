@@ -269,14 +269,24 @@ def _is_ending() -> bool:
     return task is not None and task.cancelling() > 0
 
 
+def _results(rows: Sequence[NodeRow]) -> Sequence[NodeRow]:
+    if rows[-1].accepts_missing:
+        return rows[-1:]
+    needed = {other for node in rows for other in graph.waits_for(node)}
+    return [node for node in rows if node.id not in needed]
+
+
 def ending_of(nodes: Collection[NodeRow], *, since_s: float) -> Ending:
-    """How a job ends whose nodes are all settled: by its last node, and by whether all the others have a result."""
+    """How a job ends whose nodes are all settled: complete, or else by what was made.
+
+    A last node that accepts holes is what the job is for; without one, all that nothing else needs.
+    """
     rows = sorted(nodes, key=lambda node: node.ord)
     counts = Counter(node.status for node in rows)
     error: ErrorRecord | None = None
     if counts[NodeStatus.SUCCEEDED] == len(rows):
         status = JobStatus.SUCCEEDED
-    elif rows[-1].status is NodeStatus.SUCCEEDED:
+    elif any(node.status is NodeStatus.SUCCEEDED for node in _results(rows)):
         status = JobStatus.PARTIAL
     else:
         status = JobStatus.FAILED

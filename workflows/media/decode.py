@@ -20,6 +20,10 @@ PNG = b"\x89PNG\r\n\x1a\n"
 PNG_END = b"IEND\xaeB`\x82"
 JPEG = b"\xff\xd8\xff"
 JPEG_SCAN = 0xDA
+JPEG_SIZES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+"""Segments that hold the size."""
+JPEG_SEGMENTS = frozenset(range(0xC0, 0xFF)) - frozenset(range(0xD0, JPEG_SCAN + 1))
+"""Segments with a length that may stand before the picture data."""
 JPEG_END = b"\xff\xd9"
 RIFF_HEADER_BYTES = 8
 
@@ -110,12 +114,38 @@ def read_picture(path: Path) -> UInt8Array:
     return _decode(encoded, cv2.IMREAD_COLOR_RGB, path)
 
 
+def stored_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height in pixels of a PNG or JPEG as its header has them, decoding nothing; None: another format, or
+    a header that no decoder should be trusted with.
+
+    Not turned as EXIF data says.
+    """
+    if data.startswith(PNG) and data[12:16] == b"IHDR":
+        return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+    at = 2
+    # Stricter than decoders are: what stands between segments could hide a larger size from us.
+    while data.startswith(JPEG) and at + 9 <= len(data) and data[at] == 0xFF and data[at + 1] in JPEG_SEGMENTS:
+        if data[at + 1] in JPEG_SIZES:
+            return int.from_bytes(data[at + 7:at + 9], "big"), int.from_bytes(data[at + 5:at + 7], "big")
+        at += 2 + int.from_bytes(data[at + 2:at + 4], "big")
+    return None
+
+
 def write_png(frame_HWC: UInt8Array, to: Path) -> None:
     """Write an RGB frame as PNG, whole or not at all; raise MediaError when that fails."""
+    _write(frame_HWC, to, ".png", ())
+
+
+def write_jpeg(frame_HWC: UInt8Array, to: Path, *, quality: int) -> None:
+    """Write an RGB frame as JPEG of this quality (0..100), whole or not at all; raise MediaError when that fails."""
+    _write(frame_HWC, to, ".jpg", (cv2.IMWRITE_JPEG_QUALITY, quality))
+
+
+def _write(frame_HWC: UInt8Array, to: Path, suffix: str, options: tuple[int, ...]) -> None:
     require_frame(frame_HWC)
-    done, data = cv2.imencode(".png", cv2.cvtColor(frame_HWC, cv2.COLOR_RGB2BGR))
+    done, data = cv2.imencode(suffix, cv2.cvtColor(frame_HWC, cv2.COLOR_RGB2BGR), options)
     if not done:
-        raise MediaError(path=str(to), problem="OpenCV cannot encode this picture as PNG")
+        raise MediaError(path=str(to), problem=f"OpenCV cannot encode this picture as {suffix.removeprefix('.')}")
     with replacing(to) as part:
         try:
             part.write_bytes(data.tobytes())

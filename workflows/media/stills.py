@@ -75,6 +75,34 @@ def contact_sheet(frames: Sequence[UInt8Array], columns: int, labels: Sequence[s
     return sheet_HWC
 
 
+def sprite_places(frames: int, columns: int, rows: int) -> tuple[int, ...]:
+    """Which frames of a clip stand on its sheet, in order: the first, the last, and those evenly between; all of them
+    where there are no more than cells.
+    """
+    cells = min(columns * rows, frames)
+    return tuple(round(cell * (frames - 1) / max(cells - 1, 1)) for cell in range(cells))
+
+
+def sprite_sheet(frames: Sequence[UInt8Array], columns: int, rows: int) -> UInt8Array:
+    """Frames of one size in a grid for programs: row by row, edge to edge, cells without a frame black.
+
+    Raises:
+        MediaError: no frames, more of them than cells, or frames of different sizes.
+    """
+    if not 1 <= len(frames) <= columns * rows:
+        raise MediaError(problem=f"{len(frames)} frames in {columns}x{rows} cells; nearest valid: "
+                                 f"{min(max(len(frames), 1), columns * rows)}")
+    height_px, width_px = frames[0].shape[:2]
+    sheet_HWC = np.zeros((rows * height_px, columns * width_px, 3), np.uint8)
+    for number, frame_HWC in enumerate(frames):
+        require_frame(frame_HWC, f"frame {number}")
+        if frame_HWC.shape != frames[0].shape:
+            raise MediaError(problem=f"frame {number} has another size than frame 0")
+        top, left = number // columns * height_px, number % columns * width_px
+        sheet_HWC[top:top + height_px, left:left + width_px] = frame_HWC
+    return sheet_HWC
+
+
 def slate(text: str, *, width_px: int, height_px: int, detail: str = "") -> UInt8Array:
     """Draw a card that says what belongs here: `text` in the middle, `detail` (`MISSING SHOT`) in a striped bar above.
 

@@ -192,6 +192,24 @@ class TestLook:
         second = ledger.jobs(limit=5, cursor=first.next_cursor)
         assert [row.id for row in first.jobs + second.jobs] == [f"film-{number}" for number in reversed(range(5))]
 
+    def test_the_other_way_round_it_is_the_same_jobs_and_new_ones_come_last(self, ledger: Ledger) -> None:
+        for number in range(4):
+            ledger.submit(film(f"film-{number}", shots=1))
+        with ledger.database.write() as connection:
+            connection.execute(sa.update(job).where(job.c.id != "film-3").values(created_at=1_700_000_000.123456))
+        first = ledger.jobs_from_oldest(limit=2)
+        ledger.submit(film("late", shots=1))
+        second = ledger.jobs_from_oldest(limit=5, cursor=first.next_cursor)
+        assert [row.id for row in first.jobs + second.jobs] == [*(f"film-{number}" for number in range(4)), "late"]
+        assert second.next_cursor == ""
+
+    def test_the_nodes_of_many_jobs_are_those_of_each(self, ledger: Ledger) -> None:
+        for name in ("one", "two"):
+            ledger.submit(film(name))
+        found = ledger.nodes_of_jobs(["two", "ghost", "one"])
+        assert found == {"two": ledger.nodes("two"), "ghost": (), "one": ledger.nodes("one")}
+        assert ledger.nodes_of_jobs([]) == {}
+
     def test_jobs_can_be_asked_for_by_status(self, ledger: Ledger) -> None:
         ledger.submit(film("one"))
         ledger.submit(film("two"))

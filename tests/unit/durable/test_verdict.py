@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from configs.settings import EngineSettings
@@ -69,11 +71,13 @@ def test_a_refusal_is_not_asked_again_in_a_busy_loop() -> None:
     assert setback.wait_s == settings.poll_s
 
 
-def rows(*statuses: str) -> list[NodeRow]:
+def rows(*statuses: str, joined: bool = True) -> list[NodeRow]:
+    """Nodes of a job; `joined`: the last one is made of the others, whatever became of them."""
     error = ErrorRecord(type="ModelFailed", message="grey frames")
     return [NodeRow(job_id="film", id=f"n{ord}", ord=ord, kind=NodeKind.CLIP, shot_id="", deps=(), payload={},
-                    lane="cpu", cost=1.0, accepts_missing=False, status=NodeStatus(status),
-                    error=error if status == "failed" else None) for ord, status in enumerate(statuses)]
+                    lane="cpu", cost=1.0, accepts_missing=joined and ord == len(statuses) - 1,
+                    status=NodeStatus(status), error=error if status == "failed" else None)
+            for ord, status in enumerate(statuses)]
 
 
 @pytest.mark.parametrize(("statuses", "status", "why"), [
@@ -87,6 +91,19 @@ def rows(*statuses: str) -> list[NodeRow]:
 def test_a_job_ends_by_its_last_node_and_by_its_holes(statuses: tuple[str, ...], status: JobStatus, why: str) -> None:
     ending = ending_of(rows(*statuses), since_s=0.0)
     assert (ending.status, ending.error.message if ending.error else "") == (status, why)
+
+
+@pytest.mark.parametrize(("statuses", "status"), [
+    (("succeeded", "succeeded"), JobStatus.SUCCEEDED), (("succeeded", "failed"), JobStatus.PARTIAL),
+    (("failed", "succeeded"), JobStatus.PARTIAL), (("failed", "failed"), JobStatus.FAILED),
+])
+def test_a_job_of_pictures_ends_by_what_was_made(statuses: tuple[str, ...], status: JobStatus) -> None:
+    assert ending_of(rows(*statuses, joined=False), since_s=0.0).status is status
+
+
+def test_what_only_led_to_a_failed_result_is_no_result() -> None:
+    first, last = rows("succeeded", "failed", joined=False)
+    assert ending_of([first, replace(last, deps=(first.id,))], since_s=0.0).status is JobStatus.FAILED
 
 
 def test_a_cone_follows_every_path_and_keeps_the_jobs_order() -> None:

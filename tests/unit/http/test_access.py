@@ -166,7 +166,8 @@ class TestRoles:
         routers = [value for module in modules for value in vars(module).values() if isinstance(value, APIRouter)]
         names = {name for router in routers for route in router.routes if isinstance(route, Route)
                  for name in re.findall(r"{(\w+)", route.path)}
-        assert names - set(JOB_PARAMETERS) <= {"shot_id", "file", "number", "model", "webhook_id", "message_id"}
+        assert names - set(JOB_PARAMETERS) <= {"shot_id", "file", "number", "model", "webhook_id", "message_id",
+                                                 "picture_id"}
         assert names & set(JOB_PARAMETERS)
 
     async def test_a_video_is_a_job_too(self, shop: Shop, keys: dict[str, IssuedKey]) -> None:
@@ -179,6 +180,22 @@ class TestRoles:
         client = TestClient(app)
         assert client.get(f"/v1/videos/{mine}", headers=bearer(keys["user"])).status_code == 200
         assert client.get(f"/v1/videos/{mine}", headers=bearer(keys["other"])).status_code == 404
+
+
+    def test_videos_of_others_are_neither_changed_nor_named(self, shop: Shop, keys: dict[str, IssuedKey]) -> None:
+        made = shop.client.post("/v1/videos", json={"prompt": "x"}, headers=bearer(keys["user"])).json()["id"]
+        paths = [("POST", f"/{made}/cancel"), ("POST", f"/{made}/remix"), ("GET", f"?after={made}"),
+                 ("GET", f"/{made}/content?variant=spritesheet")]
+        for method, path in paths:
+            reply = shop.client.request(method, f"/v1/videos{path}", headers=bearer(keys["other"]),
+                                        json={"prompt": "y"} if method == "POST" else None)
+            assert (reply.status_code, reply.json()["error"]["code"]) == (404, "unknown_job"), path
+            if method == "POST":
+                refused = shop.client.request(method, f"/v1/videos{path}", headers=bearer(keys["read"]))
+                assert refused.status_code == 403, path
+        remix = shop.client.post(f"/v1/videos/{made}/remix", json={"prompt": "y"}, headers=bearer(keys["admin"])).json()
+        assert shop.ledger.job(remix["id"]).key_id == keys["admin"].key.id, "who asks for the remix pays for it"
+        assert not shop.ledger.job(made).cancel_requested
 
 
 class TestRate:

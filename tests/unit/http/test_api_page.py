@@ -30,7 +30,7 @@ def commands() -> list[list[str]]:
 @pytest.mark.parametrize("words", commands(), ids=lambda words: next(w for w in words if "http" in w)[-40:])
 def test_a_curl_command_works_as_it_stands(shop: Shop, words: list[str]) -> None:
     job_id = shop.film(THREE)
-    method, url, headers, body = "", "", {}, None
+    method, url, headers, body, files = "", "", {}, None, {}
     rest = iter(words[1:])
     for word in rest:
         match word:
@@ -43,12 +43,16 @@ def test_a_curl_command_works_as_it_stands(shop: Shop, words: list[str]) -> None
                 body = next(rest).encode()
             case "--data-binary":
                 body = (ROOT / next(rest).removeprefix("@")).read_bytes()
+            case "-F":
+                name, _, file = next(rest).partition("=@")
+                files[name] = (ROOT / file).read_bytes()
             case "-o":
                 next(rest)
             case _ if word.startswith("http://127.0.0.1:8000/"):
                 url = word.removeprefix("http://127.0.0.1:8000").replace("ID", job_id)
-    reply = shop.client.request(method or ("POST" if body else "GET"), url, headers=headers, content=body)
-    assert reply.status_code in (200, 202), reply.text
+    reply = shop.client.request(method or ("POST" if body or files else "GET"), url, headers=headers, content=body,
+                                files=files or None)
+    assert reply.status_code in (200, 201, 202), reply.text
 
 
 def test_there_are_curl_commands() -> None:

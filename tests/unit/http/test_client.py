@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
+import numpy as np
 import pytest
 
 from configs.load import client_key, load_settings
 from serve_app.client import ApiError, Client, ServerAway
 from tests.desk import TWO_SHOTS, Shop
+from workflows.media.decode import write_png
 
 FILM = bytes(range(256)) * 8
+TAG = f'"{hashlib.sha256(FILM).hexdigest()}"'
+PICTURE_HWC = np.full((40, 64, 3), 90, np.uint8)
 
 
 class Broken(httpx2.SyncByteStream):
@@ -127,3 +133,172 @@ def test_a_key_in_the_environment_is_the_clients_and_no_setting() -> None:
     environ = {"REELRAY_API_KEY": "secret"}
     assert client_key(environ) == "secret"
     assert load_settings("laptop", (), environ) == load_settings("laptop", (), {})
+
+
+ACCEPTED = httpx2.Response(202, json={"id": "film"})
+BUSY = {"status": 429, "code": "too-many-requests", "detail": "slower"}
+
+
+@pytest.mark.parametrize("failure", [
+    httpx2.ConnectError("down"), httpx2.ReadError("cut"), httpx2.RemoteProtocolError("cut"), httpx2.ReadTimeout("late"),
+    httpx2.Response(502), httpx2.Response(503, headers={"retry-after": "0"}), httpx2.Response(504),
+    httpx2.Response(429, json=BUSY), httpx2.Response(409, json={"code": "request-in-flight", "detail": "wait"}),
+], ids=str)
+def test_a_submit_that_nobody_answered_is_sent_again_and_is_one_film(
+        tmp_path: Path, failure: httpx2.Response | Exception) -> None:
+    (tmp_path / "film.json").write_text(json.dumps(TWO_SHOTS))
+    server = Server(failure, ACCEPTED)
+    assert server.client().submit(tmp_path / "film.json") == {"id": "film"}
+    first, second = server.asked
+    assert first.headers["idempotency-key"] == second.headers["idempotency-key"]
+    assert first.content == second.content
+
+
+def test_two_submits_are_two_films(tmp_path: Path) -> None:
+    (tmp_path / "film.json").write_text(json.dumps(TWO_SHOTS))
+    server = Server(ACCEPTED, ACCEPTED)
+    client = server.client()
+    client.submit(tmp_path / "film.json")
+    client.submit(tmp_path / "film.json")
+    assert len({request.headers["idempotency-key"] for request in server.asked}) == 2
+
+
+def test_a_busy_server_is_asked_again_when_it_says(tmp_path: Path) -> None:
+    server = Server(httpx2.Response(429, json=BUSY, headers={"retry-after": "1"}), httpx2.Response(200, json={"id": 1}))
+    began_s = time.monotonic()
+    server.client().job("film")
+    assert time.monotonic() - began_s >= 1
+    hour = httpx2.Response(429, json=BUSY, headers={"retry-after": "3600"})
+    with pytest.raises(ApiError) as caught:
+        Server(hour).client().job("film")
+    assert (caught.value.status, caught.value.retry_after_s) == (429, 3600)
+
+
+@pytest.mark.parametrize("verb", ["change_shot", "retry", "delete"])
+def test_what_may_not_happen_twice_is_sent_once(verb: str) -> None:
+    server = Server(httpx2.ReadError("cut"))
+    client = server.client()
+    calls = {"change_shot": lambda: client.change_shot("film", "s1", {}), "retry": lambda: client.retry("film"),
+             "delete": lambda: client.delete("film")}
+    with pytest.raises(ServerAway, match="cut"):
+        calls[verb]()
+    assert len(server.asked) == 1
+
+
+def test_tries_are_bounded(tmp_path: Path) -> None:
+    (tmp_path / "film.json").write_text(json.dumps(TWO_SHOTS))
+    began_s = time.monotonic()
+    server = Server(*[httpx2.ConnectError("down")] * 50)
+    with pytest.raises(ServerAway, match=r"http://films/api/films: down"):
+        server.client(patience_s=1.5).submit(tmp_path / "film.json")
+    assert time.monotonic() - began_s < 3
+    assert 2 < len(server.asked) < 8, "the pauses grow"
+
+
+def test_a_file_of_another_kind_is_refused_as_the_server_would(tmp_path: Path) -> None:
+    (tmp_path / "film.docx").write_bytes(b"x")
+    with pytest.raises(ApiError, match=r"film\.docx: a film is a file of \.json") as caught:
+        Server().client().submit(tmp_path / "film.docx")
+    assert (caught.value.status, caught.value.code) == (415, "unsupported-media-type")
+
+
+def test_what_answers_but_is_no_reelray_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ApiError, match="something else than JSON"):
+        Server(httpx2.Response(200, text="<html>")).client().jobs()
+    with pytest.raises(ApiError, match=r"not-reelray"):
+        Server(httpx2.Response(404, text="<html>")).client().jobs()
+
+
+def test_a_download_goes_on_over_several_breaks_a_refusal_and_a_dead_server(tmp_path: Path) -> None:
+    def piece(start: int, end: int) -> httpx2.Response:
+        head = {"etag": TAG, "content-length": str(len(FILM) - start)}
+        return httpx2.Response(206 if start else 200, stream=Broken(FILM[start:end]), headers=head)
+
+    server = Server(httpx2.ConnectError("down"), piece(0, 100), httpx2.Response(503), piece(100, 900),
+                    httpx2.ConnectError("down"), httpx2.Response(404, text="no route yet"), piece(900, len(FILM)),
+                    httpx2.Response(416))
+    server.client().download("film", tmp_path / "film.mp4")
+    assert (tmp_path / "film.mp4").read_bytes() == FILM
+    assert [request.headers.get("range") for request in server.asked] == [
+        None, None, "bytes=100-", "bytes=100-", "bytes=900-", "bytes=900-", "bytes=900-", f"bytes={len(FILM)}-"]
+    assert {request.headers.get("if-range") for request in server.asked} == {None, TAG}
+    assert [path.name for path in tmp_path.iterdir()] == ["film.mp4"]
+
+
+def test_a_download_with_other_bytes_than_its_tag_says_is_made_anew(tmp_path: Path) -> None:
+    wrong = httpx2.Response(200, content=FILM[::-1], headers={"etag": TAG})
+    server = Server(wrong, httpx2.Response(200, content=FILM, headers={"etag": TAG}))
+    server.client().download("film", tmp_path / "film.mp4")
+    assert (tmp_path / "film.mp4").read_bytes() == FILM
+
+
+def test_a_refused_download_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "film.mp4").write_bytes(b"the film of before")
+    with pytest.raises(ApiError):
+        Server(httpx2.Response(404, json={"code": "unknown-part", "detail": "not made yet"})).client().download(
+            "film", tmp_path / "film.mp4")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"film.mp4": b"the film of before"}
+
+
+BOARDS = {
+    "film.yaml": "# a comment\nshots:\n  - prompt: a red circle\n  - prompt: a star\n    image: pictures/a b.png # here"
+                 "\n  - {prompt: again, image: 'pictures/a b.png'}\n",
+    "film.json": '{\n\t"shots": [{"prompt": "a red circle"},\n\t{"prompt": "a star", "image":\t"pictures/a b.png"},'
+                 '\n\t{"prompt": "again", "image": "pictures\\/a b.png"}]}',
+    "crlf.yml": "shots:\r\n- prompt: ein K\u00e4fer \U0001f41e\r\n- prompt: a star\r\n  image: >-\r\n    no\r\n"
+                "- prompt: again\r\n  image: \"pictures/a b.png\"\r\n",
+}
+
+
+@pytest.mark.parametrize("name", BOARDS)
+def test_pictures_that_a_storyboard_names_are_uploaded_and_renamed_in_place(
+        shop: Shop, tmp_path: Path, name: str) -> None:
+    (tmp_path / "pictures").mkdir()
+    write_png(PICTURE_HWC, tmp_path / "pictures" / "a b.png")
+    (tmp_path / name).write_bytes(BOARDS[name].encode())
+    sent = Client(http=shop.client).film(tmp_path / name).content.decode()
+    picture_id = hashlib.sha256((tmp_path / "pictures" / "a b.png").read_bytes()).hexdigest()
+    assert sent.count(f'"picture:{picture_id}"') == (1 if name == "crlf.yml" else 2)
+    assert len(sent.splitlines()) == len(BOARDS[name].splitlines())
+    if name == "film.yaml":
+        assert sent.splitlines()[4].endswith(" # here")
+    if name != "crlf.yml":
+        job_id = Client(http=shop.client).submit(tmp_path / name)["id"]
+        shop.render(job_id)
+        assert shop.client.get(f"/api/jobs/{job_id}/shots/s2/keyframe").content == (
+            tmp_path / "pictures" / "a b.png").read_bytes()
+
+
+def test_pictures_that_cannot_be_sent_are_problems_of_their_lines(shop: Shop, tmp_path: Path) -> None:
+    (tmp_path / "no.png").write_text("no picture")
+    (tmp_path / "film.yaml").write_text("shots:\n  - {prompt: a, image: missing.png}\n  - {prompt: b, image: no.png}\n")
+    with pytest.raises(ApiError) as caught:
+        Client(http=shop.client).submit(tmp_path / "film.yaml")
+    first, second = caught.value.problems
+    assert (first.line, first.pointer, first.detail) == (2, "#/shots/0/image", "missing.png: No such file or directory")
+    assert (second.line, "this is no picture" in second.detail) == (3, True)
+    assert shop.ledger.jobs().jobs == ()
+
+
+@pytest.mark.parametrize("text", [b"image: [", b"\xff\xfeimage", b"- image: a.png", b"shots: image", b"image: a.png",
+                                  b"shots: [image, [image], {image: 3}, {image: null}, {image: }, {? [image] : x}]"])
+def test_a_storyboard_that_cannot_be_read_goes_as_it_is(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "film.yaml").write_bytes(text)
+    assert Server().client().film(tmp_path / "film.yaml").content == text
+
+
+def test_an_uploaded_picture_is_named_by_its_id(shop: Shop, tmp_path: Path) -> None:
+    write_png(PICTURE_HWC, tmp_path / "a.png")
+    picture = Client(http=shop.client).upload_picture(tmp_path / "a.png")
+    assert (picture["width"], picture["height"], picture["media_type"]) == (64, 40, "image/png")
+    assert shop.client.get(picture["url"]).content == (tmp_path / "a.png").read_bytes()
+
+
+def test_a_log_is_followed_to_the_end_over_a_break() -> None:
+    def page(*lines: str, offset: int) -> httpx2.Response:
+        return httpx2.Response(200, json={"lines": list(lines), "next_offset": offset + len(lines)})
+
+    running, over = (httpx2.Response(200, json={"status": status}) for status in ("running", "partial"))
+    server = Server(running, page("a", "b", offset=0), httpx2.ConnectError("down"), running, page(offset=2), over,
+                    page("c", offset=2), over, page(offset=3))
+    assert list(server.client().log_lines("film")) == ["a", "b", "c"]

@@ -126,7 +126,16 @@ async def test_every_step_comes_once_and_in_order(closed_shop: Shop, film: str) 
     assert [shot["step"] for shot in shots] == [0, *range(1, 21)]
     assert shots[-1] == {"id": "s2", "status": "running", "progress": 1.0, "step": 20, "total_steps": 20, "attempt": 1,
                          "timestep": 980.0, "message": "diffusion step 20/20 (timestep 980.00)", "node": "s2.clip",
-                         "kind": "clip"}
+                         "kind": "clip", "phase": "diffusion", "node_progress": 1.0}
+
+    async def first_steps(**asked: bool) -> list[int]:
+        late = await shop.desk.streams.events(film, **asked)
+        assert late is not None
+        heard = await until(late, "shot_update", 21 if asked else 2)
+        return [event.data["shot"]["step"] for event in heard if event.name == "shot_update"]
+
+    assert await first_steps(all_steps=True) == [0, *range(1, 21)], "who comes late may have them all"
+    assert await first_steps() == [0, 20]
     await shop.desk.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -184,7 +185,7 @@ class TestSystem:
         shop.cluster.states["model-sketch"] = "UPDATING"
         reply = shop.client.get("/readyz")
         assert (reply.status_code, ReadyReply.model_validate_json(reply.content).status) == (503, "starting")
-        assert shop.client.get("/healthz").json() == {"status": "ok"}
+        assert shop.client.get("/healthz").json() == {"status": "ok", "version": version("reelray")}
 
 
 @pytest.mark.parametrize("force", [0, 1, "true", None])

@@ -7,7 +7,7 @@ import pytest
 
 from tests.unit.media.samples import moving
 from workflows.errors import MediaError
-from workflows.media.stills import contact_sheet, slate, slate_clip, thumbnail
+from workflows.media.stills import contact_sheet, slate, slate_clip, sprite_places, sprite_sheet, thumbnail
 
 
 @pytest.mark.parametrize(("size_px", "max_px", "expected"), [((96, 64), 48, (32, 48)), ((64, 96), 48, (48, 32)),
@@ -53,6 +53,26 @@ def test_frames_of_different_sizes_share_a_sheet() -> None:
 def test_a_sheet_that_makes_no_sense_is_refused(frames: int, columns: int, labels: int) -> None:
     with pytest.raises(MediaError, match="a contact sheet of"):
         contact_sheet(list(moving(2))[:frames], columns, ["x"] * labels)
+
+
+@pytest.mark.parametrize(("frames", "expected"), [
+    (1, (0,)), (3, (0, 1, 2)), (4, (0, 1, 2, 3)), (5, (0, 1, 3, 4)), (100, (0, 33, 66, 99))], ids=str)
+def test_a_sprite_sheet_shows_the_first_frame_the_last_and_some_between(frames: int, expected: tuple[int, ...]) -> None:
+    assert sprite_places(frames, 2, 2) == expected
+
+
+def test_a_sprite_sheet_has_its_frames_edge_to_edge_and_black_cells_after_them() -> None:
+    frames = [np.full((4, 6, 3), 50 * number, np.uint8) for number in (1, 2, 3)]
+    sheet_HWC = sprite_sheet(frames, 2, 2)
+    assert sheet_HWC.shape == (8, 12, 3)
+    cells = [sheet_HWC[top:top + 4, left:left + 6] for top in (0, 4) for left in (0, 6)]
+    assert [(int(cell.min()), int(cell.max())) for cell in cells] == [(50, 50), (100, 100), (150, 150), (0, 0)]
+
+
+@pytest.mark.parametrize("sizes", [[], [4] * 5, [4, 5]], ids=["none", "too many", "two sizes"])
+def test_a_sprite_sheet_that_makes_no_sense_is_refused(sizes: list[int]) -> None:
+    with pytest.raises(MediaError):
+        sprite_sheet([np.zeros((size, 6, 3), np.uint8) for size in sizes], 2, 2)
 
 
 def test_slates_of_different_shots_differ_in_colour_and_equal_ones_do_not() -> None:

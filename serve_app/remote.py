@@ -1,0 +1,202 @@
+"""A reelray server as the place where a command's jobs are. Knows the client, no Ray and no database."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import re
+import time
+from collections.abc import Iterator, Sequence
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+from configs.load import KEY_VARIABLE
+from serve_app.client import ApiError, Client, Film, Problem, ServerAway
+from serve_app.mirror import Mirror, heard
+from serve_app.screen import Screen
+from serve_app.site import Interrupted, JobLine
+from workflows import errors
+from workflows.status import JobView
+from workflows.types import JobStatus
+
+OLDEST = (0, 1, 0)
+"""Servers of an earlier version lack what is asked of them here."""
+PATIENCE_S = 600.0
+"""How long a server may be away while something is followed: it may load models when it starts."""
+LOOK_S = 0.25
+PAGE = 200
+FILM_STATES = frozenset({JobStatus.SUCCEEDED, JobStatus.PARTIAL})
+
+
+def open_remote(server: str, *, api_key: str = "") -> RemoteSite:
+    """The server at this address, asked once; `api_key` defaults to $REELRAY_API_KEY.
+
+    Raises InvalidSettings, ServerUnreachable, ServerRefused.
+    """
+    if not re.match(r"https?://[^/]", server):
+        raise errors.InvalidSettings(problem=f"--server {server!r} is no address; nearest valid: "
+                                             f"http://{server.rpartition('://')[2].strip('/') or '127.0.0.1:8000'}")
+    site = RemoteSite(server.rstrip("/"), api_key=api_key)
+    site.greet()
+    return site
+
+
+class RemoteSite:
+    """One server. The job goes on there whatever becomes of this process."""
+
+    def __init__(self, server: str, *, api_key: str = "", patience_s: float = PATIENCE_S) -> None:
+        """`patience_s`: how long to wait for a server that goes away while something is followed."""
+        self.option = f" --server {server}"
+        self._server = server
+        self._brisk = Client(server, api_key=api_key, patience_s=0.0)
+        self._steady = Client(server, api_key=api_key)
+        self._patient = Client(server, api_key=api_key, patience_s=patience_s)
+
+    def greet(self) -> None:
+        """Find out who answers there. Raises ServerRefused for a server that is none of ours, or too old."""
+        with self._in_our_words():
+            health = self._brisk.health()
+        found = str(health.get("version", ""))
+        if tuple(int(part) for part in re.findall(r"\d+", found)[:3]) < OLDEST:
+            needed = ".".join(map(str, OLDEST))
+            raise errors.ServerRefused(server=self._server, problem=(
+                f"it runs {f'reelray {found}' if found else 'an earlier reelray'}, and this command needs {needed} or "
+                "later there"))
+
+    def render(self, storyboard: Path, screen: Screen) -> JobView:
+        """The same file for the same models is the same job, for a day: the command given again joins it."""
+        with self._in_our_words(storyboard.name):
+            film = self._steady.film(storyboard)
+            plan = self._steady.plan(film)
+            for warning in plan["warnings"]:
+                screen.note(f"note: {warning}")
+            job = self._submitted(film, str(plan["document_digest"]))
+            screen.note(f"job {job['id']} at {self._server}")
+            return self._see_through(job, (), False, screen)
+
+    def retry(self, job_id: str, shots: Sequence[str], force: bool, screen: Screen) -> JobView:
+        """On the server."""
+        with self._in_our_words():
+            job = self._steady.job(job_id)
+            return self._see_through(job, shots, force, screen, again=True)
+
+    def deliver(self, view: JobView, output: Path) -> Path | None:
+        """Downloaded; a broken download goes on where it stopped."""
+        if view.result is None or view.status not in FILM_STATES:
+            return None
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with self._in_our_words():
+            return self._patient.download(view.id, output)
+
+    def jobs(self, status: JobStatus | None, limit: int) -> list[JobLine]:
+        """Those that the key may see."""
+        found: list[dict[str, Any]] = []
+        cursor = ""
+        with self._in_our_words():
+            while len(found) < limit:
+                page = self._steady.jobs(status=status.value if status else "", limit=min(limit - len(found), PAGE),
+                                        cursor=cursor)
+                found += page["jobs"]
+                cursor = page["next_cursor"]
+                if not cursor:
+                    break
+        return [JobLine(id=job["id"], title=job["title"], status=JobStatus(job["status"]), progress=job["progress"],
+                        shots=job["shots"], created_at_s=job["created_at"]) for job in found]
+
+    def job(self, job_id: str) -> JobView:
+        """With its steps."""
+        with self._in_our_words():
+            return JobView.from_json(self._steady.job(job_id))
+
+    def log(self, job_id: str, follow: bool) -> Iterator[str]:
+        """A server that restarts meanwhile is waited for."""
+        with self._in_our_words():
+            if follow:
+                self._steady.job(job_id)
+                yield from self._patient.log_lines(job_id)
+                return
+            offset = 0
+            while lines := (page := self._steady.log(job_id, offset=offset))["lines"]:
+                yield from lines
+                offset = page["next_offset"]
+
+    def cancel(self, job_id: str) -> JobStatus:
+        """On the server."""
+        with self._in_our_words():
+            return JobStatus(self._steady.cancel(job_id)["status"])
+
+    def _submitted(self, film: Film, digest: str) -> dict[str, Any]:
+        """The job of this film: an earlier one of the same file and plan, unless it was changed or deleted since."""
+        key = f"render-{digest[:32]}-{hashlib.sha256(film.content).hexdigest()[:32]}"
+        for number in itertools.count():
+            accepted = self._steady.submit(film, idempotency_key=f"{key}-{number}")
+            try:
+                job = self._steady.job(accepted["id"])
+            except ApiError as error:
+                if error.status != HTTPStatus.NOT_FOUND:
+                    raise
+            else:
+                if job["document_digest"] == digest:
+                    return job
+        raise AssertionError("there is always a next number")
+
+    def _see_through(self, job: dict[str, Any], shots: Sequence[str], force: bool, screen: Screen, *,
+                     again: bool = False) -> JobView:
+        if JobStatus(job["status"]).is_terminal:
+            if again or JobStatus(job["status"]) is not JobStatus.SUCCEEDED:
+                nodes = self._steady.retry(job["id"], shots, force=force)["nodes"]
+            else:
+                nodes = []
+            if not nodes:
+                view = JobView.from_json(job)
+                screen.show(view)
+                return view
+            screen.note(f"running again: {', '.join(nodes)}")
+        try:
+            return self._followed(job["id"], screen)
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"job {job['id']} goes on at the server; the same command joins it, `reelray log {job['id']} -f"
+                f"{self.option}` follows it, `reelray cancel {job['id']}{self.option}` stops it") from None
+
+    def _followed(self, job_id: str, screen: Screen) -> JobView:
+        mirror = Mirror(self._brisk, job_id, screen)
+        while True:
+            for event in heard(self._patient.events(job_id, all_steps=True), LOOK_S):
+                mirror.take(event)
+            # A reply may be a moment older than the event that said that the job is over.
+            view = mirror.look()
+            if view is not None and view.status.is_terminal:
+                return view
+            time.sleep(LOOK_S)
+
+    @contextlib.contextmanager
+    def _in_our_words(self, file: str = "") -> Iterator[None]:
+        try:
+            yield
+        except ServerAway as error:
+            raise errors.ServerUnreachable(server=self._server, problem=str(error)) from error
+        except ApiError as error:
+            raise _ours(error, self._server, file) from error
+
+
+def _ours(error: ApiError, server: str, file: str) -> errors.ReelrayError:
+    if error.problems:
+        return errors.InvalidDocument(problems=tuple(map(_problem, error.problems)), file=file)
+    if error.status == 401:
+        return errors.ServerRefused(server=server, problem=f"{error.detail}; {KEY_VARIABLE} holds the key that is sent")
+    if error.status >= 500 or error.status == 429:
+        return errors.ServerUnreachable(server=server, problem=error.detail)
+    return errors.ServerRefused(server=server, problem=error.detail)
+
+
+def _problem(found: Problem) -> errors.Problem:
+    """In the words of a command that reads the file itself: a field of a shot, not a place in a request."""
+    parts = [part for part in found.pointer.removeprefix("#").split("/") if part]
+    if found.shot and parts[:1] == ["shots"]:
+        parts = parts[2:]
+    field = "".join(f"[{part}]" if part.isdecimal() else f".{part}" for part in parts).removeprefix(".")
+    return errors.Problem(problem=found.detail, field=field or found.parameter, shot_id=found.shot, line=found.line,
+                          nearest=found.nearest)

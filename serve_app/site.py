@@ -1,0 +1,128 @@
+"""Where the jobs of a command are: on this machine, or on a server (`serve_app.remote`). Commands know only this.
+
+Ray is loaded by what runs something here, not by what looks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from serve_app.screen import Screen
+from serve_app.workplace import Workplace
+from workflows.status import JobView, job_view
+from workflows.types import JobStatus
+
+LOOK_S = 0.2
+LINES = 1000
+
+
+class Interrupted(Exception):
+    """Ctrl-C; the text says what became of the job and how it goes on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobLine:
+    """A job in a list."""
+
+    id: str
+    title: str
+    status: JobStatus
+    progress: float
+    """0..1."""
+    shots: int
+    """How many."""
+    created_at_s: float
+
+
+class Site(Protocol):
+    """Makes films, and knows its jobs. Raises ReelrayError."""
+
+    option: str
+    """What a command needs to find this place again: empty, or ` --server URL`."""
+
+    def render(self, storyboard: Path, screen: Screen) -> JobView:
+        """See the film of a file through, from where it stands. Raises Interrupted on Ctrl-C."""
+
+    def retry(self, job_id: str, shots: Sequence[str], force: bool, screen: Screen) -> JobView:
+        """Run a finished job again where it has no result, or these shots, and see it through."""
+
+    def deliver(self, view: JobView, output: Path) -> Path | None:
+        """Bring the film to where it was asked for, whole or not at all; None when there is no film."""
+
+    def jobs(self, status: JobStatus | None, limit: int) -> list[JobLine]:
+        """Jobs, newest first."""
+
+    def job(self, job_id: str) -> JobView:
+        """One job as it is."""
+
+    def log(self, job_id: str, follow: bool) -> Iterator[str]:
+        """Lines of a job's log; with `follow` until the job is over."""
+
+    def cancel(self, job_id: str) -> JobStatus:
+        """End a job; the status it has by now."""
+
+
+class LocalSite:
+    """This machine: the database and the store that the settings name."""
+
+    option = ""
+
+    def __init__(self, place: Workplace) -> None:
+        """Nothing is started before something is rendered."""
+        self._place = place
+
+    def render(self, storyboard: Path, screen: Screen) -> JobView:
+        """Embedded: Ray and the models are started for it."""
+        from serve_app.render import render
+        from serve_app.submit import film_job
+
+        job = film_job(storyboard, self._place.settings, self._place.store)
+        for warning in job.warnings:
+            screen.note(f"note: {warning}")
+        return render(job.new, self._place, screen)
+
+    def retry(self, job_id: str, shots: Sequence[str], force: bool, screen: Screen) -> JobView:
+        """Embedded, as `render`."""
+        from serve_app.render import reopen, run_to_end
+
+        self._place.ledger.job(job_id)
+        reopen(job_id, self._place, screen, shots, force)
+        return run_to_end(job_id, self._place, screen)
+
+    def deliver(self, view: JobView, output: Path) -> Path | None:
+        """Copied from the store."""
+        from serve_app.render import deliver
+
+        return deliver(view, self._place, output)
+
+    def jobs(self, status: JobStatus | None, limit: int) -> list[JobLine]:
+        """From the database."""
+        views = [self.job(job.id) for job in self._place.ledger.jobs(status=status, limit=limit).jobs]
+        return [JobLine(id=view.id, title=view.title, status=view.status, progress=view.progress,
+                        shots=len(view.shots), created_at_s=view.created_at_s) for view in views]
+
+    def job(self, job_id: str) -> JobView:
+        """From the database; steps are not in it."""
+        return job_view(self._place.ledger.job(job_id), self._place.ledger.nodes(job_id))
+
+    def log(self, job_id: str, follow: bool) -> Iterator[str]:
+        """From the database."""
+        offset = 0
+        while True:
+            is_over = self._place.ledger.job(job_id).status.is_terminal
+            page = self._place.ledger.log_lines(job_id, offset, LINES)
+            yield from page.lines
+            if not page.lines and (is_over or not follow):
+                return
+            offset = page.next_offset
+            if not page.lines:
+                time.sleep(LOOK_S)
+
+    def cancel(self, job_id: str) -> JobStatus:
+        """A command that renders it hears of it."""
+        self._place.ledger.cancel(job_id)
+        return self._place.ledger.job(job_id).status
