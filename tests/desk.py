@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -91,9 +91,12 @@ class Hints:
     """What Director and board were told."""
 
     told: list[tuple[str, str]] = field(default_factory=list)
+    at_wake: Callable[[], None] = lambda: None
+    """What a Director does at once."""
 
     def wake(self) -> None:
         self.told.append(("wake", ""))
+        self.at_wake()
 
     def cancelled(self, job_id: str) -> None:
         self.told.append(("cancelled", job_id))

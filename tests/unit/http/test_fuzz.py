@@ -84,7 +84,9 @@ class Inhabited:
         shop.render(video_id)
         webhook_id = shop.client.post("/api/webhooks", json={"url": WEBHOOK}).json()["id"]
         message_id = shop.client.post(f"/api/webhooks/{webhook_id}/test").json()["id"]
-        return cls(shop, film_id, shop.film(), video_id, webhook_id, message_id)
+        here = cls(shop, film_id, shop.film(), video_id, webhook_id, message_id)
+        shop.hints.at_wake = here.end_what_was_begun
+        return here
 
     def known(self, method: str, name: str, word: int) -> str | None:
         """A real value of this path parameter."""
@@ -98,25 +100,19 @@ class Inhabited:
         return {"shot_id": ("s1", "s2")[word % 2], "model": "sketch", "message_id": self.message_id}.get(name)
 
     def answered(self, case: schemathesis.Case, reply: schemathesis.Response) -> None:
-        """Count, and end what was set going."""
+        """Count."""
         self.replies[f"{case.method} {case.path}", reply.status_code] += 1
-        if reply.status_code in (200, 202) and case.method in ("POST", "PATCH"):
-            self.end_what_was_begun()
 
     def end_what_was_begun(self) -> None:
-        """Cancel the jobs that are not over."""
+        """Cancel the jobs that are not over, as soon as the Director would look at them."""
         for job in self.shop.ledger.jobs(JobStatus.QUEUED).jobs:
             self.shop.ledger.cancel(job.id)
 
     def _expendable_job(self) -> str:
-        job_id = self.shop.submit()
-        self.shop.ledger.cancel(job_id)
-        return job_id
+        return self.shop.submit()
 
     def _expendable_video(self) -> str:
-        video_id = str(self.shop.client.post("/v1/videos", json=VIDEO).json()["id"])
-        self.shop.ledger.cancel(video_id)
-        return video_id
+        return str(self.shop.client.post("/v1/videos", json=VIDEO).json()["id"])
 
     def _expendable_webhook(self) -> str:
         return str(self.shop.client.post("/api/webhooks", json={"url": WEBHOOK}).json()["id"])
@@ -229,7 +225,6 @@ def test_the_pages_forms_take_what_they_are_given(inhabited: Inhabited, drawn: s
             method, f"{url}?{form}" if method == "GET" else url, content=form if method == "POST" else None,
             headers={"Content-Type": "application/x-www-form-urlencoded",
                      "HX-Request": drawn.draw(st.sampled_from(["true", "false"]))}, follow_redirects=False)
-        inhabited.end_what_was_begun()
         assert reply.status_code in {200, 303, 404, 405, 409, 422}, (method, url, reply.text)
         assert "set-cookie" not in reply.headers
         if reply.headers.get("content-type", "").startswith("text/html"):
