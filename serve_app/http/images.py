@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, Response
 
 from configs.model_card import Task
 from serve_app.http.access import TheCaller
-from serve_app.http.artifacts import artifact_response
+from serve_app.http.artifacts import FILE_DOC, artifact_response
 from serve_app.http.deps import TheDesk
 from serve_app.http.forms import read_fields
 from serve_app.http.openai import BODY, REFUSALS, require_model
@@ -68,7 +68,8 @@ async def generate_images(request: Request, desk: TheDesk, caller: TheCaller) ->
     return JSONResponse({"created": int(row.created_at_s), "id": row.id, "data": data, **_said(row)})
 
 
-@router.get("/{image_id}/content", summary="Download a picture", responses=REFUSALS)
+@router.get("/{image_id}/content", summary="Download a picture", response_class=Response,
+            responses={**FILE_DOC, **REFUSALS, 416: REFUSALS[404]})
 async def image_content(
     request: Request, image_id: ImageId, desk: TheDesk,
     index: Annotated[int, Query(ge=0, le=9, description="Which of them, from 0.")] = 0,

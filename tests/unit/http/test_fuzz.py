@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import re
 import shutil
+import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote, urlencode
@@ -69,6 +71,8 @@ class Inhabited:
     changing_id: str
     """Is changed, run again, cancelled."""
     video_id: str
+    image_id: str
+    picture_id: str
     webhook_id: str
     message_id: str
     replies: Counter[tuple[str, int]] = field(default_factory=Counter)
@@ -84,7 +88,9 @@ class Inhabited:
         shop.render(video_id)
         webhook_id = shop.client.post("/api/webhooks", json={"url": WEBHOOK}).json()["id"]
         message_id = shop.client.post(f"/api/webhooks/{webhook_id}/test").json()["id"]
-        here = cls(shop, film_id, shop.film(), video_id, webhook_id, message_id)
+        picture = shop.client.get(f"/api/jobs/{film_id}/shots/s1/keyframe").content
+        kept = shop.client.post("/api/pictures", content=picture, headers={"Content-Type": "image/png"})
+        here = cls(shop, film_id, shop.film(), video_id, made_image(shop), kept.json()["id"], webhook_id, message_id)
         shop.hints.at_wake = here.end_what_was_begun
         return here
 
@@ -97,7 +103,8 @@ class Inhabited:
                 self.film_id if method == "GET" else self.changing_id)
         if name == "webhook_id":
             return self._expendable_webhook() if method == "DELETE" else self.webhook_id
-        return {"shot_id": ("s1", "s2")[word % 2], "model": "sketch", "message_id": self.message_id}.get(name)
+        return {"shot_id": ("s1", "s2")[word % 2], "model": "sketch", "message_id": self.message_id,
+                "image_id": self.image_id, "picture_id": self.picture_id}.get(name)
 
     def answered(self, case: schemathesis.Case, reply: schemathesis.Response) -> None:
         """Count."""
@@ -116,6 +123,16 @@ class Inhabited:
 
     def _expendable_webhook(self) -> str:
         return str(self.shop.client.post("/api/webhooks", json={"url": WEBHOOK}).json()["id"])
+
+
+def made_image(shop: Shop) -> str:
+    """Pictures that were asked for and waited for; their id."""
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(shop.client.post, "/v1/images/generations", json=VIDEO)
+        while not (jobs := shop.ledger.jobs(JobStatus.QUEUED).jobs):
+            time.sleep(0.02)
+        shop.render(jobs[0].id)
+        return str(asked.result().json()["id"])
 
 
 @pytest.fixture(scope="module")
