@@ -135,6 +135,7 @@ def body_detail(message: str, path: Sequence[str]) -> Detail:
 def problem_response(status: int, code: str, detail: str, *, errors: Sequence[Detail] = (), instance: str = "",
                      headers: Mapping[str, str] | None = None) -> Response:
     """A problem as a reply; under /v1 in the envelope that OpenAI's clients read."""
+    errors = errors[:MAX_DETAILS]
     is_openai = instance.startswith(OPENAI_PATH)
     body = _envelope(status, code, detail, errors) if is_openai else _problem(status, code, detail, errors, instance)
     retry = {"Retry-After": str(RETRY_AFTER_S)} if status == 503 else {}
