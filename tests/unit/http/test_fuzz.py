@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import shutil
-import threading
+import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -39,7 +39,6 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from serve_app.http import ui
-from serve_app.service.images import IMAGE
 from serve_app.service.webhooks import Webhooks
 from serve_app.webhooks.guard import Guard
 from tests.desk import Shop, open_shop
@@ -72,6 +71,8 @@ class Inhabited:
     changing_id: str
     """Is changed, run again, cancelled."""
     video_id: str
+    image_id: str
+    picture_id: str
     webhook_id: str
     message_id: str
     replies: Counter[tuple[str, int]] = field(default_factory=Counter)
@@ -87,7 +88,9 @@ class Inhabited:
         shop.render(video_id)
         webhook_id = shop.client.post("/api/webhooks", json={"url": WEBHOOK}).json()["id"]
         message_id = shop.client.post(f"/api/webhooks/{webhook_id}/test").json()["id"]
-        here = cls(shop, film_id, shop.film(), video_id, webhook_id, message_id)
+        picture = shop.client.get(f"/api/jobs/{film_id}/shots/s1/keyframe").content
+        kept = shop.client.post("/api/pictures", content=picture, headers={"Content-Type": "image/png"})
+        here = cls(shop, film_id, shop.film(), video_id, made_image(shop), kept.json()["id"], webhook_id, message_id)
         shop.hints.at_wake = here.end_what_was_begun
         return here
 
@@ -100,7 +103,8 @@ class Inhabited:
                 self.film_id if method == "GET" else self.changing_id)
         if name == "webhook_id":
             return self._expendable_webhook() if method == "DELETE" else self.webhook_id
-        return {"shot_id": ("s1", "s2")[word % 2], "model": "sketch", "message_id": self.message_id}.get(name)
+        return {"shot_id": ("s1", "s2")[word % 2], "model": "sketch", "message_id": self.message_id,
+                "image_id": self.image_id, "picture_id": self.picture_id}.get(name)
 
     def answered(self, case: schemathesis.Case, reply: schemathesis.Response) -> None:
         """Count."""
@@ -121,26 +125,24 @@ class Inhabited:
         return str(self.shop.client.post("/api/webhooks", json={"url": WEBHOOK}).json()["id"])
 
 
+def made_image(shop: Shop) -> str:
+    """Pictures that were asked for and waited for; their id."""
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(shop.client.post, "/v1/images/generations", json=VIDEO)
+        while not (jobs := shop.ledger.jobs(JobStatus.QUEUED).jobs):
+            time.sleep(0.02)
+        shop.render(jobs[0].id)
+        return str(asked.result().json()["id"])
+
+
 @pytest.fixture(scope="module")
 def inhabited(tmp_path_factory: pytest.TempPathFactory, migrated_file: Path) -> Iterator[Inhabited]:
     directory = tmp_path_factory.mktemp("fuzz")
     shutil.copy(migrated_file, directory / "state.db")
     shop = open_shop(directory, directory / "state.db")
-    over = threading.Event()
-    with shop.client, ThreadPoolExecutor(1) as pool:
-        pool.submit(cancel_pictures, shop, over)
-        try:
-            yield Inhabited.move_in(shop)
-        finally:
-            over.set()
+    with shop.client:
+        yield Inhabited.move_in(shop)
     shop.ledger.close()
-
-
-def cancel_pictures(shop: Shop, over: threading.Event) -> None:
-    """Requests for pictures wait until their job is over, and here nobody draws."""
-    while not over.wait(0.02):
-        for job in shop.ledger.jobs(JobStatus.QUEUED, kind=IMAGE).jobs:
-            shop.ledger.cancel(job.id)
 
 
 @pytest.fixture
