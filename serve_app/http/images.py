@@ -46,7 +46,7 @@ async def generate_images(request: Request, desk: TheDesk, caller: TheCaller) ->
     made by then are found again by the same request. A client that waited too long is told the job's name, and it goes
     on.
     """
-    fields = read_fields(await request.body(), request.headers.get("content-type", ""))
+    fields = await asyncio.to_thread(read_fields, await request.body(), request.headers.get("content-type", ""))
     wish = read_wish(ImageWish, fields.values, IMAGE_ADVICE)
     require_model(desk, Task.TEXT_TO_IMAGE, wish.model)
     images = _images(desk)

@@ -51,7 +51,7 @@ async def upload_picture(request: Request, desk: TheDesk) -> Response:
 
     The id is the digest of the bytes: the same picture again is the same picture.
     """
-    data, said = _sent(await request.body(), request.headers.get("content-type", ""))
+    data, said = await asyncio.to_thread(_sent, await request.body(), request.headers.get("content-type", ""))
     found = media_type_of(data)
     if found is not None and said in PICTURE_TYPES and found.value != said:
         raise _refused(f"the bytes are {found.value} and are sent as {said}")

@@ -114,7 +114,7 @@ async def cancel_video(video_id: VideoId, desk: TheDesk) -> Response:
 async def remix_video(request: Request, video_id: VideoId, desk: TheDesk, caller: TheCaller) -> Response:
     """Queue a new video with another prompt and everything else as this one has it, its seed and picture too."""
     await asyncio.to_thread(_videos(desk).find, video_id)
-    fields = read_fields(await request.body(), request.headers.get("content-type", ""))
+    fields = await asyncio.to_thread(read_fields, await request.body(), request.headers.get("content-type", ""))
     prompt = read_wish(RemixWish, fields.values, REMIX_ADVICE).prompt
     order = Order(token=uuid.uuid4().hex, key_id=caller.key_id)
     try:
