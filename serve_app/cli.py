@@ -83,7 +83,7 @@ def render(
     site = _site(server, profile, settings_)
     screen = _screen(as_json)
     ending = "" if last_stage is Stage.IMAGES else ".mp4"
-    _finish(lambda: site.render(storyboard, last_stage, screen), site, output or storyboard.with_suffix(ending), screen)
+    _finish(lambda: site.render(storyboard, screen, last_stage), site, output or storyboard.with_suffix(ending), screen)
 
 
 @app.command()

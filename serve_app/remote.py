@@ -65,7 +65,7 @@ class RemoteSite:
                 f"it runs {f'reelray {found}' if found else 'an earlier reelray'}, and this command needs {needed} or "
                 "later there"))
 
-    def render(self, storyboard: Path, last_stage: Stage, screen: Screen) -> JobView:
+    def render(self, storyboard: Path, screen: Screen, last_stage: Stage = Stage.COMPOSITION) -> JobView:
         """The same file for the same models is the same job, for a day: the command given again joins it."""
         with self._in_our_words(storyboard.name):
             film = self._steady.film(storyboard)

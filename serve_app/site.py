@@ -44,7 +44,7 @@ class Site(Protocol):
     option: str
     """What a command needs to find this place again: empty, or ` --server URL`."""
 
-    def render(self, storyboard: Path, last_stage: Stage, screen: Screen) -> JobView:
+    def render(self, storyboard: Path, screen: Screen, last_stage: Stage = Stage.COMPOSITION) -> JobView:
         """See the film of a file, or its pictures, through from where it stands. Raises Interrupted on Ctrl-C."""
 
     def retry(self, job_id: str, shots: Sequence[str], force: bool, screen: Screen) -> JobView:
@@ -78,7 +78,7 @@ class LocalSite:
         """Nothing is started before something is rendered."""
         self._place = place
 
-    def render(self, storyboard: Path, last_stage: Stage, screen: Screen) -> JobView:
+    def render(self, storyboard: Path, screen: Screen, last_stage: Stage = Stage.COMPOSITION) -> JobView:
         """Embedded: Ray and the models are started for it."""
         from serve_app.render import render
         from serve_app.submit import film_job

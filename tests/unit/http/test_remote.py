@@ -26,6 +26,7 @@ from serve_app.cli import app
 from serve_app.client import Client, Event, Film
 from serve_app.mirror import Mirror, heard, step_of, with_steps
 from serve_app.remote import RemoteSite, followed, listed, open_remote
+from serve_app.service.files import ShotFile
 from serve_app.site import Interrupted
 from tests.desk import SLOTS, Shop, open_shop, step
 from tests.studio import QUICK
@@ -37,7 +38,7 @@ from workflows.errors import InvalidDocument, InvalidSettings, ServerRefused, Se
 from workflows.media.decode import write_png
 from workflows.stages.story import story
 from workflows.status import JobView, job_view
-from workflows.types import JobStatus, NodeCall, NodeKind, NodeResult, ProgressRecord
+from workflows.types import JobStatus, NodeCall, NodeKind, NodeResult, ProgressRecord, Stage
 
 FILM = "title: Two\nshots:\n  - {prompt: a red circle, image: a.png}\n  - prompt: a star\n"
 STEPS = 6
@@ -172,6 +173,17 @@ def test_a_film_is_rendered_there_shown_here_and_downloaded(served: Served, boar
     stored = served.shop.store.fetch(served.shop.desk.files.video(view.id))
     assert path.read_bytes() == stored.read_bytes()
     assert served.shop.ledger.nodes(view.id)[0].payload["image"]["sha256"]  # type: ignore[index]
+
+
+def test_pictures_alone_are_made_there_and_downloaded_into_a_directory(
+        served: Served, board: Path, tmp_path: Path) -> None:
+    site = open_remote(served.url)
+    view = site.render(board, Recorder(), Stage.IMAGES)
+    assert (view.stage, list(view.pictures)) == (Stage.IMAGES, ["s2"]), "s1 has a picture of its own"
+    assert site.deliver(view, tmp_path / "stills") == tmp_path / "stills"
+    stored = served.shop.store.fetch(served.shop.desk.files.of_shot(view.id, "s2", ShotFile.KEYFRAME))
+    assert (tmp_path / "stills" / "s2.png").read_bytes() == stored.read_bytes()
+    assert site.render(board, Recorder()).id != view.id, "the film of the same file is another job"
 
 
 def test_the_same_file_again_is_the_same_job_until_it_was_changed_or_deleted(served: Served, board: Path) -> None:
