@@ -75,6 +75,7 @@ class Streams:
             yield f"retry: {RECONNECT_MS}\n\n".encode()
             if beginning.with_snapshot:
                 yield await self._snapshot(feed)
+            self._forget_older(feed)
             for frame in beginning.frames:
                 yield frame.text
             number = beginning.number
@@ -85,6 +86,7 @@ class Streams:
                     yield await self._snapshot(feed)
                 elif frames:
                     number = frames[-1].number
+                    self._forget_older(feed)
                     for frame in frames:
                         yield frame.text
                 elif feed.is_over:
@@ -93,6 +95,11 @@ class Streams:
                     yield HEARTBEAT
         finally:
             feed.watchers -= 1
+
+    def _forget_older(self, feed: Feed) -> None:
+        """Who hears that the job is over, and then asks for it, must not be told how it was a moment before."""
+        if feed.is_over:
+            self._views.forget(feed.job_id)
 
     async def _snapshot(self, feed: Feed) -> bytes:
         at = feed.at

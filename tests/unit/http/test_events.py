@@ -342,6 +342,19 @@ async def test_the_status_shows_the_newest_step_and_many_askers_are_one_question
     await shop.desk.close()
 
 
+async def test_who_has_heard_the_end_is_not_told_that_the_job_goes_on(closed_shop: Shop, film: str) -> None:
+    """A reply may be a moment old, but not older than what its reader has heard."""
+    stream = await opened(closed_shop, film)
+    await until(stream, "info")
+    assert (await closed_shop.desk.views.job(film)).status is JobStatus.QUEUED
+    closed_shop.ledger.cancel(film)  # as another process does
+    closed_shop.desk.hub.nudge()
+    await until(stream, "done")
+    assert (await closed_shop.desk.views.job(film)).status is JobStatus.CANCELLED
+    await to_end(closed_shop, film)
+    assert (await closed_shop.desk.views.job(film)).status is JobStatus.CANCELLED
+
+
 def test_over_http_the_stream_has_its_headers_and_ends_with_204(shop: Shop) -> None:
     job_id = shop.film()
     reply = shop.client.get(f"/api/jobs/{job_id}/events")
