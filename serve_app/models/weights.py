@@ -32,7 +32,6 @@ INDEX = "model_index.json"
 CONFIGURATION = frozenset({".json", ".txt", ".model", ".jinja"})
 """What tokenizers, schedulers and models are configured by."""
 WEIGHTS = re.compile(r"[\w-]+?(-\d{5}-of-\d{5})?(\.(?P<variant>[a-z0-9_]+))?(-\d{5}-of-\d{5})?\.safetensors")
-READ_BYTES = 1 << 22
 
 FreeBytes = Callable[[Path], int]
 """Free space of the disk that holds a directory."""
@@ -218,11 +217,8 @@ def corrupt(directory: Path) -> tuple[str, ...]:
 
 def sha256_of(path: Path) -> str:
     """Hex digest."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(READ_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # -- bringing it here ------------------------------------------------------------------------------------------------
