@@ -168,8 +168,10 @@ class Films:
             changes, generations = self._restored(job_id, shot_id, before, changes)
         _refuse_fields(shot_id, changes)
         changed = change_shot(storyboard, shot_id, changes)
-        assets = self._pictures.named(referenced_pictures(changed), _planned_pictures(storyboard, nodes))
         last_stage = Stage(str(job.document.get(LAST_STAGE, Stage.COMPOSITION.value)))
+        # Where only pictures are drawn nothing starts from one, and no node remembers which file was meant.
+        wanted = () if last_stage is Stage.IMAGES else referenced_pictures(changed)
+        assets = self._pictures.named(wanted, _planned_pictures(storyboard, nodes))
         plan = plan_film(changed, cards=self._cast, assets=assets, last_stage=last_stage)
         return self._revisions.apply(Revision(
             job_id=job_id, based_on=job.document_digest, document_digest=plan_digest(plan.nodes), nodes=plan.nodes,

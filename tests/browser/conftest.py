@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -31,6 +32,8 @@ class Served:
     place: Path
     ray_dir: Path
     port: int
+    settings: tuple[str, ...] = ()
+    """Further ones, as `key=value`."""
     process: subprocess.Popen[str] | None = None
 
     @property
@@ -38,8 +41,9 @@ class Served:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        words = ["--profile", "ci", "--set", f"data_dir={self.place / 'state'}", "--set",
-                 f"ray.temp_dir={self.ray_dir}", "--set", f"http.port={self.port}"]
+        settings = (f"data_dir={self.place / 'state'}", f"ray.temp_dir={self.ray_dir}", f"http.port={self.port}",
+                    *self.settings)
+        words = ["--profile", "ci", *(word for setting in settings for word in ("--set", setting))]
         self.process = subprocess.Popen(
             [sys.executable, "-c", "from serve_app.cli import main; main()", "serve", *words],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
@@ -81,15 +85,22 @@ class Served:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """Asks nobody who they are."""
+    with a_place(tmp_path_factory.mktemp("served")) as server:
+        server.start()
+        yield server
+        server.stop()
+
+
+@contextlib.contextmanager
+def a_place(place: Path, *settings: str) -> Iterator[Served]:
+    """A server that was not started yet."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
     # Not under pytest's directory: ray's socket paths must stay below 107 characters.
     with tempfile.TemporaryDirectory(prefix="rr", dir="/tmp", ignore_cleanup_errors=True) as ray_dir:
-        server = Served(place=tmp_path_factory.mktemp("served"), ray_dir=Path(ray_dir), port=port)
-        server.start()
-        yield server
-        server.stop()
+        yield Served(place=place, ray_dir=Path(ray_dir), port=port, settings=settings)
 
 
 @pytest.fixture(scope="module")
@@ -112,10 +123,11 @@ class Eyes:
     broken: list[str] = field(default_factory=list)
 
     def window(self, width_px: int = 1280, height_px: int = 860, *, scheme: str = "light",
-               motion: str = "no-preference", scripts: bool = True) -> Page:
-        """A window of this size and taste."""
+               motion: str = "no-preference", scripts: bool = True, key: str = "") -> Page:
+        """A window of this size and taste; `key` is typed where the browser asks for a password."""
         context = self.browser.new_context(
             base_url=self.base_url, viewport={"width": width_px, "height": height_px}, java_script_enabled=scripts,
+            http_credentials={"username": "me", "password": key} if key else None,
             color_scheme="dark" if scheme == "dark" else "light",
             reduced_motion="reduce" if motion == "reduce" else "no-preference")
         self.contexts.append(context)

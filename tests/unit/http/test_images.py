@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from serve_app.http.image_schemas import ImageList
 from serve_app.http.schemas import JobReply, PlanReply
+from serve_app.submit import film_job
 from tests.desk import Shop
 from workflows.durable.rows import Limits
-from workflows.types import JobStatus
+from workflows.media.decode import write_png
+from workflows.types import JobStatus, Stage
 
 BOARD = {"title": "Stills", "shots": [
     {"prompt": "a red circle moves left over a blue background"},
@@ -94,6 +98,16 @@ def test_a_changed_prompt_and_a_forced_take_draw_that_picture_alone(shop: Shop) 
     after = shop.client.get(f"/api/jobs/{job_id}/images").json()["images"]
     assert [old["id"] == new["id"] for old, new in zip(before, after, strict=True)] == [False, True, False]
     assert before[2]["generation_params"]["seed"] != after[2]["generation_params"]["seed"]
+
+
+def test_a_job_of_the_command_line_that_names_a_file_can_be_changed(shop: Shop, tmp_path: Path) -> None:
+    write_png(np.zeros((128, 192, 3), np.uint8), tmp_path / "a.png")
+    (tmp_path / "film.yaml").write_text("shots:\n- {prompt: a star, image: a.png}\n- prompt: a red circle moves left\n")
+    job = film_job(tmp_path / "film.yaml", shop.settings, shop.store, last_stage=Stage.IMAGES)
+    shop.ledger.submit(job.new)
+    shop.render(job.new.id)
+    changed = shop.client.patch(f"/api/films/{job.new.id}/shots/s2", json={"prompt": "a white circle moves left"})
+    assert changed.json()["nodes"] == ["s2.keyframe"], changed.text
 
 
 def test_a_film_made_later_draws_no_picture_again(shop: Shop) -> None:
