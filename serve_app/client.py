@@ -163,10 +163,10 @@ class Client:
         """
         tries = Tries(self._patience_s, GOES_ON)
         while True:
-            failure: ApiError | ServerAway = ServerAway(f"{job_id}: the stream ended early")
+            failure: ApiError | ServerAway | None = None
+            before = last_id
             try:
-                for event in self._stream(job_id, last_id, all_steps):
-                    tries.reached()
+                for event in self._stream(job_id, last_id, all_steps, tries):
                     last_id = event.id or last_id
                     yield event
                     if event.name == "done":
@@ -175,7 +175,9 @@ class Client:
                 return
             except (ServerAway, ApiError) as error:
                 failure = error
-            tries.failed(failure)
+            # A server ends a long stream, and goes on after the last id: that is no failure.
+            if failure is not None or last_id == before:
+                tries.failed(failure or ServerAway(f"{job_id}: the stream ended early"))
 
     def log_lines(self, job_id: str, *, offset: int = 0) -> Iterator[str]:
         """Lines of the log from `offset` on as they are written, until the job is over."""
@@ -234,6 +236,8 @@ class Client:
                 if reply.status_code == 416:  # nothing is left of it, or it is not what we have the start of
                     return "", self._is_whole(part, tag)
                 raise_refusal(reply)
+                if reply.status_code not in (200, 206):
+                    raise ApiError(reply.status_code, NOT_REELRAY, f"{url} answered {reply.status_code}, and no file")
                 tag = reply.headers.get("etag", "")
                 with part.open("ab" if reply.status_code == 206 else "wb") as file:
                     try:
@@ -258,7 +262,7 @@ class Client:
         part.unlink()
         return False
 
-    def _stream(self, job_id: str, last_id: str, all_steps: bool) -> Iterator[Event]:
+    def _stream(self, job_id: str, last_id: str, all_steps: bool, tries: Tries) -> Iterator[Event]:
         headers = {**self._headers, "Accept": "text/event-stream", **({"Last-Event-ID": last_id} if last_id else {})}
         params = {"all_steps": "true"} if all_steps else {}
         try:
@@ -266,7 +270,7 @@ class Client:
                 raise_refusal(reply)
                 if reply.status_code == 204:
                     raise _Over
-                yield from _events(reply.iter_lines())
+                yield from _events(_alive(reply.iter_lines(), tries))
         except httpx2.TransportError as error:
             raise ServerAway(f"{job_id}: {error}") from error
 
@@ -322,6 +326,13 @@ class Client:
                 tries.failed(refused)
             else:
                 return reply
+
+
+def _alive(lines: Iterator[str], tries: Tries) -> Iterator[str]:
+    """The lines; each of them, a heartbeat too, says that the server is there."""
+    for line in lines:
+        tries.reached()
+        yield line
 
 
 class _Over(Exception):

@@ -109,9 +109,7 @@ def calls_at_once(card: ModelCard) -> int:
 
 
 def lane_capacity(settings: Settings, cast: Mapping[Task, ModelCard]) -> dict[str, int]:
-    """Calls in flight per lane: what the replicas of each card take at once, the CPU slots, and a
-    language model's stories where one is asked.
-    """
+    """Calls in flight per lane: what each card's replicas take at once, CPU slots, a language model's stories."""
     lanes = {card.name: calls_at_once(card) * settings.models.replica_of(card.name).replicas for card in cast.values()}
-    stories = {STORY_LANE: settings.story.parallel} if settings.story.asks_model else {}
-    return {**lanes, CPU_LANE: settings.cpu_slots, **stories}
+    # Also where no model is asked: scripts that were submitted for one are refused there, with the reason.
+    return {**lanes, CPU_LANE: settings.cpu_slots, STORY_LANE: settings.story.parallel}

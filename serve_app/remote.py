@@ -130,6 +130,10 @@ class RemoteSite:
         key = f"render-{digest[:32]}-{hashlib.sha256(film.content).hexdigest()[:32]}"
         for number in itertools.count():
             accepted = self._steady.submit(film, idempotency_key=f"{key}-{number}", stages=stages)
+            if accepted["document_digest"] != digest:
+                raise errors.ServerRefused(server=self._server, problem=(
+                    f"its models were changed just now; job {accepted['id']} is made with the new ones. Give the "
+                    "command again"))
             try:
                 job = self._steady.job(accepted["id"])
             except ApiError as error:
@@ -142,6 +146,9 @@ class RemoteSite:
 
     def _see_through(self, job: dict[str, Any], shots: Sequence[str], force: bool, screen: Screen, *,
                      again: bool = False) -> JobView:
+        if (shots or force) and not JobStatus(job["status"]).is_terminal:
+            raise errors.JobConflict(job_id=job["id"], problem="is not over yet; choose shots when it is, or cancel it "
+                                                               "first")
         if JobStatus(job["status"]).is_terminal:
             if again or JobStatus(job["status"]) is not JobStatus.SUCCEEDED:
                 nodes = self._steady.retry(job["id"], shots, force=force)["nodes"]

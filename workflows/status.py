@@ -88,9 +88,10 @@ class JobView:
     @property
     def pictures(self) -> Mapping[str, Artifact]:
         """The pictures by shot, where they are what the job is for; empty for a film."""
-        if last_stage(node.kind for shot in self.shots for node in shot.nodes) is not Stage.IMAGES:
+        of_shots = [(shot.id, node) for shot in self.shots for node in shot.nodes]
+        if last_stage(node.kind for node in (*self.film, *(node for _, node in of_shots))) is not Stage.IMAGES:
             return {}
-        return {shot.id: node.artifact for shot in self.shots for node in shot.nodes
+        return {shot_id: node.artifact for shot_id, node in of_shots
                 if node.kind is NodeKind.KEYFRAME and node.artifact}
 
     def to_json(self) -> dict[str, Json]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import time
 import uuid
 from typing import Annotated
@@ -25,7 +26,7 @@ from serve_app.service.images import Images
 from serve_app.service.links import job_url
 from serve_app.service.wishes import ImageWish, ResponseFormat
 from workflows.durable.rows import JobRow
-from workflows.errors import InvalidDocument
+from workflows.errors import BudgetSpent, InvalidDocument
 from workflows.types import JobStatus, Json
 
 router = APIRouter(prefix="/v1/images", tags=["openai"])
@@ -50,17 +51,17 @@ async def generate_images(request: Request, desk: TheDesk, caller: TheCaller) ->
     wish = read_wish(ImageWish, fields.values, IMAGE_ADVICE)
     require_model(desk, Task.TEXT_TO_IMAGE, wish.model)
     images = _images(desk)
+    order = Order(token=uuid.uuid4().hex, key_id=caller.key_id)
+    submitting = asyncio.create_task(asyncio.to_thread(images.submit, wish, order))
     try:
-        order = Order(token=uuid.uuid4().hex, key_id=caller.key_id)
-        row = await asyncio.to_thread(images.submit, wish, order)
+        row = await asyncio.shield(submitting)
+        desk.submitted(row.id)
+        await _end(request, desk, row.id)
     except InvalidDocument as error:
         raise refused_wish(error) from None
-    desk.submitted(row.id)
-    try:
-        await _end(request, desk, row.id)
     except asyncio.CancelledError:
         # How a server says that the client has gone; a second word must not keep the job from its end.
-        await asyncio.shield(asyncio.create_task(desk.cancel(row.id)))
+        await asyncio.shield(asyncio.create_task(_take_back(desk, submitting)))
         raise
     row = await asyncio.to_thread(images.find, row.id)
     if row.status is not JobStatus.SUCCEEDED:
@@ -94,6 +95,12 @@ async def _end(request: Request, desk: Desk, job_id: str) -> None:
         await feed.news(min(LOOK_S, max(end_s - time.monotonic(), 0.01)))
 
 
+async def _take_back(desk: Desk, submitting: asyncio.Task[JobRow]) -> None:
+    """End the job, which may not be in the database yet."""
+    with contextlib.suppress(InvalidDocument):
+        await desk.cancel((await submitting).id)
+
+
 def _images(desk: Desk) -> Images:
     return Images(desk.ledger, desk.store, desk.cast, desk.files)
 
@@ -103,6 +110,8 @@ def _failed(desk: Desk, row: JobRow) -> Refused:
         return Refused(409, "cancelled", f"{row.id} was cancelled", headers=FINAL)
     errors = [node.error for node in desk.ledger.nodes(row.id) if node.error]
     text = "; ".join(error.message for error in errors) or "nothing was made"
+    if any(error.type == BudgetSpent.__name__ for error in errors):
+        return Refused(429, "insufficient-quota", f"{row.id}: {text}", headers=FINAL)
     status = STATUS_OF_FAULT[errors[0].fault] if errors else 500
     return Refused(status, "generation-failed", f"{row.id}: {text}", headers=FINAL)
 

@@ -118,7 +118,7 @@ async def cancel_job(job_id: JobId, desk: TheDesk) -> Response:
              responses={**NOTHING_TO_DO, **refusals(400, 403, 404, 409, 413, 422)}, summary="Run a job again")
 async def retry_job(job_id: JobId, desk: TheDesk, asked: RetryRequest | None = None) -> Response:
     """Run what did not succeed, or the chosen shots, and all that depends on them. Results that the store still has
-    are reused, unless `force` asks for new takes; the old ones are kept under `takes`.
+    are reused, unless `force` asks for new takes; the clips shown until then are kept under `takes`.
     """
     asked = asked or RetryRequest()
     if asked.force and not asked.shots:

@@ -78,7 +78,7 @@ class FilmQuery(BaseModel):
 
 
 class ScriptRequest(Part):
-    """A script, as JSON: it is broken into shots by fixed rules."""
+    """A script, as JSON: it is broken into shots by fixed rules, or by a language model where the server has one."""
 
     script: Annotated[str, Field(min_length=1)] = Field(
         examples=["A red circle moves left over a blue background.\n\nA yellow star falls down."])

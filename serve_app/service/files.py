@@ -51,7 +51,8 @@ class Files:
         film = max(nodes, key=lambda node: node.ord)
         if film.kind is NodeKind.COMPOSE and film.status is NodeStatus.SUCCEEDED and film.artifact:
             return film.artifact
-        over = job.status in (JobStatus.FAILED, JobStatus.CANCELLED)
+        over = job.status in (JobStatus.FAILED, JobStatus.CANCELLED) or (
+            job.status.is_terminal and film.kind is NodeKind.KEYFRAME)
         problem = f"is {job.status.value}; " + ("there is no film" if over else "the film is not made yet")
         raise UnknownPart(job_id=job_id, problem=problem)
 

@@ -55,6 +55,10 @@ class Pictures:
 
     async def take_in(self, data: bytes) -> Picture:
         """`keep`, in its turn: a decoded picture is a hundred times as long as its file may be."""
+        # A client that hangs up ends the wait, and not the thread: the turn is the thread's.
+        return await asyncio.shield(asyncio.create_task(self._in_turn(data)))
+
+    async def _in_turn(self, data: bytes) -> Picture:
         async with self._turns:
             return await asyncio.to_thread(self.keep, data)
 

@@ -45,9 +45,10 @@ class Limits:
     """What a job sets itself; None: nothing."""
 
     concurrency: int | None = None
-    """Nodes that run at the same time, >= 1."""
+    """Nodes that run, or wait for their lane, at the same time, >= 1; they are taken in the order in which they become
+    ready."""
     attempt_timeout_s: float | None = None
-    """Longest run of one attempt, > 0, where the settings of its kind allow longer."""
+    """Longest run of one attempt at a model, > 0, where the settings of its kind allow longer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
