@@ -9,10 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from configs.model_card import CallDefaults, FrameRule, ModelCard, Task
 from configs.settings import StorySettings
+from serve_app.providers.chat import HttpChat, Message
 from serve_app.writers.model import json_part, story_writer
 from tests.provider import KEY, Provider, endless, hang, refused, said
 from workflows.errors import InvalidDocument
@@ -227,6 +229,37 @@ async def test_a_server_without_response_format_is_asked_without(server: Provide
     assert ["response_format" in body for body in server.bodies(CHAT)] == [True, False]
 
 
+async def test_questions_under_way_when_a_server_refuses_response_format_are_asked_again_too(server: Provider,
+                                                                                             ) -> None:
+    under_way = 0
+    all_here = asyncio.Event()
+
+    async def strict(request: Request) -> Response:
+        nonlocal under_way
+        if "response_format" not in await request.json():
+            return said("yes")
+        under_way += 1
+        if under_way == 3:
+            all_here.set()
+        await all_here.wait()
+        return refused(400, "response_format is not supported")
+
+    server.will(CHAT, strict)
+    chat = HttpChat(settings_of(server))
+    question = Message(role="user", content="Well?")
+    answers = await asyncio.gather(*(chat.ask([question], name="answer", schema={}, until_s=time.time() + 20)
+                                     for _ in range(3)))
+    assert answers == ["yes"] * 3
+
+
+async def test_without_a_temperature_the_server_takes_its_own(server: Provider, tmp_path: Path) -> None:
+    server.will(CHAT, said(STORY))
+    for number, changes in enumerate(({}, {"temperature": 0.5})):
+        (tmp_path / str(number)).mkdir()
+        await Desk(settings_of(server, **changes), tmp_path / str(number)).tell()
+    assert [body.get("temperature", "none") for body in server.bodies(CHAT)] == ["none", 0.5]
+
+
 async def test_the_key_is_sent_and_never_told(server: Provider, tmp_path: Path) -> None:
     file = tmp_path / "key"
     file.write_text(f"{KEY}\n")
@@ -234,7 +267,7 @@ async def test_the_key_is_sent_and_never_told(server: Provider, tmp_path: Path) 
     server.will(CHAT, refused(401, f"Incorrect API key provided: {KEY}."))
     _, result = await desk.tell()
     assert server.asked[0].headers["authorization"] == f"Bearer {KEY}"
-    assert f"Incorrect API key provided: [key].; see that the key in {file} is right" in result.warnings[0]
+    assert "provided: [key].; see that the key in the file in api_key_file is right" in result.warnings[0]
     assert KEY not in repr(desk.settings) + repr(desk.call())
 
 
