@@ -134,8 +134,7 @@ def _writer(settings: Settings) -> Iterator[Finding]:
 
 def _endpoint(what: str, endpoint: Endpoint) -> Finding:
     """Where somebody else's API is and whether its key is there; nothing is asked of it."""
-    where = f"${endpoint.api_key_env}" if endpoint.api_key_env else endpoint.api_key_file
-    key = f"key in {where}" if api_key(endpoint) else "no key"
+    key = f"key in {endpoint.key_place}" if api_key(endpoint) else "no key"
     return Finding(level="ok", what="provider", text=f"{what} at {endpoint.api_url}, {key}; not asked")
 
 

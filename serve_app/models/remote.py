@@ -158,8 +158,7 @@ class RemotePainter:
         if failure.final:
             hint = ""
             if failure.status in (401, 403):
-                remote = self._remote
-                where = f"${remote.api_key_env}" if remote.api_key_env else remote.api_key_file or "remote.api_key_env"
+                where = self._remote.key_place or "remote.api_key_env"
                 hint = f"; see that the key in {where} is right, where the replica runs"
             return RenderRefused(node_id=watch.label, reason=f"{failure.reason}{hint}")
         if failure.retry_after_s:

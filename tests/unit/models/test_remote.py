@@ -410,7 +410,7 @@ def test_the_digest_knows_what_draws_and_not_how_long_it_may_take(server: Provid
     ({"remote": {"api_url": "example.com", "model_name": "x"}}, "is no address; nearest valid: https://"),
     ({"remote": {"api_url": "https://example.com/v1"}}, "needs api_url and model_name"),
     ({"remote": {"api_url": "https://example.com", "model_name": "x", "api_key_env": "sk-secret"}},
-     "is the name of an environment variable, never the key itself"),
+     "is the name of an environment variable, in capitals, never the key itself"),
 ])
 def test_a_card_that_cannot_work_is_refused(server: Provider, changes: dict[str, Json], message: str) -> None:
     tree = card_of(server).model_dump()
