@@ -16,6 +16,7 @@ from configs.model_card import CallDefaults, FrameRule, ModelCard, Task
 from configs.settings import StorySettings
 from serve_app.providers.chat import HttpChat, Message
 from serve_app.writers.model import json_part, story_writer
+from serve_app.writers.wording import prompts_question, story_question
 from tests.provider import KEY, Provider, endless, hang, refused, said
 from workflows.errors import InvalidDocument
 from workflows.script import parse_script
@@ -117,6 +118,19 @@ async def test_pictures_and_the_film_made_of_them_later_tell_one_story(server: P
     assert [[one.id for one in result.new_nodes] for result in made] == [
         ["s1.keyframe", "s2.keyframe"], ["s1.clip", "s2.clip", "s2.caption", "compose"]]
     assert len(server.asked) == 1
+
+
+def test_where_a_drawn_picture_is_animated_the_prompts_are_for_who_draws_it() -> None:
+    animator = CARD.model_copy(update={"name": "animator", "pipelines": {Task.IMAGE_TO_VIDEO: "x"}})
+    painter = CARD.model_copy(update={"name": "painter", "pipelines": {Task.TEXT_TO_IMAGE: "x"}, "prompt_words": 57,
+                                      "frames": FrameRule(max_frames=1)})
+    cards = {Task.TEXT_TO_IMAGE: painter, Task.TEXT_TO_VIDEO: animator, Task.IMAGE_TO_VIDEO: animator}
+    told = story_question(SCRIPT, FilmFields(), cards, 60)[0].content
+    assert "A prompt has at most 57 words." in told
+    assert "0.5, 1, 1.5" in told
+    assert "A prompt has at most 57 words." in prompts_question([("s1", "a cat")], "[]", cards)[0].content
+    own = {**cards, Task.TEXT_TO_VIDEO: CARD}
+    assert "A prompt has at most 400 words." in story_question(SCRIPT, FilmFields(), own, 60)[0].content
 
 
 async def test_a_wrong_storyboard_is_corrected_once_with_the_exact_problems(server: Provider, desk: Desk) -> None:
