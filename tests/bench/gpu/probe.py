@@ -90,7 +90,8 @@ def copy_tb_per_s(device: Device, *, mib: int) -> float:
     source = torch.empty(mib * 2**20, device=device.name, dtype=torch.uint8)
     target = torch.empty_like(source)
     target.copy_(source)
-    return 2 * source.numel() / statistics.median(device.seconds(lambda: target.copy_(source)) for _ in range(10)) / 1e12
+    spent_s = statistics.median(device.seconds(lambda: target.copy_(source)) for _ in range(10))
+    return 2 * source.numel() / spent_s / 1e12
 
 
 class Marks:
