@@ -46,6 +46,8 @@ def main() -> None:
     if asked.section:
         logging.basicConfig(level=logging.WARNING)
         diffusers.utils.logging.set_verbosity_error()  # SDXL's VAE says something at every change of its dtype
+        if asked.dry_run:
+            torch.set_num_threads(1)  # two threads wait for each other where the cores are busy
         run = Run(device=Device(tiny=asked.dry_run), tiny=asked.dry_run, out=out)
         if failed := SECTIONS[asked.section](run):
             raise SystemExit(f"{asked.section}: failed: {', '.join(failed)}")

@@ -57,6 +57,7 @@ class Stage:
 
     def __init__(self, workload: Workload, device: Device, *, tiny: bool, directory: Path) -> None:
         self.workload, self.device, self.tiny = workload, device, tiny
+        self.rounds = workload.tiny_rounds if tiny else workload.rounds
         self.card = workload.card(tiny=tiny)
         self.take = workload.take(self.card)
         self.reporter = Reporter(Nowhere(), flush_s=0.25, on_cancelled=lambda _: None)
@@ -73,7 +74,8 @@ class Stage:
         self._keys = 0
 
     def _open(self) -> None:
-        self.replica = ModelReplica(self.card, ModelsSettings(), MediaSettings(), self.store, self.reporter,
+        settings = ModelsSettings(torch_threads=1) if self.tiny else ModelsSettings()
+        self.replica = ModelReplica(self.card, settings, MediaSettings(), self.store, self.reporter,
                                     assigned_gpus=self.device.gpus, load=self._load)
 
     def _first_frame(self, directory: Path) -> Artifact | None:
@@ -190,7 +192,7 @@ def measure(workload: Workload, device: Device, *, tiny: bool) -> Measured:
             clock.measure(group)
         facts = (f"Made in {stage.init_s:.1f} s with random weights ({stage.weights_gb:.1f} GB), warm after "
                  f"{stage.warm_s:.1f} s more. {clock.flop / 1e12:.4g} TFLOP per step; a matrix product reaches "
-                 f"{ceiling_tflops:.4g} TFLOP/s in {stage.card.dtype} in the same run. Timed {workload.rounds} times "
+                 f"{ceiling_tflops:.4g} TFLOP/s in {stage.card.dtype} in the same run. Timed {stage.rounds} times "
                  "in turns, the best counts.")
         return Measured(results=tuple(clock.best.values()), failed=tuple(clock.failed), facts=facts)
 
@@ -208,7 +210,7 @@ class Clock:
 
     def measure(self, group: list[Way]) -> None:
         """Every way once, then every way again; one that fails is left out from there on."""
-        for turn in range(self._stage.workload.rounds):
+        for turn in range(self._stage.rounds):
             for way in group:
                 if way.name not in self.failed:
                     self._try(way, first=turn == 0)
