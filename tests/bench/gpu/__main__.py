@@ -1,10 +1,15 @@
 """Measurements on one GPU; no checkpoint and no network needed.
 
-    python -m tests.bench gpu                       every section, each in a process of its own; about 20 minutes
+    python -m tests.bench gpu                       every section, each in a process of its own
     python -m tests.bench gpu --section sdxl        one of them
     python -m tests.bench gpu --dry-run             every section at tiny size on the CPU: does it still run?
 
-Tables go to `tests/bench/reports`, or to `--out`. A section that fails does not stop the others.
+Tables go to `tests/bench/reports`, or to `--out`. A section that fails does not stop the others. `wan` renders five
+clips of 50 steps and takes longest; `load` writes 15 GB below TMPDIR.
+
+For a machine without a network, on one of the same system with it, from the checkout (torch's build for CUDA comes with
+its libraries): `pip wheel -w wheels -c constraints.txt .`; there: `pip install --no-index --find-links wheels reelray`,
+and run in a copy of the checkout. For the compiled way the machine needs a C compiler (Triton builds its launcher).
 """
 
 from __future__ import annotations

@@ -51,6 +51,8 @@ PAINTERS: dict[Task, Callable[..., Painter]] = {
 ATTENTION = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 """cuDNN's where it can, else as usual."""
 
+SHORT_STEPS = 2
+
 
 class Stage:
     """A replica with random weights and everything that the ways of rendering share."""
@@ -125,14 +127,17 @@ class Stage:
         """Compile the denoiser's repeated blocks; returns how long the first call took. Cannot be undone."""
         # A dry run checks that the blocks can be traced, and builds no kernels.
         self.denoiser.compile_repeated_blocks(fullgraph=True, backend="eager" if self.tiny else "inductor")
-        return f"first call {self.device.seconds(lambda: self.reelray(Marks(self.device))):.1f} s"
+        return f"its first {SHORT_STEPS} steps: {self.device.seconds(self._briefly):.1f} s"
 
     def flop_per_step(self) -> int:
         """Of the denoiser, guidance included; also the first run at the measured shape."""
-        steps = 2
         with FlopCount(self.denoiser) as count:
-            self.painter.generate(self.workload.take(self.card, steps=steps), progress_callback=lambda *_: None)
-        return count.flop // steps
+            self._briefly()
+        return count.flop // SHORT_STEPS
+
+    def _briefly(self) -> None:
+        take = self.workload.take(self.card, steps=SHORT_STEPS)
+        self.painter.generate(take, progress_callback=lambda *_: None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

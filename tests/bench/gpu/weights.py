@@ -54,4 +54,5 @@ def make(part: Part, dtype: torch.dtype, device: str, *, tiny: bool) -> torch.nn
         for name, parameter in model.named_parameters():
             if kept & set(name.split(".")):
                 parameter.data = parameter.data.float()
-    return model.eval().requires_grad_(False)
+    # `torch.Tensor([...])`, as in SVD's blending of space and time, asks nobody for the device.
+    return model.to(device).eval().requires_grad_(False)
