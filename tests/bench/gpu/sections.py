@@ -45,7 +45,8 @@ class Run:
                conclusion: str) -> None:
         """Print and write one table."""
         kind = "dry" if self.tiny else torch.cuda.get_device_name(0).lower().replace(" ", "-")
-        write_report(f"gpu_{section}_{kind}_{time.strftime('%Y%m')}", question, header, rows, conclusion,
+        asked = f"Dry run: {question}" if self.tiny else question
+        write_report(f"gpu_{section}_{kind}_{time.strftime('%Y%m')}", asked, header, rows, conclusion,
                      directory=self.out, device=self.device.describe())
 
 
