@@ -8,9 +8,9 @@ Tables go to `tests/bench/reports`, or to `--out`. A section that fails does not
 clips of 50 steps and takes longest; `load` writes 15 GB below TMPDIR.
 
 For a machine without a network: on one of the same system with it, in the checkout,
-`pip wheel -w wheels -c constraints.txt .`
-(torch 2.13 brings CUDA 13, which needs driver 580 or later); there `pip install --no-index --find-links wheels reelray`,
-and run in a copy of the checkout. For the compiled way the machine needs a C compiler (Triton builds its launcher).
+`pip wheel -w wheels -c constraints.txt .` (torch 2.13 brings CUDA 13, which needs driver 580 or later); there
+`pip install --no-index --find-links wheels reelray`, and run in a copy of the checkout.
+For the compiled way the machine needs a C compiler (Triton builds its launcher).
 """
 
 from __future__ import annotations
