@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from configs.base import Frozen
 
 Extra = Literal["seed", "negative_prompt", "num_inference_steps", "guidance_scale", "num_frames", "fps"]
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 
 
 class Endpoint(Frozen):
@@ -23,9 +23,17 @@ class Endpoint(Frozen):
     model_name: str = ""
     """As the API calls it."""
     api_key_env: str = ""
-    """Environment variable with the key, where the Director and the replicas run; empty: no key, or `api_key_file`."""
+    """Environment variable with the key, in capitals, where the Director and the replicas run; empty: no key, or
+    `api_key_file`."""
     api_key_file: Path | None = None
     """File with the key alone in it, read at every use, so that a new key needs no restart."""
+
+    @property
+    def key_place(self) -> str:
+        """Where the key is, for people; empty when none is named. Without the file's name: people put keys there."""
+        if self.api_key_env:
+            return f"${self.api_key_env}"
+        return "the file in api_key_file" if self.api_key_file is not None else ""
 
     @field_validator("api_url")
     @classmethod
@@ -48,8 +56,8 @@ class Endpoint(Frozen):
     @classmethod
     def _is_a_variable(cls, name: str) -> str:
         if name and not _VARIABLE.fullmatch(name):
-            raise ValueError("is the name of an environment variable, never the key itself; nearest valid: "
-                             "OPENAI_API_KEY")
+            raise ValueError("is the name of an environment variable, in capitals, never the key itself; nearest "
+                             "valid: OPENAI_API_KEY")
         if name.startswith("REELRAY_"):
             raise ValueError("must not begin with REELRAY_: such variables are settings; nearest valid: OPENAI_API_KEY")
         return name

@@ -65,17 +65,16 @@ def client_key(environ: Mapping[str, str] | None = None) -> str:
 def api_key(endpoint: Endpoint, environ: Mapping[str, str] | None = None) -> str:
     """The key to somebody else's API; empty when none is named. Hand it to nothing that logs, stores or pickles.
 
-    Raises SettingsError, which names the variable or file and never shows what is in it.
+    Raises SettingsError, which names the variable or setting and never shows what is in it.
     """
+    where = endpoint.key_place
     if endpoint.api_key_env:
         key = (os.environ if environ is None else environ).get(endpoint.api_key_env, "").strip()
-        where = f"${endpoint.api_key_env}"
     elif endpoint.api_key_file is not None:
-        where = str(endpoint.api_key_file)
         try:
             key = endpoint.api_key_file.expanduser().read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError(f"the key's file {where} cannot be read: {type(error).__name__}") from None
+            raise SettingsError(f"{where} cannot be read: {type(error).__name__}") from None
     else:
         return ""
     if not key:
@@ -198,6 +197,8 @@ def _first_problem(error: ValidationError, profile: str) -> str:
     lines = []
     for problem in error.errors():
         where = ".".join(str(part) for part in problem["loc"]) or "settings"
+        # What stands under an unknown name may be a key, pasted where a variable's name belongs.
+        shown = problem["type"] not in ("value_error", "extra_forbidden")
         lines.append(f"{where}: {problem['msg'].removeprefix('Value error, ')}"
-                     + (f" (found {problem['input']!r})" if problem["type"] != "value_error" else ""))
+                     + (f" (found {problem['input']!r})" if shown else ""))
     return f"profile {profile}: " + "; ".join(lines)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from configs.base import Frozen
 from configs.endpoint import RemoteModel
@@ -213,7 +213,8 @@ class ModelCard(Frozen):
     repo: str = ""
     """`package:serve_app/models/...` (shipped inside reelray), a local path, or a hub id."""
     revision: str = ""
-    """Pinned commit of a hub repo; empty follows its main branch."""
+    """Pinned commit of a hub repo, 40 hex digits; empty follows its main branch. No branch or tag: they move, and the
+    same card would be another model."""
     variant: Literal["", "fp16"] = ""
     """Which of a repo's sets of weight files is taken: `model.fp16.safetensors` instead of `model.safetensors`."""
     licence: str = ""
@@ -269,6 +270,14 @@ class ModelCard(Frozen):
             tree["remote"] = {name: value for name, value in tree["remote"].items() if name not in waits}
         body = json.dumps(tree, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(body.encode()).hexdigest()[:16]
+
+    @field_validator("revision")
+    @classmethod
+    def _is_a_commit(cls, revision: str) -> str:
+        if revision and not re.fullmatch(r"[0-9a-f]{40}", revision):
+            raise ValueError(f"{revision!r} is not a commit, 40 hex digits, and no branch or tag can be pinned; "
+                             "nearest valid: the commit that it is at now, or empty to follow the main branch")
+        return revision
 
     @model_validator(mode="after")
     def _defaults_obey_rules(self) -> ModelCard:

@@ -15,10 +15,10 @@ from ray.serve.config import RequestRouterConfig
 from configs.load import casting, load_cards
 from configs.model_card import ModelCard
 from configs.settings import Settings
+from serve_app.capacity import check_resources, gpus_of
 from serve_app.deployments import DirectorDeployment, MediaDeployment, ModelDeployment
 from serve_app.director import calls_at_once
 from serve_app.ingress import IngressDeployment
-from workflows.errors import ImpossibleResources
 
 APP_NAME = "reelray"
 DIRECTOR = "director"
@@ -54,34 +54,6 @@ def build(settings: Settings, *, cluster: Mapping[str, float], only: Iterable[st
         max_ongoing_requests=1000, health_check_period_s=2, graceful_shutdown_timeout_s=2,
         graceful_shutdown_wait_loop_s=0.2, ray_actor_options={"num_cpus": 0.1},
     ).bind(settings, director, APP_NAME)
-
-
-def check_resources(settings: Settings, cards: Iterable[ModelCard], cluster: Mapping[str, float]) -> None:
-    """Refuse what could never be scheduled, naming what the cluster has."""
-    have = cluster.get("GPU", 0.0)
-    wanted = 0.0
-    for card in cards:
-        replicas = settings.models.replica_of(card.name)
-        gpus = gpus_of(card, settings, cluster)
-        wanted += gpus * replicas.replicas
-        if gpus > 1 and gpus != int(gpus):
-            raise ImpossibleResources(
-                problem=f"card {card.name} asks for {gpus:g} GPUs per replica; above 1 only whole numbers; "
-                f"nearest {int(gpus)} or {int(gpus) + 1}")
-    if wanted > have:
-        shares = ", ".join(f"{c.name} {settings.models.replica_of(c.name).replicas} x {gpus_of(c, settings, cluster):g}"
-                           for c in cards)
-        raise ImpossibleResources(
-            problem=f"the models need {wanted:g} GPUs ({shares}) but the cluster has {have:g}; lower "
-            "models.default_replicas.replicas or num_gpus, or give it logical GPUs with --set ray.num_gpus=N")
-
-
-def gpus_of(card: ModelCard, settings: Settings, cluster: Mapping[str, float]) -> float:
-    """GPUs per replica: the setting, else the card's number; none where `device: auto` meets a cluster without GPUs."""
-    asked = settings.models.replica_of(card.name).num_gpus
-    if settings.models.device == "cpu" or (settings.models.device == "auto" and not cluster.get("GPU")):
-        return asked or 0.0
-    return card.resources.num_gpus if asked is None else asked
 
 
 def _model(model: type, card: ModelCard, settings: Settings, cluster: Mapping[str, float]) -> serve.Application:

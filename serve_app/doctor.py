@@ -20,6 +20,7 @@ from configs.endpoint import Endpoint
 from configs.load import SettingsError, api_key, casting, load_cards
 from configs.model_card import ModelCard
 from configs.settings import Settings
+from serve_app.capacity import check_resources
 from serve_app.models import weights
 from workflows.durable.ledger import Ledger
 from workflows.errors import ReelrayError
@@ -110,20 +111,44 @@ def _store(settings: Settings) -> Iterator[Finding]:
     yield Finding(level="ok" if free_gb > LOW_DISK_GB else "note", what="disk", text=f"{free_gb:.0f} GB free")
 
 
+def _resources(settings: Settings) -> Iterator[Finding]:
+    if settings.ray.address:  # the cluster's GPUs are not this machine's
+        return
+    import torch
+
+    have = torch.cuda.device_count() if settings.ray.num_gpus is None else settings.ray.num_gpus
+    check_resources(settings, _cast(settings), {"GPU": float(have)})
+    yield Finding(level="ok", what="resources", text="the models' replicas have the GPUs that they ask for")
+
+
 def _cards(settings: Settings) -> Iterator[Finding]:
-    cards: dict[str, ModelCard] = {card.name: card for card in casting(settings, load_cards(settings)).values()}
-    for card in cards.values():
+    for card in _cast(settings):
         if card.remote is not None:
             yield _endpoint(f"{card.name}: {card.remote.model_name}", card.remote)
-        if card.loader != "diffusers":
-            continue
+        if card.loader == "diffusers":
+            yield _weights(card, settings)
+
+
+def _cast(settings: Settings) -> list[ModelCard]:
+    """The cards in use, each once."""
+    return list({card.name: card for card in casting(settings, load_cards(settings)).values()}.values())
+
+
+def _weights(card: ModelCard, settings: Settings) -> Finding:
+    """A failure only where the session requires them here."""
+    try:
         path = weights.find(card)
         if path is None and settings.models.auto_download:
-            yield Finding(level="note", what="model", text=f"{card.name}: {card.repo} is fetched from its hub at start")
-            continue
+            return Finding(level="note", what="model",
+                           text=f"{card.name}: {card.repo} is fetched from its hub at start")
         path = path or weights.require(card)
-        size_mb = sum(file.stat().st_size for file in path.rglob("*.safetensors")) / 1e6
-        yield Finding(level="ok", what="model", text=f"{card.name}: {size_mb:.0f} MB of weights at {path}")
+    except ReelrayError as error:
+        if not settings.ray.address:
+            return Finding(level="fail", what="model", text=str(error))
+        return Finding(level="note", what="model",
+                       text=f"{card.name}: not on this machine; its replicas look on theirs")
+    size_mb = sum(file.stat().st_size for file in path.rglob("*.safetensors")) / 1e6
+    return Finding(level="ok", what="model", text=f"{card.name}: {size_mb:.0f} MB of weights at {path}")
 
 
 def _writer(settings: Settings) -> Iterator[Finding]:
@@ -134,8 +159,10 @@ def _writer(settings: Settings) -> Iterator[Finding]:
 
 def _endpoint(what: str, endpoint: Endpoint) -> Finding:
     """Where somebody else's API is and whether its key is there; nothing is asked of it."""
-    where = f"${endpoint.api_key_env}" if endpoint.api_key_env else endpoint.api_key_file
-    key = f"key in {where}" if api_key(endpoint) else "no key"
+    try:
+        key = f"key in {endpoint.key_place}" if api_key(endpoint) else "no key"
+    except SettingsError as error:
+        return Finding(level="fail", what="provider", text=f"{what}: {error}")
     return Finding(level="ok", what="provider", text=f"{what} at {endpoint.api_url}, {key}; not asked")
 
 
@@ -146,5 +173,5 @@ def _without_password(url: str) -> str:
 
 CHECKS: dict[str, Callable[[Settings], Iterator[Finding]]] = {
     "versions": _versions, "GPU": _gpu, "video tools": _video_tools, "database": _state, "store": _store,
-    "models": _cards, "story": _writer,
+    "resources": _resources, "models": _cards, "story": _writer,
 }

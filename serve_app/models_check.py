@@ -52,9 +52,16 @@ def _files(card: ModelCard, directory: Path, *, checksums: bool) -> Iterator[Fin
     yield from _components(directory)
     yield from _sizes(card, directory)
     if checksums:
-        wrong = weights.corrupt(directory)
-        yield Finding(level="fail" if wrong else "ok", what="checksums",
-                      text=f"damaged: {', '.join(wrong)}" if wrong else "as their names in the cache say")
+        yield _checksums(directory)
+
+
+def _checksums(directory: Path) -> Finding:
+    wrong, compared = weights.corrupt(directory)
+    if wrong:
+        return Finding(level="fail", what="checksums", text=f"damaged: {', '.join(wrong)}")
+    if not compared:
+        return Finding(level="note", what="checksums", text="no checksums known for a local directory")
+    return Finding(level="ok", what="checksums", text=f"{compared} files are as their names in the cache say")
 
 
 def _components(directory: Path) -> Iterator[Finding]:

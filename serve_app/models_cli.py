@@ -72,8 +72,8 @@ def models_pull(name: CardArgument, profile: ProfileOption = "", settings_: SetO
                 as_json: JsonOption = False) -> None:
     """Download a hub model's weights: safetensors and configuration only, what is here already is not fetched again.
 
-    The disk is checked before, the SHA-256 of every large file after. HF_TOKEN opens gated models, HF_ENDPOINT names a
-    mirror, HF_HOME the directory, HF_HUB_OFFLINE=1 forbids it.
+    The disk is checked before, the SHA-256 of every large file after, unless all were here already. HF_TOKEN opens
+    gated models, HF_ENDPOINT names a mirror, HF_HOME the directory, HF_HUB_OFFLINE=1 forbids it.
     """
     from serve_app.models import weights
 
@@ -152,7 +152,8 @@ def _facts(card: ModelCard) -> list[tuple[str, str]]:
         ("frames", "" if still else (f"{frames.step}n+{frames.offset}, " if frames.step > 1 else "")
          + f"{frames.min_frames} to {frames.max_frames}"),
         ("prompt", f"up to about {card.prompt_words} words" if card.prompt_words < UNREAD_WORDS else ""),
-        ("speed", f"about {card.seconds_per_step:g} s per step at the default shape, on a large GPU"),
+        ("speed", f"about {card.seconds_per_step:g} s per step at the default shape"
+                  + (", on a large GPU" if card.loader == "diffusers" and card.resources.num_gpus else "")),
     ]
     return [*((label, text.strip()) for label, text in [*facts, *_memory_facts(card)] if text.strip()),
             *(("source" if not number else "", source) for number, source in enumerate(card.sources)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Awaitable, Iterable
+from dataclasses import replace
 
 import ray
 from ray import serve
@@ -18,7 +19,7 @@ from serve_app.app import APP_NAME, DIRECTOR, build
 from serve_app.cluster import start_ray
 from serve_app.ingress import ActorBoard
 from serve_app.models import weights
-from workflows.errors import StartFailed
+from workflows.errors import InvalidDocument, Problem, StartFailed
 
 STOP_TIMEOUT_S = 15.0
 
@@ -48,15 +49,22 @@ def require_free(settings: HttpSettings) -> None:
 
 
 def require_weights(settings: Settings) -> None:
-    """Refuse models that are not on this machine before anything is started; raises InvalidDocument with the command.
+    """Refuse models that are not on this machine before anything is started.
 
-    On a cluster elsewhere the replicas look on their own machines.
+    On a cluster elsewhere the replicas look on their own machines. Raises InvalidDocument with one problem, and its
+    command, per card.
     """
     if settings.ray.address or settings.models.auto_download:
         return
-    for card in casting(settings, load_cards(settings)).values():
-        if card.loader == "diffusers":
-            weights.require(card)
+    problems: list[Problem] = []
+    for card in {card.name: card for card in casting(settings, load_cards(settings)).values()}.values():
+        try:
+            if card.loader == "diffusers":
+                weights.require(card)
+        except InvalidDocument as error:
+            problems += [replace(problem, field=f"{error.file}: {problem.field}") for problem in error.problems]
+    if problems:
+        raise InvalidDocument(problems=tuple(problems))
 
 
 class Session:

@@ -19,3 +19,6 @@ if "RAY_AUTH_TOKEN_PATH" not in os.environ:
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Whether a model is on this machine must not depend on what a developer has downloaded.
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="reelray-hub-")
+os.environ.pop("HF_HUB_CACHE", None)

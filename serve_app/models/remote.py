@@ -36,6 +36,9 @@ MAX_RETRY_WAIT_S = 60.0
 OURS = frozenset({"model", "prompt", "size", "n", "seconds"})
 """Fields of the request that a card's `arguments` may not set."""
 
+OF_VIDEOS = frozenset({"num_frames", "fps"})
+"""Further fields that a picture's request has not; APIs refuse fields that they do not know."""
+
 
 class RemotePainter:
     """One task of a remote model. Calls may run side by side: each only waits."""
@@ -135,8 +138,9 @@ class RemotePainter:
         extras: dict[str, Json] = {
             "seed": take.seed, "negative_prompt": take.negative_prompt, "num_inference_steps": take.steps,
             "guidance_scale": take.guidance, "num_frames": take.frames, "fps": take.fps}
+        unasked = OF_VIDEOS if self._task is Task.TEXT_TO_IMAGE else frozenset()
         sent: dict[str, Json] = {name: value for name, value in extras.items()
-                                 if name in self._remote.sends and value != ""}
+                                 if name in self._remote.sends and name not in unasked and value != ""}
         return {**self._card.arguments, "model": self._remote.model_name, "prompt": take.prompt,
                 "size": f"{width_px}x{height_px}", **sent}
 
@@ -158,8 +162,7 @@ class RemotePainter:
         if failure.final:
             hint = ""
             if failure.status in (401, 403):
-                remote = self._remote
-                where = f"${remote.api_key_env}" if remote.api_key_env else remote.api_key_file or "remote.api_key_env"
+                where = self._remote.key_place or "remote.api_key_env"
                 hint = f"; see that the key in {where} is right, where the replica runs"
             return RenderRefused(node_id=watch.label, reason=f"{failure.reason}{hint}")
         if failure.retry_after_s:

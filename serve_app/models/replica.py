@@ -108,7 +108,7 @@ class ModelReplica:
                             EncodeOptions(crf=media.crf, preset=media.preset, gop_s=media.gop_s))
         set_torch_threads(settings)
         if settings.auto_download:
-            weights.ensure(card, auto_download=True, say=log.info)
+            weights.ensure(card, say=log.info)
         started = time.perf_counter()
         self._studio = open_studio(card, device, load)
         loaded = time.perf_counter()

@@ -208,11 +208,15 @@ def _snapshot(card: ModelCard, cache_dir: Path | None) -> Path | None:
     return snapshot if revision and snapshot.is_dir() else None
 
 
-def corrupt(directory: Path) -> tuple[str, ...]:
-    """Files of a hub snapshot whose content is not what their name in the cache says; reads everything."""
-    return tuple(str(path.relative_to(directory)) for path in sorted(directory.rglob("*"))
-                 if path.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", path.resolve().name)
-                 and sha256_of(path) != path.resolve().name)
+def corrupt(directory: Path) -> tuple[tuple[str, ...], int]:
+    """Files of a hub snapshot whose content is not what their name in the cache says, and how many were compared.
+
+    Reads all of them; a directory that is no snapshot has none whose SHA-256 is known.
+    """
+    known = [path for path in sorted(directory.rglob("*"))
+             if path.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", path.resolve().name)]
+    wrong = tuple(str(path.relative_to(directory)) for path in known if sha256_of(path) != path.resolve().name)
+    return wrong, len(known)
 
 
 def sha256_of(path: Path) -> str:
@@ -232,6 +236,8 @@ def pull(card: ModelCard, *, say: Callable[[str], None], free: FreeBytes = free_
     Obeys HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE. `say` hears one line. Raises InvalidDocument with what to
     do: gated, missing, no network, too little disk, or a file that is not what the hub says it is.
     """
+    if card.loader != "diffusers":
+        raise refused(card, "loader", f"{card.loader} needs no weights; there is nothing to pull")
     if isinstance(resolve_repo(card), Path):
         raise refused(card, "repo", f"{card.repo} is on this machine already; there is nothing to pull")
     cache = cache_dir or Path(HF_HUB_CACHE)
@@ -248,7 +254,8 @@ def pull(card: ModelCard, *, say: Callable[[str], None], free: FreeBytes = free_
         raise refused(card, "repo", _why_not_pulled(card, error)) from error
     if not card.revision:
         _remember_main(card, cache, commit)
-    checked = _verify(card, directory, missing)
+    # A pull that was killed may have left files that nobody compared.
+    checked = _verify(card, directory, files if missing else ())
     if found := gaps(directory, card):
         raise refused(card, "repo", f"{card.repo} lacks what its own {INDEX} names: {'; '.join(found[:5])}")
     return Pulled(directory=directory, files=len(files), size_bytes=total, checked=checked,
@@ -286,9 +293,9 @@ def _remember_main(card: ModelCard, cache: Path, commit: str) -> None:
     ref.write_text(commit, encoding="utf-8")
 
 
-def _verify(card: ModelCard, directory: Path, fetched: Iterable[RemoteFile]) -> int:
-    """Compare what was fetched with the hub's SHA-256, and throw away what differs. Returns how many were compared."""
-    checked = [file for file in fetched if file.sha256]
+def _verify(card: ModelCard, directory: Path, files: Iterable[RemoteFile]) -> int:
+    """Compare files with the hub's SHA-256, and throw away what differs. Returns how many were compared."""
+    checked = [file for file in files if file.sha256]
     wrong = [file.path for file in checked if sha256_of(directory / file.path) != file.sha256]
     for path in wrong:
         (directory / path).resolve().unlink()
@@ -315,10 +322,7 @@ def _why_not_pulled(card: ModelCard, error: Exception) -> str:
             f"on; behind a mirror set HF_ENDPOINT. {by_hand(card)}")
 
 
-def ensure(card: ModelCard, *, auto_download: bool, say: Callable[[str], None]) -> None:
-    """At the door and before loading: the weights are here, or are brought here where that is allowed."""
-    if card.loader != "diffusers" or find(card) is not None:
-        return
-    if not auto_download:
-        require(card)
-    pull(card, say=say)
+def ensure(card: ModelCard, *, say: Callable[[str], None]) -> None:
+    """Before loading: weights that are not here are brought here. Raises InvalidDocument as `pull` does."""
+    if card.loader == "diffusers" and find(card) is None:
+        pull(card, say=say)

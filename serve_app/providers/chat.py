@@ -57,10 +57,11 @@ class HttpChat:
         """See `Chat`."""
         tries = 0
         while True:
+            structured = self._structured  # another question may be told meanwhile that the server refuses it
             try:
-                return await self._once(messages, name, schema, until_s)
+                return await self._once(messages, name, schema if structured else None, until_s)
             except ApiFailure as failure:
-                if self._structured and failure.status in (400, 422) and any(
+                if structured and failure.status in (400, 422) and any(
                         word in failure.reason for word in _STRUCTURE_WORDS):
                     log.info("story: the server takes no response_format; asking without: %s", failure.reason)
                     self._structured = False
@@ -73,7 +74,9 @@ class HttpChat:
                 log.info("story: asking again in %.1f s: %s", wait_s, failure.reason)
                 await asyncio.sleep(wait_s)
 
-    async def _once(self, messages: Sequence[Message], name: str, schema: Mapping[str, Json], until_s: float) -> str:
+    async def _once(self, messages: Sequence[Message], name: str, schema: Mapping[str, Json] | None, until_s: float,
+                    ) -> str:
+        """One request; without a schema no `response_format` is sent."""
         settings = self._settings
         try:
             key = await asyncio.to_thread(api_key, settings)
@@ -83,9 +86,11 @@ class HttpChat:
         if left_s < LEAST_S:
             raise ApiFailure("no time is left (engine.timeout_s.story)", final=True)
         wire = Wire(settings, key, timeout_s=min(settings.timeout_s, left_s), max_bytes=MAX_ANSWER_BYTES)
-        body: dict[str, Json] = {"model": settings.model_name, "temperature": settings.temperature,
+        body: dict[str, Json] = {"model": settings.model_name,
                                  "messages": [message.to_json() for message in messages]}
-        if self._structured:
+        if settings.temperature is not None:  # a null is refused by some servers
+            body["temperature"] = settings.temperature
+        if schema is not None:
             body["response_format"] = {"type": "json_schema", "json_schema": {
                 "name": name, "strict": True, "schema": dict(schema)}}
         return _content(await wire.post_json("/chat/completions", body), wire)

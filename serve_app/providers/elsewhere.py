@@ -10,8 +10,8 @@ import asyncio
 import httpx2
 
 from configs.settings import WebhookSettings
-from serve_app.providers.wire import ApiFailure, read_bounded
-from serve_app.webhooks.guard import Guard
+from serve_app.providers.wire import TRANSIENT, ApiFailure, read_bounded
+from serve_app.webhooks.guard import Guard, Unresolved
 from workflows.errors import InvalidDocument, WebhookFailed
 
 _GUARD = Guard(WebhookSettings(allow_http=True))
@@ -26,6 +26,8 @@ async def fetch_file(url: str, *, api_url: str, timeout_s: float, max_bytes: int
         own = _GUARD.parse(api_url)
         trusted = (target.scheme, target.host, target.port) == (own.scheme, own.host, own.port)
         address = target.host if trusted else (await asyncio.to_thread(_GUARD.addresses, target))[0]
+    except Unresolved as error:  # a resolver may answer the next time
+        raise ApiFailure(f"the answer points to a file that cannot be fetched: {error.reason}") from None
     except (InvalidDocument, WebhookFailed) as error:
         text = error.problems[0].problem if isinstance(error, InvalidDocument) else error.reason.partition(";")[0]
         raise ApiFailure(f"the answer points to a file that is not fetched: {text}; have the API send b64_json",
@@ -44,5 +46,5 @@ async def fetch_file(url: str, *, api_url: str, timeout_s: float, max_bytes: int
         raise ApiFailure(f"{target.host} cannot be asked for the file: {type(error).__name__}") from None
     if not reply.is_success:
         raise ApiFailure(f"{target.host} answers {reply.status_code} instead of the file", status=reply.status_code,
-                         final=reply.status_code < 500)
+                         final=reply.status_code < 500 and reply.status_code not in TRANSIENT)
     return body

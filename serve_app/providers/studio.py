@@ -20,7 +20,9 @@ MAX_VIDEO_BYTES = 1_000_000_000
 _UNDER_WAY = frozenset({"queued", "in_progress", "processing", "running", "pending"})
 _VIDEO_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,199}")
 _POLLS_LOST = 3
-"""Looks at a video that may fail one after the other; it is still being made."""
+"""Looks at a video, or tries to fetch its file, that may fail one after the other; it is there, or being made."""
+_LEAST_S = 1.0
+"""For the file of a video that was made at the last moment."""
 
 OnPercent = Callable[[int], None]
 """`on_percent(percent)`: how far the API says a video is."""
@@ -73,7 +75,22 @@ async def film_video(remote: RemoteModel, key: str, body: Mapping[str, Json], on
         error = video.get("error")
         said = error.get("message") if isinstance(error, dict) else ""
         raise ApiFailure(f"the video ended as {wire.clean(status)}: {wire.clean(str(said or 'no reason given'))}")
-    return await wire.get_bytes(f"{path}/content")
+    return await _file(remote, key, f"{path}/content", until_s)
+
+
+async def _file(remote: RemoteModel, key: str, path: str, until_s: float) -> bytes:
+    """A made video's file, asked for again where that may help: the making was paid for. Raises ApiFailure."""
+    lost = 0
+    while True:
+        left_s = max(until_s - time.monotonic(), _LEAST_S)
+        try:
+            return await Wire(remote, key, timeout_s=min(remote.timeout_s, left_s),
+                              max_bytes=MAX_VIDEO_BYTES).get_bytes(path)
+        except ApiFailure as failure:
+            lost += 1
+            if failure.final or lost >= _POLLS_LOST or time.monotonic() + remote.poll_s > until_s:
+                raise
+        await asyncio.sleep(remote.poll_s)
 
 
 def _object(value: Json) -> dict[str, Json]:

@@ -19,7 +19,8 @@ from configs.endpoint import Endpoint
 from workflows.types import Json
 
 MAX_MESSAGE_CHARS = 300
-_TRANSIENT = frozenset({408, 409, 425, 429})
+TRANSIENT = frozenset({408, 409, 425, 429})
+"""Below 500, what another try may be spared."""
 _HIDDEN = "[key]"
 
 
@@ -94,7 +95,7 @@ class Wire:
             return ApiFailure(f"{self._host} answers with a redirect ({status}), which is not followed: a key would go "
                               "along; write the final address into api_url", final=True, status=status)
         said = self.clean(message_of(body)) or reply.reason_phrase
-        return ApiFailure(f"{self._host} answers {status}: {said}", final=status < 500 and status not in _TRANSIENT,
+        return ApiFailure(f"{self._host} answers {status}: {said}", final=status < 500 and status not in TRANSIENT,
                           status=status, retry_after_s=retry_after_s(reply.headers.get("retry-after", "")))
 
     def _parsed(self, body: bytes) -> Json:

@@ -49,6 +49,10 @@ class Target:
         return host if self.port == PORTS[self.scheme] else f"{host}:{self.port}"
 
 
+class Unresolved(WebhookFailed):
+    """A name for which the resolver had no address just now."""
+
+
 class Guard:
     """The rules in force."""
 
@@ -98,15 +102,15 @@ class Guard:
     def addresses(self, target: Target) -> tuple[str, ...]:
         """The addresses of a target, each allowed; connect to these and ask no resolver again. Blocking.
 
-        Raises WebhookFailed: the name has none, or one of them leads inside. One is enough: who answers with a public
-        and a private address hopes for the private one.
+        Raises Unresolved: the name has none, or WebhookFailed: one of them leads inside. One is enough: who answers
+        with a public and a private address hopes for the private one.
         """
         try:
             found = tuple(dict.fromkeys(self._resolve(target.host, target.port)))
         except (OSError, UnicodeError) as error:
-            raise WebhookFailed(reason=f"{target.host} has no address: {error}") from None
+            raise Unresolved(reason=f"{target.host} has no address: {error}") from None
         if not found:
-            raise WebhookFailed(reason=f"{target.host} has no address")
+            raise Unresolved(reason=f"{target.host} has no address")
         for text in found:
             # A zone (fe80::1%eth0) names an interface of this machine.
             if "%" in text or not self.allows(ipaddress.ip_address(text)):

@@ -169,8 +169,7 @@ class ModelWriter:
         """What to do about it."""
         settings = self._settings
         if failure.status in (401, 403):
-            where = f"${settings.api_key_env}" if settings.api_key_env else str(
-                settings.api_key_file or "story.api_key_env, which is not set")
+            where = settings.key_place or "story.api_key_env, which is not set"
             return f"see that the key in {where} is right, where the Director runs"
         if failure.status == 404:
             return "see that story.api_url and story.model_name are right"

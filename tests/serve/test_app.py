@@ -10,7 +10,8 @@ import pytest
 from configs.load import casting, load_cards, load_settings
 from configs.model_card import Task
 from configs.settings import Settings
-from serve_app.app import build, check_resources, gpus_of
+from serve_app.app import build
+from serve_app.capacity import check_resources, gpus_of
 from serve_app.director import lane_capacity
 from serve_app.session import require_free
 from workflows.errors import ImpossibleResources, StartFailed
@@ -46,6 +47,14 @@ def test_what_could_never_start_is_refused_with_what_the_cluster_has(
     with pytest.raises(ImpossibleResources) as caught:
         build(settings, cluster=cluster)
     assert text in str(caught.value)
+
+
+@pytest.mark.parametrize(("device", "hinted"), [("cuda", False), ("auto", True)])
+def test_logical_gpus_are_proposed_only_to_models_that_can_do_without(device: str, hinted: bool) -> None:
+    with pytest.raises(ImpossibleResources) as caught:
+        build(settings_of(f"models.device={device}", "models.default_replicas.replicas=3"), cluster=ONE_GPU)
+    assert ("ray.num_gpus" in str(caught.value)) is hinted
+    assert "name one card for several tasks, or `placeholder` for a task" in str(caught.value)
 
 
 def test_what_fits_is_not_refused() -> None:

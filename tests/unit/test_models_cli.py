@@ -90,9 +90,28 @@ def test_pull_of_what_is_on_this_machine_is_refused(tmp_path: Path) -> None:
         run("pull", "mine", *own_card(tmp_path))
 
 
+def test_pull_of_a_card_without_weights_is_refused() -> None:
+    with pytest.raises(InvalidDocument, match="needs no weights"):
+        run("pull", "placeholder")
+
+
+def test_check_says_that_a_local_directory_has_no_checksums(tmp_path: Path) -> None:
+    code, text = run("check", "mine", "--checksums", "--json", *own_card(tmp_path))
+    (found,) = [finding for finding in json.loads(text) if finding["what"] == "checksums"]
+    assert (code, found["level"], found["text"]) == (0, "note", "no checksums known for a local directory")
+
+
+def test_show_speaks_of_a_gpu_only_where_one_is_used() -> None:
+    assert "at the default shape, on a large GPU" in " ".join(run("show", "sdxl")[1].split())
+    text = " ".join(run("show", "placeholder")[1].split())
+    assert "at the default shape" in text
+    assert "GPU" not in text
+
+
 def test_a_session_is_refused_at_the_door_while_weights_are_missing() -> None:
-    with pytest.raises(InvalidDocument, match="`reelray models pull sdxl`"):
+    with pytest.raises(InvalidDocument) as refused:
         require_weights(load_settings("laptop", SVD, environ={}))
+    assert all(f"`reelray models pull {name}`" in str(refused.value) for name in ("sdxl", "svd-xt"))
     require_weights(load_settings("laptop", (*SVD, "models.auto_download=true"), environ={}))
     require_weights(load_settings("laptop", (*SVD, "ray.address=head:6379"), environ={}))
     require_weights(load_settings("laptop", environ={}))

@@ -129,7 +129,8 @@ def test_the_card_digest_follows_what_changes_pictures_and_nothing_else() -> Non
 @pytest.mark.parametrize(("overrides", "message"), [
     (["story.writer=llm"], "a language model needs story.api_url and story.model_name; nearest valid: writer rules"),
     (["story.enhance_prompts=true"], "a language model needs story.api_url and story.model_name"),
-    (["story.api_key_env=sk-abc123"], "is the name of an environment variable, never the key itself"),
+    (["story.api_key_env=sk-abc123"], "is the name of an environment variable, in capitals, never the key itself"),
+    (["story.api_key_env=hf_skabc123"], "is the name of an environment variable, in capitals, never the key itself"),
     (["story.api_key_env=REELRAY_KEY"], "must not begin with REELRAY_: such variables are settings"),
     (["story.api_url=https://me:sk-abc123@example.com/v1"], "holds a user, a password or a query"),
     (["story.api_url=sk-abc123"], "is no address; nearest valid: https://api.openai.com/v1"),
@@ -138,7 +139,21 @@ def test_a_writer_that_cannot_be_asked_is_refused_and_no_key_repeated(overrides:
     with pytest.raises(SettingsError) as refused:
         load_settings("laptop", overrides, {})
     assert message in str(refused.value)
-    assert "sk-abc123" not in str(refused.value)
+    assert "abc123" not in str(refused.value)
+
+
+def test_a_key_under_a_name_that_is_no_setting_is_not_repeated(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("story: {api_key: sk-secret}\n")
+    with pytest.raises(SettingsError, match=r"story\.api_key: Extra inputs are not permitted") as refused:
+        load_settings(str(path), environ={})
+    assert "sk-secret" not in str(refused.value)
+
+
+def test_a_key_in_place_of_its_files_name_is_not_repeated() -> None:
+    with pytest.raises(SettingsError, match="the file in api_key_file cannot be read: FileNotFoundError") as refused:
+        api_key(Endpoint(api_key_file=Path("sk-secret")), {})
+    assert "sk-secret" not in str(refused.value)
 
 
 def test_a_key_comes_from_the_environment_or_a_file_and_from_nowhere_else(tmp_path: Path) -> None:

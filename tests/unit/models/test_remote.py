@@ -201,6 +201,12 @@ async def test_what_goes_wrong_says_what_and_whether_another_try_makes_sense(
     await bench.replica.check_health()
 
 
+async def test_a_picture_has_no_frames_and_no_rate(server: Provider, bench_of: MakeBench) -> None:
+    server.will(IMAGES, drawn(png()))
+    await bench_of(sends=["seed", "num_frames", "fps"]).image()
+    assert set(server.bodies(IMAGES)[0]) == {"model", "prompt", "size", "n", "seed"}
+
+
 async def test_an_api_that_is_down_may_come_back(bench_of: MakeBench) -> None:
     failure = await failure_of(bench_of(api_url="http://127.0.0.1:9/v1").image())
     assert isinstance(failure, ModelFailed)
@@ -295,6 +301,22 @@ async def test_a_file_that_is_none_is_refused(server: Provider, bench_of: MakeBe
     assert reason in (await failure_of(bench_of().image())).reason
 
 
+@pytest.mark.parametrize("status", [408, 429])
+async def test_a_file_host_that_is_busy_is_tried_again(server: Provider, bench_of: MakeBench, status: int) -> None:
+    server.will(IMAGES, linked(f"{server.url}/a.png"))
+    server.will("/a.png", refused(status))
+    failure = await failure_of(bench_of().image())
+    assert isinstance(failure, ModelFailed)
+    assert f"answers {status} instead of the file" in failure.reason
+
+
+async def test_a_file_host_whose_name_is_not_found_is_tried_again(server: Provider, bench_of: MakeBench) -> None:
+    server.will(IMAGES, linked("http://files.invalid/a.png"))
+    failure = await failure_of(bench_of().image())
+    assert isinstance(failure, ModelFailed)
+    assert "files.invalid has no address" in failure.reason
+
+
 # -- videos -----------------------------------------------------------------------------------------------------------
 
 
@@ -313,6 +335,26 @@ async def test_a_video_is_asked_for_looked_at_and_fetched_with_true_percents(ser
     assert result.warnings == ()
     told = [(record.step, record.total_steps) for record in bench.sink.records if record.phase is Phase.DIFFUSION]
     assert told == [(30, 100), (70, 100), (100, 100)]
+
+
+async def test_a_made_video_whose_file_fails_is_asked_for_again_not_made_again(
+    server: Provider, bench_of: MakeBench, tmp_path: Path) -> None:
+    server.will("/videos", video("completed"))
+    server.will("/videos/video_1/content", refused(503), refused(503), mp4(tmp_path))
+    await bench_of().clip()
+    assert len(server.bodies("/videos")) == 1
+    server.will("/videos/video_1/content", refused(503))
+    assert isinstance(await failure_of(bench_of().clip("5" * 32)), ModelFailed)
+    assert len(server.bodies("/videos/video_1/content")) == 3 + 3
+
+
+async def test_the_file_of_a_video_is_not_waited_for_longer_than_for_a_video(server: Provider, bench_of: MakeBench,
+                                                                             ) -> None:
+    server.will("/videos", video("completed"))
+    server.will("/videos/video_1/content", hang)
+    started_s = time.monotonic()
+    assert isinstance(await failure_of(bench_of(video_timeout_s=1, timeout_s=30).clip()), ModelFailed)
+    assert time.monotonic() - started_s < 4
 
 
 async def test_another_rate_is_shown_at_the_films_with_a_warning(server: Provider, bench_of: MakeBench, tmp_path: Path,
@@ -410,7 +452,7 @@ def test_the_digest_knows_what_draws_and_not_how_long_it_may_take(server: Provid
     ({"remote": {"api_url": "example.com", "model_name": "x"}}, "is no address; nearest valid: https://"),
     ({"remote": {"api_url": "https://example.com/v1"}}, "needs api_url and model_name"),
     ({"remote": {"api_url": "https://example.com", "model_name": "x", "api_key_env": "sk-secret"}},
-     "is the name of an environment variable, never the key itself"),
+     "is the name of an environment variable, in capitals, never the key itself"),
 ])
 def test_a_card_that_cannot_work_is_refused(server: Provider, changes: dict[str, Json], message: str) -> None:
     tree = card_of(server).model_dump()

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from configs.load import load_card
+from configs.load import SettingsError, load_card
 from configs.model_card import ModelCard, Task
 from serve_app.models import pipelines, weights
 from serve_app.models.weights import RemoteFile, wanted
@@ -139,6 +139,26 @@ def test_a_killed_pull_is_no_model_and_goes_on_with_the_rest(hub: FakeHub, card_
     assert hub.gets[TRANSFORMER] == 1
     assert not set(rest) & set(hub.gets)
     assert found(card_file, tmp_path) is not None
+
+
+def test_what_a_killed_pull_left_is_compared_too(hub: FakeHub, card_file: Path, tmp_path: Path) -> None:
+    damaged = "vae/diffusion_pytorch_model.safetensors"
+    hub.stall, hub.corrupt = {TRANSFORMER}, {damaged}
+    process = start(card_file, hub, tmp_path)
+    snapshot = tmp_path / "hf" / "hub" / "models--acme--tiny" / "snapshots" / COMMIT
+    deadline_s = time.time() + 60
+    while not (snapshot / damaged).exists() and time.time() < deadline_s:
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    hub.stall.clear()
+    hub.corrupt.clear()
+    assert str(pulled(card_file, hub, tmp_path)["problem"]).startswith(f"{damaged} arrived damaged")
+
+
+def test_a_branch_is_no_revision_of_a_card(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"revision: .*is not a commit, 40 hex digits"):
+        load_card(write_card(tmp_path, revision="fp16"))
 
 
 def test_a_damaged_file_is_found_removed_and_fetched_again(hub: FakeHub, card_file: Path, tmp_path: Path) -> None:
@@ -283,6 +303,6 @@ def test_what_is_missing_is_named(harm, gap: str, local: ModelCard) -> None:
 def test_a_missing_model_is_refused_with_the_command_and_downloaded_only_when_allowed(tmp_path: Path, card_file: Path,
                                                                                       ) -> None:
     with pytest.raises(InvalidDocument, match=r"`reelray models pull tiny` first, or set models\.auto_download=true"):
-        weights.ensure(load_card(card_file), auto_download=False, say=lambda _: None)
+        weights.require(load_card(card_file))
     with pytest.raises(InvalidDocument, match="HF_HUB_OFFLINE is set"):  # so it did try
-        weights.ensure(load_card(card_file), auto_download=True, say=lambda _: None)
+        weights.ensure(load_card(card_file), say=lambda _: None)

@@ -9,11 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from configs.model_card import CallDefaults, FrameRule, ModelCard, Task
 from configs.settings import StorySettings
+from serve_app.providers.chat import HttpChat, Message
 from serve_app.writers.model import json_part, story_writer
+from serve_app.writers.wording import prompts_question, story_question
 from tests.provider import KEY, Provider, endless, hang, refused, said
 from workflows.errors import InvalidDocument
 from workflows.script import parse_script
@@ -115,6 +118,19 @@ async def test_pictures_and_the_film_made_of_them_later_tell_one_story(server: P
     assert [[one.id for one in result.new_nodes] for result in made] == [
         ["s1.keyframe", "s2.keyframe"], ["s1.clip", "s2.clip", "s2.caption", "compose"]]
     assert len(server.asked) == 1
+
+
+def test_where_a_drawn_picture_is_animated_the_prompts_are_for_who_draws_it() -> None:
+    animator = CARD.model_copy(update={"name": "animator", "pipelines": {Task.IMAGE_TO_VIDEO: "x"}})
+    painter = CARD.model_copy(update={"name": "painter", "pipelines": {Task.TEXT_TO_IMAGE: "x"}, "prompt_words": 57,
+                                      "frames": FrameRule(max_frames=1)})
+    cards = {Task.TEXT_TO_IMAGE: painter, Task.TEXT_TO_VIDEO: animator, Task.IMAGE_TO_VIDEO: animator}
+    told = story_question(SCRIPT, FilmFields(), cards, 60)[0].content
+    assert "A prompt has at most 57 words." in told
+    assert "0.5, 1, 1.5" in told
+    assert "A prompt has at most 57 words." in prompts_question([("s1", "a cat")], "[]", cards)[0].content
+    own = {**cards, Task.TEXT_TO_VIDEO: CARD}
+    assert "A prompt has at most 400 words." in story_question(SCRIPT, FilmFields(), own, 60)[0].content
 
 
 async def test_a_wrong_storyboard_is_corrected_once_with_the_exact_problems(server: Provider, desk: Desk) -> None:
@@ -227,6 +243,37 @@ async def test_a_server_without_response_format_is_asked_without(server: Provide
     assert ["response_format" in body for body in server.bodies(CHAT)] == [True, False]
 
 
+async def test_questions_under_way_when_a_server_refuses_response_format_are_asked_again_too(server: Provider,
+                                                                                             ) -> None:
+    under_way = 0
+    all_here = asyncio.Event()
+
+    async def strict(request: Request) -> Response:
+        nonlocal under_way
+        if "response_format" not in await request.json():
+            return said("yes")
+        under_way += 1
+        if under_way == 3:
+            all_here.set()
+        await all_here.wait()
+        return refused(400, "response_format is not supported")
+
+    server.will(CHAT, strict)
+    chat = HttpChat(settings_of(server))
+    question = Message(role="user", content="Well?")
+    answers = await asyncio.gather(*(chat.ask([question], name="answer", schema={}, until_s=time.time() + 20)
+                                     for _ in range(3)))
+    assert answers == ["yes"] * 3
+
+
+async def test_without_a_temperature_the_server_takes_its_own(server: Provider, tmp_path: Path) -> None:
+    server.will(CHAT, said(STORY))
+    for number, changes in enumerate(({}, {"temperature": 0.5})):
+        (tmp_path / str(number)).mkdir()
+        await Desk(settings_of(server, **changes), tmp_path / str(number)).tell()
+    assert [body.get("temperature", "none") for body in server.bodies(CHAT)] == ["none", 0.5]
+
+
 async def test_the_key_is_sent_and_never_told(server: Provider, tmp_path: Path) -> None:
     file = tmp_path / "key"
     file.write_text(f"{KEY}\n")
@@ -234,7 +281,7 @@ async def test_the_key_is_sent_and_never_told(server: Provider, tmp_path: Path) 
     server.will(CHAT, refused(401, f"Incorrect API key provided: {KEY}."))
     _, result = await desk.tell()
     assert server.asked[0].headers["authorization"] == f"Bearer {KEY}"
-    assert f"Incorrect API key provided: [key].; see that the key in {file} is right" in result.warnings[0]
+    assert "provided: [key].; see that the key in the file in api_key_file is right" in result.warnings[0]
     assert KEY not in repr(desk.settings) + repr(desk.call())
 
 
