@@ -123,7 +123,7 @@ def test_a_server_that_is_started_again_goes_on_with_the_film_and_so_does_the_co
         tmp_path_factory: pytest.TempPathFactory, place: Path) -> None:
     """The server is stopped in the middle and started again on its port; the command waits, and says so."""
     state, port = tmp_path_factory.mktemp("restarted"), free_port()
-    shots = "".join(f"  - prompt: a red circle\n    steps: {60 + number}\n" for number in range(6))
+    shots = "".join(f"  - prompt: a red circle\n    steps: {90 + number}\n" for number in range(16))
     (place / "long.yaml").write_text(f"title: Long\nshots:\n{shots}")
     with serving(state, port=port):
         process = subprocess.Popen(command("render", "long.yaml", "-o", "long.mp4", "--json", "--server",
