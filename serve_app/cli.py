@@ -82,8 +82,11 @@ def render(
     last_stage = last_stage_of(stages)
     site = _site(server, profile, settings_)
     screen = _screen(as_json)
-    ending = "" if last_stage is Stage.IMAGES else ".mp4"
-    _finish(lambda: site.render(storyboard, screen, last_stage), site, output or storyboard.with_suffix(ending), screen)
+    film = last_stage is Stage.COMPOSITION
+    output = output or (storyboard.with_suffix(".mp4") if film else storyboard.with_name(storyboard.stem))
+    if not film and output.is_file():
+        _refuse(f"{output} is a file, and pictures go into a directory; name another with -o")
+    _finish(lambda: site.render(storyboard, screen, last_stage), site, lambda _: output, screen)
 
 
 @app.command()
@@ -100,7 +103,8 @@ def retry(
     site = _site(server, profile, settings_)
     screen = _screen(as_json)
     selection = [shot.strip() for shot in shots.split(",") if shot.strip()]
-    _finish(lambda: site.retry(job_id, selection, force, screen), site, output or Path(f"{job_id}.mp4"), screen)
+    _finish(lambda: site.retry(job_id, selection, force, screen), site,
+            lambda view: output or Path(view.id if view.pictures else f"{view.id}.mp4"), screen)
 
 
 @app.command()
@@ -222,6 +226,9 @@ def main() -> None:
     except ReelrayError as error:
         err.print(str(error), style="red", markup=False, highlight=False)
         raise SystemExit(EXIT_INPUT if error.fault is Fault.CALLER else EXIT_FAILED) from None
+    except OSError as error:
+        # A file that is named on the command line, or a disk that is full: what was rendered is kept.
+        _refuse(f"{error.filename}: {error.strerror}" if error.filename else str(error))
 
 
 def _settings(profile: str, overrides: list[str] | None) -> Settings:
@@ -259,14 +266,14 @@ def _screen(as_json: bool, *, live: bool = True) -> Screen:
     return LiveScreen(out) if live and out.is_terminal else PlainScreen(sys.stdout)
 
 
-def _finish(run: Callable[[], JobView], site: Site, output: Path, screen: Screen) -> None:
-    """See a job through, say how it ended, print the film's path last."""
+def _finish(run: Callable[[], JobView], site: Site, output: Callable[[JobView], Path], screen: Screen) -> None:
+    """See a job through, say how it ended, print the path of what it made last."""
     from serve_app.screen import JsonScreen, summary
     from serve_app.site import Interrupted
 
     try:
         view = run()
-        path = site.deliver(view, output)
+        path = site.deliver(view, output(view))
     except (Interrupted, KeyboardInterrupt) as stopped:
         screen.close()
         err.print(str(stopped) or "stopped; the same command goes on", style="yellow", markup=False, highlight=False,

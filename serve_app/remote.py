@@ -19,6 +19,7 @@ from serve_app.screen import Screen
 from serve_app.site import Interrupted, JobLine
 from workflows import errors
 from workflows.status import JobView
+from workflows.storyboard_rules import ID_PATTERN
 from workflows.types import JobStatus, Stage
 
 OLDEST = (0, 1, 0)
@@ -35,7 +36,7 @@ def open_remote(server: str, *, api_key: str = "") -> RemoteSite:
 
     Raises InvalidSettings, ServerUnreachable, ServerRefused.
     """
-    if not re.match(r"https?://[^/]", server):
+    if not re.match(r"https?://[^/:]+(:[0-9]{1,5})?(/|$)|https?://\[[0-9a-fA-F:.]+\](:[0-9]{1,5})?(/|$)", server):
         raise errors.InvalidSettings(problem=f"--server {server!r} is no address; nearest valid: "
                                              f"http://{server.rpartition('://')[2].strip('/') or '127.0.0.1:8000'}")
     site = RemoteSite(server.rstrip("/"), api_key=api_key)
@@ -93,6 +94,8 @@ class RemoteSite:
                 return self._patient.download(view.id, output)
             output.mkdir(parents=True, exist_ok=True)
             for shot_id, picture in view.pictures.items():
+                if not ID_PATTERN.fullmatch(shot_id):
+                    raise errors.ServerRefused(server=self._server, problem=f"it calls a shot {shot_id[:80]!r}")
                 self._patient.download_picture(view.id, shot_id, output / f"{shot_id}{picture.media_type.suffix}")
             return output
 

@@ -48,7 +48,8 @@ class Studio:
     def engine(self, *, only: frozenset[str] | None = None) -> Engine:
         """An engine that is not running yet."""
         return Engine(self.ledger, dict.fromkeys(NodeKind, self.step), store=self.store,
-                      dispatcher=Dispatcher({"cpu": self.slots}), settings=self.settings, only=only)
+                      dispatcher=Dispatcher({"cpu": self.slots, "model": self.slots}), settings=self.settings,
+                      only=only)
 
     @asynccontextmanager
     async def running(self, *, only: frozenset[str] | None = None) -> AsyncIterator[Engine]:

@@ -124,6 +124,14 @@ def wan21_i2v() -> DiffusionPipeline:
         image_processor=clip_pictures())
 
 
+def svd_scheduler() -> EulerDiscreteScheduler:
+    """Karras sigmas up to 700, timesteps that are no whole numbers."""
+    return EulerDiscreteScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", interpolation_type="linear",
+        prediction_type="v_prediction", sigma_max=700.0, sigma_min=0.002, steps_offset=1, timestep_spacing="leading",
+        timestep_type="continuous", use_karras_sigmas=True)
+
+
 def svd() -> DiffusionPipeline:
     """Stable Video Diffusion: no prompt, no interrupt, Karras sigmas."""
     vae = AutoencoderKLTemporalDecoder(
@@ -134,13 +142,9 @@ def svd() -> DiffusionPipeline:
         down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
         up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"), cross_attention_dim=32,
         num_attention_heads=8, projection_class_embeddings_input_dim=96, addition_time_embed_dim=32)
-    scheduler = EulerDiscreteScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", interpolation_type="linear",
-        prediction_type="v_prediction", sigma_max=700.0, sigma_min=0.002, steps_offset=1, timestep_spacing="leading",
-        timestep_type="continuous", use_karras_sigmas=True)
     return StableVideoDiffusionPipeline(
         vae=vae, image_encoder=CLIPVisionModelWithProjection(clip_vision_config()).eval(), unet=unet,
-        scheduler=scheduler, feature_extractor=clip_pictures())
+        scheduler=svd_scheduler(), feature_extractor=clip_pictures())
 
 
 def _sdxl(scheduler: EulerDiscreteScheduler | EulerAncestralDiscreteScheduler) -> DiffusionPipeline:
@@ -157,10 +161,15 @@ def _sdxl(scheduler: EulerDiscreteScheduler | EulerAncestralDiscreteScheduler) -
         tokenizer=clip_tokenizer(), tokenizer_2=clip_tokenizer(), unet=unet, scheduler=scheduler)
 
 
+def sdxl_scheduler() -> EulerDiscreteScheduler:
+    """Euler over the noise schedule that it was trained with."""
+    return EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, steps_offset=1, beta_schedule="scaled_linear",
+                                  timestep_spacing="leading")
+
+
 def sdxl() -> DiffusionPipeline:
     """Stable Diffusion XL."""
-    return _sdxl(EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, steps_offset=1,
-                                        beta_schedule="scaled_linear", timestep_spacing="leading"))
+    return _sdxl(sdxl_scheduler())
 
 
 def sdxl_turbo() -> DiffusionPipeline:

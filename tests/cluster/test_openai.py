@@ -21,7 +21,8 @@ from workflows.media.decode import read_frames, read_picture
 from workflows.media.frames import UInt8Array
 from workflows.media.probe import probe
 
-pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow,
+              pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")]
 
 PROMPT = "a red circle moves left over a blue background"
 RED, BLUE = 0, 2

@@ -16,7 +16,7 @@ from tests.provider import KEY, provider, refused, said
 from workflows.media.encode import EncodeOptions, encode
 from workflows.media.probe import probe
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 CARD = """
 name: far

@@ -86,7 +86,8 @@ def test_a_film_is_rendered_on_the_server_and_ends_here(server: Server, place: P
 def test_ctrl_c_leaves_the_job_on_the_server(server: Server, place: Path) -> None:
     """And the same command joins it, cancel and retry reach it."""
     url = f"http://127.0.0.1:{server.port}"
-    shots = "".join(f"  - prompt: a red circle\n    steps: {30 + number}\n" for number in range(6))
+    # So long that it is not over before the signal arrives.
+    shots = "".join(f"  - prompt: a red circle\n    steps: {90 + number}\n" for number in range(12))
     (place / "long.yaml").write_text(f"title: Long\nshots:\n{shots}")
     process = subprocess.Popen(command("render", "long.yaml", "--json", "--server", url), stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, text=True, cwd=place)
@@ -122,7 +123,7 @@ def test_a_server_that_is_started_again_goes_on_with_the_film_and_so_does_the_co
         tmp_path_factory: pytest.TempPathFactory, place: Path) -> None:
     """The server is stopped in the middle and started again on its port; the command waits, and says so."""
     state, port = tmp_path_factory.mktemp("restarted"), free_port()
-    shots = "".join(f"  - prompt: a red circle\n    steps: {60 + number}\n" for number in range(6))
+    shots = "".join(f"  - prompt: a red circle\n    steps: {90 + number}\n" for number in range(16))
     (place / "long.yaml").write_text(f"title: Long\nshots:\n{shots}")
     with serving(state, port=port):
         process = subprocess.Popen(command("render", "long.yaml", "-o", "long.mp4", "--json", "--server",
@@ -133,8 +134,9 @@ def test_a_server_that_is_started_again_goes_on_with_the_film_and_so_does_the_co
         while told[-1]["event"] != "step" or told[-1]["step"] < 5:
             told.append(json.loads(process.stdout.readline()))
     with serving(state, port=port):
-        rest, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, rest
+        # Not `communicate`: it would lose what `readline` has read ahead.
+        rest = process.stdout.read()
+        assert process.wait(timeout=240) == 0, rest
     told += [json.loads(line) for line in rest.splitlines()]
     notes = [line["message"] for line in told if line["event"] == "note"]
     assert any("trying again" in note for note in notes)

@@ -99,6 +99,16 @@ def test_the_film_is_the_result_only_when_it_was_composed() -> None:
     assert job_view(job(), NODES).result is None
 
 
+def test_pictures_are_what_a_job_is_for_only_where_there_is_no_film() -> None:
+    picture = Artifact(key="p", uri="/p.png", sha256="1" * 64, size_bytes=1, media_type=MediaType.PNG)
+    keyframe = node("s1.keyframe", NodeKind.KEYFRAME, NodeStatus.SUCCEEDED, artifact=picture)
+    compose = node("compose", NodeKind.COMPOSE, NodeStatus.SUCCEEDED, artifact=FILM)
+    film = view_of(keyframe, node("s1.clip", NodeKind.CLIP, NodeStatus.SUCCEEDED), compose, status=JobStatus.SUCCEEDED)
+    assert (dict(film.pictures), film.result) == ({}, FILM)
+    assert summary(film).startswith("film of 1 shots")
+    assert dict(view_of(keyframe, status=JobStatus.SUCCEEDED).pictures) == {"s1": picture}
+
+
 def test_a_view_is_plain_data_for_machines() -> None:
     data = json.loads(json.dumps(job_view(job(), NODES, {"s1.clip": step("s1.clip", 5)}).to_json()))
     assert data["status"] == "running"

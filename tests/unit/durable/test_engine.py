@@ -255,7 +255,7 @@ class TestAFailedShot:
         far = studio.node("far")
         assert (far.status, far.attempt) == (NodeStatus.FAILED, 0)
         assert far.error is not None
-        assert far.error.message == "no lane 'h200' here; lanes: cpu"
+        assert far.error.message == "no lane 'h200' here; lanes: cpu, model"
 
 
 class TestInfrastructure:

@@ -45,10 +45,23 @@ async def test_a_try_that_takes_longer_than_the_job_allows_is_ended(studio: Stud
         raise AssertionError
 
     studio.step.script["s1.keyframe"] = [hang] * studio.settings.attempts
-    studio.ledger.submit(replace(film(shots=1, compose=False), limits=Limits(attempt_timeout_s=0.05)))
+    new = film(shots=1, compose=False)
+    rendering = tuple(replace(node, lane="model") for node in new.nodes)
+    studio.ledger.submit(replace(new, nodes=rendering, limits=Limits(attempt_timeout_s=0.05)))
     job = await studio.render()
     assert job.error is not None
     assert job.error.message.endswith("no result after 0.05 s (the job's timeout_s)")
+
+
+async def test_what_no_model_makes_has_its_own_time(studio: Studio) -> None:
+    """Joining a long film takes longer than one picture may."""
+    async def join(call: NodeCall) -> NodeResult:
+        await asyncio.sleep(0.2)
+        return studio.step.result(call)
+
+    studio.step.script["compose"] = [join]
+    studio.ledger.submit(replace(film(shots=1), limits=Limits(attempt_timeout_s=0.1)))
+    assert (await studio.render()).status is JobStatus.SUCCEEDED
 
 
 async def test_nodes_with_one_key_are_made_once(studio: Studio) -> None:

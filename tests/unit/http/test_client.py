@@ -314,3 +314,31 @@ def test_a_log_is_followed_to_the_end_over_a_break() -> None:
     server = Server(running, page("a", "b", offset=0), httpx2.ConnectError("down"), running, page(offset=2), over,
                     page("c", offset=2), over, page(offset=3))
     assert list(server.client().log_lines("film")) == ["a", "b", "c"]
+
+
+def slow(*pieces: bytes, pause_s: float) -> Iterator[bytes]:
+    """A body that takes its time."""
+    for piece in pieces:
+        time.sleep(pause_s)
+        yield piece
+
+
+def test_a_stream_that_only_beats_is_alive_and_its_first_break_is_no_end() -> None:
+    """A film may wait for its turn for hours; then the server is started again."""
+    beats = slow(told("e:1.0", "info"), *[b": \n\n"] * 6, pause_s=0.1)
+    server = Server(httpx2.Response(200, content=beats), httpx2.ConnectError("down"),
+                    httpx2.Response(200, content=told("e:2.0", "done")))
+    assert [event.name for event in server.client(patience_s=0.55).events("film")] == ["info", "done"]
+
+
+def test_a_long_stream_that_the_server_ends_goes_on_at_once_even_without_patience() -> None:
+    server = Server(*(httpx2.Response(200, content=told(f"e:{n}.0", name)) for n, name in ((1, "info"), (2, "done"))))
+    assert [event.name for event in server.client(patience_s=0.0).events("film")] == ["info", "done"]
+    assert server.asked[1].headers["last-event-id"] == "e:1.0"
+
+
+def test_a_redirect_is_no_film(tmp_path: Path) -> None:
+    server = Server(httpx2.Response(302, headers={"location": "/login"}, content=b"go away"))
+    with pytest.raises(ApiError, match="answered 302, and no file"):
+        server.client(patience_s=0.0).download("film", tmp_path / "film.mp4")
+    assert list(tmp_path.iterdir()) == []

@@ -34,7 +34,7 @@ from tests.unit.http.test_client import Server, told
 from workflows.dispatch import Dispatcher
 from workflows.durable.engine import Engine
 from workflows.durable.keys import Keys, Role
-from workflows.errors import InvalidDocument, InvalidSettings, ServerRefused, ServerUnreachable
+from workflows.errors import InvalidDocument, InvalidSettings, JobConflict, ServerRefused, ServerUnreachable
 from workflows.media.decode import write_png
 from workflows.stages.story import story
 from workflows.status import JobView, job_view
@@ -173,6 +173,23 @@ def test_a_film_is_rendered_there_shown_here_and_downloaded(served: Served, boar
     stored = served.shop.store.fetch(served.shop.desk.files.video(view.id))
     assert path.read_bytes() == stored.read_bytes()
     assert served.shop.ledger.nodes(view.id)[0].payload["image"]["sha256"]  # type: ignore[index]
+
+
+def test_a_film_with_drawn_first_frames_is_downloaded_as_a_film(served: Served, tmp_path: Path) -> None:
+    (tmp_path / "drawn.yaml").write_text("shots: [{prompt: a red circle, mode: keyframe}]\n")
+    site = open_remote(served.url)
+    view = site.render(tmp_path / "drawn.yaml", Recorder())
+    path = site.deliver(view, tmp_path / "film.mp4")
+    assert path is not None
+    assert path.is_file()
+    with pytest.raises(JobConflict, match="is not over yet"):
+        site.retry(Client(served.url).retry(view.id, ["s1"], force=True)["id"], ["s1"], True, Recorder())
+
+
+@pytest.mark.parametrize("address", ["http://h:abc", "films.example", "ftp://films.example", "http://"])
+def test_what_is_no_address_is_refused_with_one(address: str) -> None:
+    with pytest.raises(InvalidSettings, match="is no address; nearest valid: http://"):
+        open_remote(address)
 
 
 def test_pictures_alone_are_made_there_and_downloaded_into_a_directory(
