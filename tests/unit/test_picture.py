@@ -27,7 +27,7 @@ PARTS = {
     "providers": ("serve_app.providers",),
     "writers": ("serve_app.writers",),
     "commands": ("serve_app.",),
-    "cluster": ("serve_app.cluster",),
+    "cluster": ("serve_app.cluster", "serve_app.capacity"),
 }
 
 
