@@ -122,12 +122,10 @@ def story_nodes(
 
 async def tell_story(payload: Mapping[str, Json], *, cards: Cards, writer: StoryWriter, until_s: float = math.inf,
                      ) -> Story:
-    """What a story node's payload stands for: the storyboard, and the nodes that the job gets.
+    """What a story node's payload, which passed `check_submitted`, stands for: the storyboard, and the job's nodes.
 
-    A script that was submitted for the rules is broken by the rules. Raises InvalidDocument, also when models or writer
-    have been changed since the script was submitted.
+    A script that was submitted for the rules is broken by the rules. Raises InvalidDocument.
     """
-    check_submitted(payload, cards=cards, writer=writer)
     chosen = writer if payload.get("writer") else RuleWriter()
     film = FilmFields.model_validate_json(canonical_json(payload["film"]))
     told = await chosen.write(str(payload["script"]), file=f"script{payload['suffix']}", film=film, cards=cards,

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from configs.load import SettingsError, api_key
 from configs.settings import StorySettings
-from serve_app.providers.wire import ApiFailure, Wire
+from serve_app.providers.wire import ApiFailure, UnusableAnswer, Wire
 from workflows.types import Json
 
 log = logging.getLogger(__name__)
@@ -102,13 +102,13 @@ def _content(reply: Json, wire: Wire) -> str:
     choice = choices[0] if isinstance(choices, list) and choices else None
     message = choice.get("message") if isinstance(choice, dict) else None
     if not isinstance(choice, dict) or not isinstance(message, dict):
-        raise ApiFailure("the answer has no choices[0].message")
+        raise UnusableAnswer("the answer has no choices[0].message")
     if isinstance(refusal := message.get("refusal"), str) and refusal:
-        raise ApiFailure(f"the model refuses: {wire.clean(refusal)}", final=True)
+        raise UnusableAnswer(f"the model refuses: {wire.clean(refusal)}", final=True)
     if choice.get("finish_reason") == "length":
         raise ApiFailure("the answer was cut off for its length: the script is too long for this model, or the server "
                          "allows too few tokens; lower story.max_shots or use a model with more", final=True)
     content = message.get("content")
     if not isinstance(content, str) or not content.strip():
-        raise ApiFailure("the answer is empty")
+        raise UnusableAnswer("the answer is empty")
     return content

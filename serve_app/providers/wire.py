@@ -36,6 +36,10 @@ class ApiFailure(Exception):
         self.retry_after_s = retry_after_s
 
 
+class UnusableAnswer(ApiFailure):
+    """The model answered, with nothing that can be used."""
+
+
 class Wire:
     """Requests to one endpoint."""
 

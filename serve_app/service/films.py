@@ -33,8 +33,8 @@ from workflows.storyboard_rules import shot_ids
 from workflows.types import Artifact, Json, NodeKind, NodeSpec, Priority, Stage
 
 RESTORE = "restore_take"
-FORETOLD = ("a language model will break this script into shots; what is foretold here are the shots of the rules, "
-            "which it falls back on")
+FORETOLD = ("a language model will break this script into shots or write their prompts anew; what is foretold here are "
+            "the shots and prompts of the rules, which stand where it fails")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +109,7 @@ class Films:
             node = script_node(sent.text, cards=self._cast, film=sent.film, file=sent.file, last_stage=last_stage,
                                writer=self._writer)
             return Draft(title=sent.title or storyboard.title, document={"script": sent.text, **kept}, nodes=(node,),
-                         plan=plan, notes=(FORETOLD,) if self._writer.get("writer") == "llm" else ())
+                         plan=plan, notes=(FORETOLD,) if self._writer else ())
         storyboard = parse_storyboard(sent.text, file=sent.file)
         try:
             assets = self._pictures.named(referenced_pictures(storyboard), {})

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from configs.settings import StorySettings
 from serve_app.providers.chat import Chat, HttpChat
-from serve_app.providers.wire import ApiFailure
+from serve_app.providers.wire import ApiFailure, UnusableAnswer
 from serve_app.writers.wording import (
     FILM_FIELDS,
     PROMPTS_SCHEMA,
@@ -162,12 +162,14 @@ class ModelWriter:
         found = {shot.id: one_line(shot.prompt) for shot in given.shots}
         missing = [name for name, _ in asked if name not in found]
         if missing or len(found) != len(asked):
-            raise ApiFailure(f"it answered for {len(found)} shots and was asked for {len(asked)}")
+            raise UnusableAnswer(f"it answered for {len(found)} shots and was asked for {len(asked)}")
         return [found[name] for name, _ in asked]
 
     def _advice(self, failure: ApiFailure) -> str:
         """What to do about it."""
         settings = self._settings
+        if isinstance(failure, UnusableAnswer):
+            return "use another model"
         if failure.status in (401, 403):
             where = settings.key_place or "story.api_key_env, which is not set"
             return f"see that the key in {where} is right, where the Director runs"

@@ -8,7 +8,7 @@ from configs.model_card import CallDefaults, ModelCard, Task
 from workflows.errors import InvalidDocument
 from workflows.plan import plan_film, plan_keys
 from workflows.script import parse_script
-from workflows.story import RuleWriter, plan_script, story_nodes, tell_story
+from workflows.story import RuleWriter, check_submitted, plan_script, story_nodes, tell_story
 from workflows.storyboard import FilmFields, Size
 from workflows.types import NodeKind, canonical_json
 
@@ -37,11 +37,11 @@ async def test_the_node_becomes_the_film_that_the_script_promised() -> None:
     assert [node.id for node in plan.nodes] == ["s1.clip", "s1.caption", "compose"]
 
 
-async def test_a_story_is_not_told_with_other_models_than_it_was_planned_for() -> None:
+def test_a_story_is_not_told_with_other_models_than_it_was_planned_for() -> None:
     node = plan_script(SCRIPT, cards=CARDS)
     other = {Task.TEXT_TO_VIDEO: CARD.model_copy(update={"repo": "x/y"})}
     with pytest.raises(InvalidDocument, match="the models were changed after the script was submitted"):
-        await tell_story(node.payload, cards=other, writer=RuleWriter())
+        check_submitted(node.payload, cards=other, writer=RuleWriter())
 
 
 @pytest.mark.parametrize(("script", "film", "message"), [

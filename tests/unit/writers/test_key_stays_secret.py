@@ -51,7 +51,7 @@ def test_a_script_becomes_the_models_film(shop: Shop, server: Provider, tmp_path
                                           caplog: pytest.LogCaptureFixture) -> None:
     server.will(CHAT, said(STORY))
     foretold = shop.client.post("/api/films?dry_run=true", content=SCRIPT, headers=TEXT).json()
-    assert foretold["warnings"][0].startswith("a language model will break this script into shots; what is foretold")
+    assert foretold["warnings"][0].startswith("a language model will break this script into shots or write their")
     job_id = shop.client.post("/api/films", content=SCRIPT, headers=TEXT).json()["id"]
     assert shop.render(job_id).status is JobStatus.SUCCEEDED
     assert [shot["id"] for shot in shop.status(job_id)["shots"]] == ["s1", "s2"]
@@ -59,6 +59,16 @@ def test_a_script_becomes_the_models_film(shop: Shop, server: Provider, tmp_path
     assert holders(tmp_path / "state") == []
     assert KEY not in caplog.text
     assert holders(tmp_path / "state", b"chatty"), "the scan would have found it"
+
+
+def test_prompts_that_will_be_written_anew_are_foretold_as_such(tmp_path: Path, migrated_file: Path) -> None:
+    shutil.copy(migrated_file, tmp_path / "state.db")
+    shop = open_shop(tmp_path, tmp_path / "state.db", "story.enhance_prompts=true",
+                     "story.api_url=http://127.0.0.1:9/v1", "story.model_name=chatty")
+    with shop.client:
+        foretold = shop.client.post("/api/films?dry_run=true", content=SCRIPT, headers=TEXT).json()
+    shop.ledger.close()
+    assert foretold["warnings"][0].startswith("a language model will break this script into shots or write their")
 
 
 def test_a_server_that_repeats_the_key_is_not_repeated(shop: Shop, server: Provider, tmp_path: Path,

@@ -187,9 +187,10 @@ async def test_a_fallback_is_not_kept_as_the_models_story(server: Provider, desk
     (refused(403, "no"), 1, "story.api_key_env, which is not set"),
     (RedirectResponse("http://elsewhere.example/v1"), 1, "answers with a redirect (307), which is not followed"),
     (Response("<html>oops"), 3, "answers something that is no JSON"),
-    (JSONResponse({"choices": []}), 3, "the answer has no choices[0].message"),
+    (JSONResponse({"choices": []}), 3, "the answer has no choices[0].message; use another model"),
+    (said(" "), 3, "the answer is empty; use another model"),
     (said("{", finish_reason="length"), 1, "the answer was cut off for its length"),
-], ids=["429", "500", "404", "403", "redirect", "garbage", "no choice", "cut off"])
+], ids=["429", "500", "404", "403", "redirect", "garbage", "no choice", "empty", "cut off"])
 async def test_what_may_pass_is_asked_again_and_what_is_final_is_not(
     server: Provider, desk: Desk, failure: Response, tries: int, reason: str) -> None:
     server.will(CHAT, failure)
