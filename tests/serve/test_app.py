@@ -80,7 +80,8 @@ def test_a_port_that_is_taken_is_named_before_anything_is_started() -> None:
 
 def test_every_lane_holds_two_calls_per_replica() -> None:
     settings = settings_of("models.by_card.sketch.replicas=3", "models.text_to_image=placeholder", "cpu_slots=4")
-    assert lane_capacity(settings, casting(settings, load_cards(settings))) == {"sketch": 6, "placeholder": 4, "cpu": 4}
+    assert lane_capacity(settings, casting(settings, load_cards(settings))) == {
+        "sketch": 6, "placeholder": 4, "cpu": 4, "story": settings.story.parallel}
 
 
 def test_scripts_for_a_language_model_have_a_lane_of_their_own() -> None:
