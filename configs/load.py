@@ -114,6 +114,11 @@ def load_card(path: Path) -> ModelCard:
     return card
 
 
+def cards_in_use(settings: Settings) -> tuple[ModelCard, ...]:
+    """The cards that answer some task, each once. Raises SettingsError."""
+    return tuple({card.name: card for card in casting(settings, load_cards(settings)).values()}.values())
+
+
 def casting(settings: Settings, cards: Mapping[str, ModelCard]) -> dict[Task, ModelCard]:
     """Which card answers which task. Raises SettingsError for unknown cards and for cards that cannot do the task.
 

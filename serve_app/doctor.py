@@ -17,7 +17,7 @@ import imageio_ffmpeg
 import numpy as np
 
 from configs.endpoint import Endpoint
-from configs.load import SettingsError, api_key, casting, load_cards
+from configs.load import SettingsError, api_key, cards_in_use
 from configs.model_card import ModelCard
 from configs.settings import Settings
 from serve_app.capacity import check_resources
@@ -117,21 +117,16 @@ def _resources(settings: Settings) -> Iterator[Finding]:
     import torch
 
     have = torch.cuda.device_count() if settings.ray.num_gpus is None else settings.ray.num_gpus
-    check_resources(settings, _cast(settings), {"GPU": float(have)})
+    check_resources(settings, cards_in_use(settings), {"GPU": float(have)})
     yield Finding(level="ok", what="resources", text="the models' replicas have the GPUs that they ask for")
 
 
 def _cards(settings: Settings) -> Iterator[Finding]:
-    for card in _cast(settings):
+    for card in cards_in_use(settings):
         if card.remote is not None:
             yield _endpoint(f"{card.name}: {card.remote.model_name}", card.remote)
         if card.loader == "diffusers":
             yield _weights(card, settings)
-
-
-def _cast(settings: Settings) -> list[ModelCard]:
-    """The cards in use, each once."""
-    return list({card.name: card for card in casting(settings, load_cards(settings)).values()}.values())
 
 
 def _weights(card: ModelCard, settings: Settings) -> Finding:

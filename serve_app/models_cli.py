@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from configs.load import SettingsError, casting, load_cards, load_settings, suggestion
+from configs.load import SettingsError, cards_in_use, casting, load_cards, load_settings, suggestion
 from configs.model_card import GPU_SIZES_GB, ModelCard
 from serve_app.options import JsonOption, ProfileOption, SetOption
 from workflows.types import Json
@@ -101,8 +101,7 @@ def models_check(
     from serve_app.models_check import examine_card
 
     settings = load_settings(profile, settings_ or ())
-    chosen = [_card(name, profile, settings_)] if name else list(
-        {card.name: card for card in casting(settings, load_cards(settings)).values()}.values())
+    chosen = [_card(name, profile, settings_)] if name else cards_in_use(settings)
     findings = [(card.name, finding) for card in chosen
                 for finding in examine_card(card, load=load, checksums=checksums)]
     if as_json:

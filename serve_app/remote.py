@@ -16,7 +16,7 @@ from configs.load import KEY_VARIABLE
 from serve_app.client import ApiError, Client, Film, Problem, ServerAway
 from serve_app.mirror import Mirror, heard
 from serve_app.screen import Screen
-from serve_app.site import Interrupted, JobLine
+from serve_app.site import Interrupted, JobLine, require_over
 from workflows import errors
 from workflows.status import JobView
 from workflows.storyboard_rules import ID_PATTERN
@@ -82,6 +82,7 @@ class RemoteSite:
         """On the server."""
         with self._in_our_words():
             job = self._steady.job(job_id)
+            require_over(job_id, JobStatus(job["status"]), shots, force)
             return self._see_through(job, shots, force, screen, again=True)
 
     def deliver(self, view: JobView, output: Path) -> Path | None:
@@ -149,9 +150,6 @@ class RemoteSite:
 
     def _see_through(self, job: dict[str, Any], shots: Sequence[str], force: bool, screen: Screen, *,
                      again: bool = False) -> JobView:
-        if (shots or force) and not JobStatus(job["status"]).is_terminal:
-            raise errors.JobConflict(job_id=job["id"], problem="is not over yet; choose shots when it is, or cancel it "
-                                                               "first")
         if JobStatus(job["status"]).is_terminal:
             if again or JobStatus(job["status"]) is not JobStatus.SUCCEEDED:
                 nodes = self._steady.retry(job["id"], shots, force=force)["nodes"]

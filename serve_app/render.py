@@ -39,8 +39,6 @@ def render(job: NewJob, place: Workplace, screen: Screen) -> JobView:
 def reopen(job_id: str, place: Workplace, screen: Screen, selection: Collection[str] = (), force: bool = False) -> None:
     """Make a finished job run again where it has no result, or where its files are gone, or where asked to."""
     if not place.ledger.job(job_id).status.is_terminal:
-        if selection or force:
-            raise JobConflict(job_id=job_id, problem="is not over yet; choose shots when it is, or cancel it first")
         return
     nodes = place.ledger.nodes(job_id)
     without = [node.id for node in nodes if node.artifact is None or not place.store.exists(node.artifact)]

@@ -13,7 +13,7 @@ from ray.serve.config import HTTPOptions
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
-from configs.load import casting, load_cards
+from configs.load import cards_in_use
 from configs.settings import HttpSettings, Settings
 from serve_app.app import APP_NAME, DIRECTOR, build
 from serve_app.cluster import start_ray
@@ -57,7 +57,7 @@ def require_weights(settings: Settings) -> None:
     if settings.ray.address or settings.models.auto_download:
         return
     problems: list[Problem] = []
-    for card in {card.name: card for card in casting(settings, load_cards(settings)).values()}.values():
+    for card in cards_in_use(settings):
         try:
             if card.loader == "diffusers":
                 weights.require(card)

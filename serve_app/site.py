@@ -13,6 +13,7 @@ from typing import Protocol
 
 from serve_app.screen import Screen
 from serve_app.workplace import Workplace
+from workflows.errors import JobConflict
 from workflows.status import JobView, job_view
 from workflows.types import JobStatus, Stage
 
@@ -36,6 +37,12 @@ class JobLine:
     shots: int
     """How many."""
     created_at_s: float
+
+
+def require_over(job_id: str, status: JobStatus, shots: Sequence[str], force: bool) -> None:
+    """Raise JobConflict where shots are chosen of a job that still runs: it would only be followed."""
+    if (shots or force) and not status.is_terminal:
+        raise JobConflict(job_id=job_id, problem="is not over yet; choose shots when it is, or cancel it first")
 
 
 class Site(Protocol):
@@ -92,7 +99,7 @@ class LocalSite:
         """Embedded, as `render`."""
         from serve_app.render import reopen, run_to_end
 
-        self._place.ledger.job(job_id)
+        require_over(job_id, self._place.ledger.job(job_id).status, shots, force)
         reopen(job_id, self._place, screen, shots, force)
         return run_to_end(job_id, self._place, screen)
 

@@ -101,10 +101,11 @@ def decide_pictures(storyboard: Storyboard, cards: Cards) -> tuple[Film, tuple[S
     if Task.TEXT_TO_IMAGE not in cards:
         raise InvalidDocument(problems=(_no_card(Task.TEXT_TO_IMAGE, "", field="stages"),))
     card = cards[Task.TEXT_TO_IMAGE]
-    tasks = (task for shot in map(storyboard.resolved, storyboard.shots) for task in tasks_of(shot, cards))
+    every = [storyboard.resolved(shot) for shot in storyboard.shots]
+    tasks = (task for shot in every for task in tasks_of(shot, cards))
     film = _film(storyboard, cards, {}, (card, *(cards[task] for task in dict.fromkeys(tasks) if task in cards)))
     problems = [*_reference_pictures(storyboard), *_wrong_size(film, (card,))]
-    shots = [shot for shot in map(storyboard.resolved, storyboard.shots) if shot.image is None]
+    shots = [shot for shot in every if shot.image is None]
     if not shots:
         problems.append(Problem(field="shots", problem="every shot has a picture of its own, so none is to be drawn"))
     if problems:

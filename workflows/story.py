@@ -135,8 +135,13 @@ async def tell_story(payload: Mapping[str, Json], *, cards: Cards, writer: Story
 
 def planned(told: Told, payload: Mapping[str, Json], *, cards: Cards) -> Story:
     """A told script as a film or as pictures, told now or found in the store. Raises InvalidDocument."""
-    last_stage = Stage(str(payload.get(LAST_STAGE, Stage.COMPOSITION.value)))
+    last_stage = last_stage_in(payload)
     return Story(told=told, plan=plan_film(told.storyboard, cards=cards, last_stage=last_stage))
+
+
+def last_stage_in(held: Mapping[str, Json]) -> Stage:
+    """What a story node's payload, or a job's document, says of the stage after which the job is over."""
+    return Stage(str(held.get(LAST_STAGE, Stage.COMPOSITION.value)))
 
 
 def check_submitted(payload: Mapping[str, Json], *, cards: Cards, writer: StoryWriter) -> None:

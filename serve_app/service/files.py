@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from workflows.media.decode import first_frame, iter_frames, read_picture, write
 from workflows.media.probe import probe
 from workflows.media.stills import sprite_places, sprite_sheet, thumbnail
 from workflows.store import Store
-from workflows.types import Artifact, JobStatus, MediaType, NodeKind, NodeStatus, digest
+from workflows.types import Artifact, JobStatus, Json, MediaType, NodeKind, NodeStatus, digest
 
 THUMBNAIL_PX = 320
 """Longer side."""
@@ -58,20 +58,9 @@ class Files:
 
     def spritesheet(self, job_id: str) -> Artifact:
         """Frames of the film in a grid, as JPEG. Raises UnknownJob, and UnknownPart while there is no film."""
-        film = self.video(job_id)
-        key = digest({"spritesheet_of": film.sha256, "columns": SHEET_COLUMNS, "rows": SHEET_ROWS,
-                      "longer_side_px": THUMBNAIL_PX, "quality": SHEET_QUALITY})[:32]
-        found = self._store.find(key)
-        if found:
-            return found
-        path = self._store.fetch(film)
-        wanted = sprite_places(probe(path).frames, SHEET_COLUMNS, SHEET_ROWS)
-        cells = [thumbnail(frame_HWC, THUMBNAIL_PX) for number, frame_HWC in enumerate(iter_frames(path))
-                 if number in wanted]
-        with tempfile.TemporaryDirectory(prefix="reelray-") as scratch:
-            sheet = Path(scratch) / "sheet.jpg"
-            write_jpeg(sprite_sheet(cells, SHEET_COLUMNS, SHEET_ROWS), sheet, quality=SHEET_QUALITY)
-            return self._store.put(key, sheet, media_type=MediaType.JPEG, manifest={"spritesheet_of": film.key})
+        return made_of(self._store, self.video(job_id), "spritesheet", {
+            "columns": SHEET_COLUMNS, "rows": SHEET_ROWS, "longer_side_px": THUMBNAIL_PX, "quality": SHEET_QUALITY},
+            MediaType.JPEG, _write_sheet)
 
     def of_shot(self, job_id: str, shot_id: str, what: ShotFile, take: int | None = None) -> Artifact:
         """A shot's file. Raises UnknownJob, and UnknownPart for a shot, take or file that does not exist (yet)."""
@@ -97,16 +86,34 @@ class Files:
         return self._thumbnail(kept.artifact) if what is ShotFile.THUMBNAIL else kept.artifact
 
     def _thumbnail(self, source: Artifact) -> Artifact:
-        key = digest({"thumbnail_of": source.sha256, "longer_side_px": THUMBNAIL_PX})[:32]
-        found = self._store.find(key)
-        if found:
-            return found
-        path = self._store.fetch(source)
-        frame_HWC = first_frame(path) if source.media_type is MediaType.MP4 else read_picture(path)
-        with tempfile.TemporaryDirectory(prefix="reelray-") as scratch:
-            small = Path(scratch) / "thumbnail.png"
-            write_png(thumbnail(frame_HWC, THUMBNAIL_PX), small)
-            return self._store.put(key, small, media_type=MediaType.PNG, manifest={"thumbnail_of": source.key})
+        def write(path: Path, to: Path) -> None:
+            frame_HWC = first_frame(path) if source.media_type is MediaType.MP4 else read_picture(path)
+            write_png(thumbnail(frame_HWC, THUMBNAIL_PX), to)
+
+        return made_of(self._store, source, "thumbnail", {"longer_side_px": THUMBNAIL_PX}, MediaType.PNG, write)
+
+
+def made_of(store: Store, source: Artifact, what: str, options: Mapping[str, Json], media_type: MediaType,
+            write: Callable[[Path, Path], None]) -> Artifact:
+    """A stored file in another form, made when it is first asked for; `write(source, to)` makes it.
+
+    `what` and `options` are its key, with the source's bytes. Raises ArtifactMissing, MediaError.
+    """
+    key = digest({f"{what}_of": source.sha256, **options})[:32]
+    found = store.find(key)
+    if found:
+        return found
+    with tempfile.TemporaryDirectory(prefix="reelray-") as scratch:
+        path = Path(scratch) / f"{what}{media_type.suffix}"
+        write(store.fetch(source), path)
+        return store.put(key, path, media_type=media_type, manifest={f"{what}_of": source.key})
+
+
+def _write_sheet(path: Path, to: Path) -> None:
+    wanted = sprite_places(probe(path).frames, SHEET_COLUMNS, SHEET_ROWS)
+    cells = [thumbnail(frame_HWC, THUMBNAIL_PX) for number, frame_HWC in enumerate(iter_frames(path))
+             if number in wanted]
+    write_jpeg(sprite_sheet(cells, SHEET_COLUMNS, SHEET_ROWS), to, quality=SHEET_QUALITY)
 
 
 def files_by_shot(nodes: Sequence[NodeRow]) -> dict[str, dict[ShotFile, Artifact]]:

@@ -20,7 +20,7 @@ from workflows.errors import InvalidDocument, JobConflict, Problem, UnknownPart
 from workflows.plan import Plan, plan_film, plan_keys, referenced_pictures
 from workflows.revise import change_shot, with_lines
 from workflows.store import Store
-from workflows.story import LAST_STAGE, script_node, story_nodes
+from workflows.story import LAST_STAGE, last_stage_in, script_node, story_nodes
 from workflows.storyboard import (
     FilmFields,
     Storyboard,
@@ -168,7 +168,7 @@ class Films:
             changes, generations = self._restored(job_id, shot_id, before, changes)
         _refuse_fields(shot_id, changes)
         changed = change_shot(storyboard, shot_id, changes)
-        last_stage = Stage(str(job.document.get(LAST_STAGE, Stage.COMPOSITION.value)))
+        last_stage = last_stage_in(job.document)
         # Where only pictures are drawn nothing starts from one, and no node remembers which file was meant.
         wanted = () if last_stage is Stage.IMAGES else referenced_pictures(changed)
         assets = self._pictures.named(wanted, _planned_pictures(storyboard, nodes))

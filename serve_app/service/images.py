@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 from configs.model_card import ModelCard, Task
-from serve_app.service.files import Files, ShotFile
+from serve_app.service.files import Files, ShotFile, made_of
 from serve_app.service.films import Order
 from serve_app.service.wishes import ImageWish, OutputFormat, given
 from serve_app.submit import plan_digest
@@ -20,7 +18,7 @@ from workflows.media.decode import read_picture, write_jpeg
 from workflows.plan import plan_film
 from workflows.store import Store
 from workflows.storyboard import parse_storyboard
-from workflows.types import Artifact, Json, MediaType, NodeSpec, Stage, digest
+from workflows.types import Artifact, Json, MediaType, NodeSpec, Stage
 
 IMAGE = "image"
 """Kind of the jobs that hold them."""
@@ -80,14 +78,8 @@ class Images:
         return self._store.fetch(artifact).read_bytes()
 
     def _as_jpeg(self, drawn: Artifact, quality: int) -> Artifact:
-        key = digest({"jpeg_of": drawn.sha256, "quality": quality})[:32]
-        found = self._store.find(key)
-        if found:
-            return found
-        with tempfile.TemporaryDirectory(prefix="reelray-") as scratch:
-            path = Path(scratch) / "picture.jpg"
-            write_jpeg(read_picture(self._store.fetch(drawn)), path, quality=quality)
-            return self._store.put(key, path, media_type=MediaType.JPEG, manifest={"jpeg_of": drawn.key})
+        return made_of(self._store, drawn, "jpeg", {"quality": quality}, MediaType.JPEG,
+                       lambda path, to: write_jpeg(read_picture(path), to, quality=quality))
 
 
 def _as_asked(node: NodeSpec, wish: ImageWish, card: ModelCard) -> NodeSpec:

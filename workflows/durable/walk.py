@@ -103,8 +103,9 @@ class Walk:
             settled = Settled(node=skipped)
         else:
             # Nodes with the same key take turns: the second one finds what the first one made.
-            async with self._keys[self._key(node)]:
-                settled = await self._work(node)
+            key = self._key(node)
+            async with self._keys[key]:
+                settled = await self._work(node, key)
         # 3. let the others know
         self._absorb(group, settled)
 
@@ -129,12 +130,11 @@ class Walk:
         needed = graph.waits_for(node) if not node.accepts_missing else (node.parent_id,) if node.parent_id else ()
         return tuple(dep for dep in needed if self._nodes[dep].status is not NodeStatus.SUCCEEDED)
 
-    async def _work(self, node: NodeRow) -> Settled:
+    async def _work(self, node: NodeRow, key: str) -> Settled:
         """Reuse the node's result or make it, in as many attempts as the settings allow."""
         obstacle = self._obstacle(node)
         if obstacle is not None:
             return await self._fail(node, self._judge(obstacle, node, refusals=0))
-        key = self._key(node)
         stored = None if node.kind in graph.FAN_OUT else await self._find(key)
         if stored is not None:
             return await self._succeed(node, Done(result=NodeResult(artifact=stored), cached=True), key)
