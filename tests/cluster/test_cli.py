@@ -158,6 +158,7 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(place: Path) -> None:
     nothing_started_after_its_commit(place)
 
 
+@pytest.mark.slow
 def test_kill_9_of_every_process_mid_film_and_the_same_command_goes_on(place: Path) -> None:
     process = start(place, "render", str(place / "film.yaml"), "-o", str(place / "film.mp4"))
     until(lambda: clips_done(place) >= 1)
@@ -191,6 +192,7 @@ def test_json_output_carries_true_steps_and_ends_with_the_path(place: Path) -> N
     assert events[-1]["path"] == str(place / "film.mp4")
 
 
+@pytest.mark.slow
 def test_pictures_alone_come_as_files_and_show_their_shots(place: Path) -> None:
     done = run(place, "render", str(place / "film.yaml"), "--stages", "images", "-o", str(place / "stills"))
     assert done.returncode == 0, done.stderr
