@@ -1,4 +1,4 @@
-"""`reelray models check`: one finding per thing that a card promises. Loads torch and diffusers."""
+"""`reelray models check`: one finding per thing that a card promises. Loads torch, diffusers and transformers."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+import transformers
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from configs.chat_card import AnyCard, ChatCard
 from configs.model_card import ModelCard
 from serve_app.doctor import Finding
-from serve_app.models import pipelines, weights
+from serve_app.models import chat_model, pipelines, weights
+from serve_app.models.repo import INDEX, index_of
 from serve_app.models.studio import open_studio
 from workflows.errors import ReelrayError
 
@@ -24,8 +28,11 @@ LEAST_GB = 0.05
 """Below this, differences are not worth a word."""
 
 
-def examine_card(card: ModelCard, *, load: bool = False, checksums: bool = False) -> Iterator[Finding]:
-    """Classes, weights, sizes; with `checksums` every byte of a hub snapshot, with `load` the pipelines themselves."""
+def examine_card(card: AnyCard, *, load: bool = False, checksums: bool = False) -> Iterator[Finding]:
+    """Classes, weights, sizes; with `checksums` every byte of a hub snapshot, with `load` the models themselves."""
+    if isinstance(card, ChatCard):
+        yield from _examine_chat(card, load=load, checksums=checksums)
+        return
     if card.loader != "diffusers":
         yield Finding(level="ok", what="weights", text="needs none")
         return
@@ -66,7 +73,7 @@ def _checksums(directory: Path) -> Finding:
 
 def _components(directory: Path) -> Iterator[Finding]:
     """Whether the installed libraries have the classes that the checkpoint names."""
-    index = json.loads((directory / weights.INDEX).read_text(encoding="utf-8"))
+    index = json.loads((directory / INDEX).read_text(encoding="utf-8"))
     for name, entry in index.items():
         if isinstance(entry, list) and entry[0] in ("diffusers", "transformers"):
             library = importlib.import_module(entry[0])
@@ -100,13 +107,44 @@ def _values(path: Path) -> float:
                for name, entry in header.items() if name != "__metadata__")
 
 
-def _loaded(card: ModelCard) -> Finding:
+def _examine_chat(card: ChatCard, *, load: bool, checksums: bool) -> Iterator[Finding]:
+    try:
+        directory = weights.require(card)
+    except ReelrayError as error:
+        yield Finding(level="fail", what="card", text=str(error))
+        return
+    kind = json.loads((directory / index_of(card)).read_text(encoding="utf-8")).get("model_type")
+    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
+    yield (Finding(level="ok", what="classes", text=str(known)) if known else Finding(
+        level="fail", what="classes", text=f"transformers {transformers.__version__} has no language model {kind!r}"))
+    if found := weights.gaps(directory, card):
+        yield Finding(level="fail", what="weights", text=f"{directory}: {'; '.join(found)}")
+        return
+    stored = [path for path in directory.glob("*.safetensors") if weights.TOP_WEIGHTS.fullmatch(path.name)]
+    size_gb = sum(path.stat().st_size for path in stored) / 1e9
+    yield Finding(level="ok", what="weights", text=f"whole, {size_gb:.2f} GB at {directory}")
+    if card.memory is not None:
+        said_gb, found_gb = card.memory.total_gb, sum(map(_values, stored)) * DTYPE_BYTES[card.dtype] / 1e9
+        if abs(found_gb - said_gb) > max(said_gb * TOLERANCE, LEAST_GB):
+            yield Finding(level="note", what="memory", text=f"the card says {said_gb:g} GB in {card.dtype}, its files "
+                                                            f"come to {found_gb:.2f} GB")
+    if checksums:
+        yield _checksums(directory)
+    if load:
+        yield _loaded(card)
+
+
+def _loaded(card: AnyCard) -> Finding:
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
     started = time.perf_counter()
     try:
-        open_studio(card, device, pipelines.load)
+        if isinstance(card, ChatCard):
+            chat_model.load(card, device)
+        else:
+            open_studio(card, device, pipelines.load)
     except ReelrayError as error:
         return Finding(level="fail", what="load", text=str(error))
     took_s = time.perf_counter() - started
     peak = f", {torch.cuda.max_memory_allocated() / 1e9:.2f} GB of it" if device != "cpu" else ""
-    return Finding(level="ok", what="load", text=f"{', '.join(card.tasks)} in {took_s:.1f} s on {device}{peak}")
+    does = "chat" if isinstance(card, ChatCard) else ", ".join(card.tasks)
+    return Finding(level="ok", what="load", text=f"{does} in {took_s:.1f} s on {device}{peak}")

@@ -11,7 +11,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from configs.load import SettingsError, cards_in_use, casting, load_cards, load_settings, suggestion
+from configs.chat_card import AnyCard, ChatCard
+from configs.load import (
+    SettingsError,
+    cards_in_use,
+    casting,
+    load_all_cards,
+    load_cards,
+    load_settings,
+    story_card,
+    suggestion,
+)
 from configs.model_card import GPU_SIZES_GB, ModelCard
 from serve_app.options import JsonOption, ProfileOption, SetOption
 from workflows.types import Json
@@ -30,12 +40,15 @@ VERDICTS = {"fits": "fits", "tight": "its weights fit, the peak does not", "no":
 def models_list(profile: ProfileOption = "", settings_: SetOption = None, as_json: JsonOption = False) -> None:
     """List model cards, which tasks they do here, and the vocabulary of small ones."""
     settings = load_settings(profile, settings_ or ())
-    cards = load_cards(settings)
     if as_json:
-        print(json.dumps([card.model_dump(mode="json") for card in cards.values()], ensure_ascii=False))
+        print(json.dumps([card.model_dump(mode="json") for card in load_all_cards(settings).values()],
+                         ensure_ascii=False))
         return
-    cast = casting(settings, cards)
-    for card in cards.values():
+    cast, writer = casting(settings, load_cards(settings)), story_card(settings)
+    for card in load_all_cards(settings).values():
+        if isinstance(card, ChatCard):
+            _tell_chat(card, is_used=card == writer)
+            continue
         used = [task.value for task, chosen in cast.items() if chosen.name == card.name]
         out.print(f"[bold]{card.name}[/bold]  {card.title}", highlight=False)
         out.print(f"  does {', '.join(card.tasks)}" + (f"; used here for {', '.join(used)}" if used else ""),
@@ -49,6 +62,14 @@ def models_list(profile: ProfileOption = "", settings_: SetOption = None, as_jso
                 out.print(f"    {line}", highlight=False)
     out.print("choose with --set models.text_to_video=NAME; your own cards: --set models.card_dirs=[DIR]",
               style="dim", highlight=False)
+
+
+def _tell_chat(card: ChatCard, *, is_used: bool) -> None:
+    out.print(f"[bold]{card.name}[/bold]  {card.title}", highlight=False)
+    out.print("  writes stories" + ("; used here" if is_used else f"; choose with --set story.writer=llm --set "
+                                    f"story.card={card.name}"), highlight=False)
+    out.print(f"  {card.question_tokens} tokens of question, {card.answer_tokens} of answer; "
+              f"{card.resources.num_gpus:g} GPU per replica", highlight=False)
 
 
 @models_app.command("show")
@@ -116,33 +137,57 @@ def models_check(
         raise typer.Exit(1)
 
 
-def _card(name: str, profile: str, overrides: list[str] | None) -> ModelCard:
+def _card(name: str, profile: str, overrides: list[str] | None) -> AnyCard:
     """The card of that name. Raises SettingsError with the nearest one."""
-    cards = load_cards(load_settings(profile, overrides or ()))
+    cards = load_all_cards(load_settings(profile, overrides or ()))
     if name not in cards:
         raise SettingsError(f"no card {name!r}{suggestion(name, cards)}; `reelray models list` shows all")
     return cards[name]
 
 
-def _here(card: ModelCard) -> str:
+def _here(card: AnyCard) -> str:
     """Where the weights are, or empty."""
     from serve_app.models import weights
 
-    found: Path | None = None if card.loader != "diffusers" else weights.find(card)
+    found: Path | None = weights.find(card) if weights.has_weights(card) else None
     return str(found or "")
 
 
-def _facts(card: ModelCard) -> list[tuple[str, str]]:
+def _facts(card: AnyCard) -> list[tuple[str, str]]:
     """Label and text, in reading order; what a card does not say is left out."""
-    default, size, frames = card.defaults, card.size, card.frames
-    still = frames.max_frames == 1
-    facts = [
-        ("does", ", ".join(f"{task.value} ({pipeline})" for task, pipeline in card.pipelines.items())),
-        ("tier", card.tier),
+    facts = _chat_facts(card) if isinstance(card, ChatCard) else _picture_facts(card)
+    return [*((label, text.strip()) for label, text in [*facts, *_memory_facts(card)] if text.strip()),
+            *(("source" if not number else "", source) for number, source in enumerate(card.sources)),
+            *([("note", card.notes.strip())] if card.notes else [])]
+
+
+def _origin_facts(card: AnyCard) -> list[tuple[str, str]]:
+    return [
         ("repo", card.repo + (f" at {card.revision}" if card.revision else "")),
         ("weights", _weights_fact(card)),
         ("licence", " ".join([card.licence, card.licence_url])),
         ("", card.licence_terms + (" Gated: the hub asks you to accept its terms." if card.gated else "")),
+    ]
+
+
+def _chat_facts(card: ChatCard) -> list[tuple[str, str]]:
+    return [
+        ("does", "stories (story.card)"),
+        *_origin_facts(card),
+        ("dtype", card.dtype),
+        ("question", f"up to {card.question_tokens} tokens, instructions and script"),
+        ("answer", f"up to {card.answer_tokens} tokens"),
+        ("template", ", ".join(f"{name} {value}" for name, value in card.template.items())),
+    ]
+
+
+def _picture_facts(card: ModelCard) -> list[tuple[str, str]]:
+    default, size, frames = card.defaults, card.size, card.frames
+    still = frames.max_frames == 1
+    return [
+        ("does", ", ".join(f"{task.value} ({pipeline})" for task, pipeline in card.pipelines.items())),
+        ("tier", card.tier),
+        *_origin_facts(card),
         ("dtype", ", ".join([card.dtype, *(f"{part} {dtype}" for part, dtype in card.dtypes.items())])),
         ("default", f"{default.width_px}x{default.height_px}, "
                     + ("" if still else f"{default.frames} frames at {default.fps:g} fps, ")
@@ -154,16 +199,15 @@ def _facts(card: ModelCard) -> list[tuple[str, str]]:
         ("speed", f"about {card.seconds_per_step:g} s per step at the default shape"
                   + (", on a large GPU" if card.loader == "diffusers" and card.resources.num_gpus else "")),
     ]
-    return [*((label, text.strip()) for label, text in [*facts, *_memory_facts(card)] if text.strip()),
-            *(("source" if not number else "", source) for number, source in enumerate(card.sources)),
-            *([("note", card.notes.strip())] if card.notes else [])]
 
 
-def _weights_fact(card: ModelCard) -> str:
-    return "" if card.loader != "diffusers" else _here(card) or f"not here; `reelray models pull {card.name}`"
+def _weights_fact(card: AnyCard) -> str:
+    from serve_app.models import weights
+
+    return (_here(card) or f"not here; `reelray models pull {card.name}`") if weights.has_weights(card) else ""
 
 
-def _memory_facts(card: ModelCard) -> list[tuple[str, str]]:
+def _memory_facts(card: AnyCard) -> list[tuple[str, str]]:
     memory = card.memory
     if memory is None:
         return []
