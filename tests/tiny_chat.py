@@ -60,6 +60,7 @@ def card_of(repo: Path | str, **changes: object) -> ChatCard:
 
 def teach(repo: Path, lessons: Sequence[tuple[Sequence[Message], str]], *, most_steps: int = 600) -> int:
     """Train the checkpoint in `repo` until it gives these answers to these questions, word for word; steps it took."""
+    torch.set_num_threads(1)  # two threads on a busy two-core machine are ten times slower than one
     tokenizer = PreTrainedTokenizerFast.from_pretrained(repo)
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -39,7 +39,7 @@ class ChatReplica:
         Raises ImpossibleResources for the device, InvalidDocument for the card, and whatever the warm-up raises.
         """
         self._card = card
-        self._heartbeat = Heartbeat(stall_s=settings.stall_s)
+        self._heartbeat = Heartbeat(stall_s=settings.stall_s, step="token")
         self._gpu = GpuThread(self._heartbeat)
         self._running: set[CancelToken] = set()
         device = pick_device(settings.device, assigned_gpus)
