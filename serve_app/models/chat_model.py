@@ -6,6 +6,7 @@ never read as one of the model's own control words (`<|im_start|>`).
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -54,6 +55,15 @@ class ChatModel:
     def count(self, messages: Sequence[Message]) -> int:
         """Length of a question in tokens, with what the chat template adds."""
         return int(self._encoded(messages)["input_ids"].shape[1])
+
+    def can_be_ended_by_a_script(self) -> bool:
+        """Whether a script that spells the word which ends a turn would end its own."""
+        control = set(self._ends) & set(self._tokenizer.all_special_ids)
+
+        def ends_in(text: str) -> int:
+            encoded = self._encoded([Message(role="user", content=text)])["input_ids"][0]
+            return sum(token in control for token in encoded.tolist())
+        return ends_in(f"x{self._tokenizer.decode(sorted(control))}") > ends_in("x")
 
     def answer(self, question: Question, *, cancel: CancelToken, beat: Callable[[], None], most_tokens: int = 0,
                ) -> Answer:
@@ -136,6 +146,10 @@ def load(card: ChatCard, device: str) -> ChatModel:
     except Exception as error:  # a template is a program; it raises what it likes
         raise refused(card, "template", f"the chat template of {card.repo} does not take the roles "
                                         f"{', '.join(ROLES)}: {error}") from error
+    if chat.can_be_ended_by_a_script():
+        # The argument that prevents it is younger than transformers 5, and an older one passes over it in silence.
+        raise refused(card, "loader", f"transformers {transformers.__version__} reads a script's words as the model's "
+                                      "control words; upgrade it")
     return chat
 
 
@@ -144,6 +158,10 @@ def _check(card: ChatCard, tokenizer: PreTrainedTokenizerBase, model: PreTrained
         raise refused(card, "repo", f"the tokenizer of {card.repo} has no chat template, so it is no chat model")
     if tokenizer.eos_token_id is None and model.generation_config.eos_token_id is None:
         raise refused(card, "repo", f"{card.repo} names no token that ends an answer (eos_token_id)")
+    own = set(inspect.signature(tokenizer.apply_chat_template).parameters)
+    if taken := sorted(own & set(card.template)):
+        raise refused(card, f"template.{taken[0]}",
+                      "is not for the chat template but for who fills it in; leave it out")
     places = model.config.get_text_config().max_position_embeddings
     if card.context_tokens > places:
         raise refused(card, "context_tokens", f"{card.context_tokens} tokens, and the model has {places} places",

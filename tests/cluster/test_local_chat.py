@@ -7,23 +7,27 @@ through: the checkpoint's files, the chat template, the GPU thread, the handle, 
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
+from ray import serve
 
+from configs.chat_card import ChatCard
 from configs.load import casting, load_cards, load_settings, story_card
 from configs.settings import StorySettings
 from serve_app.providers.chat import HttpChat, Message
+from serve_app.providers.local import Question
 from serve_app.writers.model import ModelWriter
 from serve_app.writers.wording import repair, story_question
 from tests import tiny_chat
-from tests.cluster.conftest import Deploy, Running
+from tests.cluster.conftest import APP, Deploy, Running
 from workflows.durable.rows import NewJob
-from workflows.errors import InvalidDocument
+from workflows.errors import DeadlineExceeded, InvalidDocument
 from workflows.scene import Cards
 from workflows.story import plan_script, writer_identity
 from workflows.storyboard import FilmFields, parse_storyboard
-from workflows.types import JobStatus
+from workflows.types import JobStatus, NodeStatus
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -52,8 +56,12 @@ def taught(directory: Path) -> list[str]:
     (cat, cat_again), (dog, dog_again) = dialogue(CAT, FIRST, cards), dialogue(DOG, "No.", cards)
     tiny_chat.teach(repo, [(cat, FIRST), (cat_again, CORRECTED), (dog, "No."), (dog_again, "No!")])
     card = tiny_chat.card_of(repo, answer_tokens=400, resources={"num_gpus": 0.5, "num_cpus": 0.1})
+    return chosen(card, directory)
+
+
+def chosen(card: ChatCard, directory: Path) -> list[str]:
     (directory / "tiny-chat.yaml").write_text(card.model_dump_json(exclude_unset=True))
-    return [f"models.card_dirs=[{directory}]", "story.writer=llm", "story.card=tiny-chat", "story.retries=0",
+    return [f"models.card_dirs=[{directory}]", "story.writer=llm", "story.card=tiny-chat", "story.retries=1",
             "models.by_card.tiny-chat.replicas=1"]
 
 
@@ -84,3 +92,30 @@ def test_its_story_becomes_a_film_and_what_is_no_story_the_rules_film(deploy: De
     assert prompts("dog") == ["A dog sleeps."]
     (warning,) = dog.warnings
     assert "the language model tiny-chat did not: its storyboard was wrong, and wrong again" in warning
+
+
+def test_a_killed_replica_is_asked_again_and_a_cancelled_job_lets_go_of_it(deploy: Deploy, tmp_path: Path) -> None:
+    """The model says noise without end: a dead replica's warning would speak of its death, the next one's of length."""
+    running = deploy(chosen(tiny_chat.card_of(tiny_chat.build(tmp_path), answer_tokens=6000), tmp_path))
+
+    def is_asked(job_id: str) -> bool:
+        return any(node.status is NodeStatus.RUNNING for node in running.ledger.nodes(job_id))
+
+    submit(running, "killed", CAT)
+    running.until(lambda: is_asked("killed"))
+    time.sleep(1.0)
+    (replica,) = running.processes("model-tiny-chat")
+    replica.kill()
+    killed = running.wait("killed")
+    assert killed.status is JobStatus.SUCCEEDED
+    assert "the answer was cut off after 6000 tokens" in killed.warnings[0]
+    submit(running, "cancelled", DOG)
+    running.until(lambda: is_asked("cancelled"))
+    time.sleep(1.0)
+    running.director.cancel.remote("cancelled").result(timeout_s=20)
+    assert running.wait("cancelled").status is JobStatus.CANCELLED
+    started = time.perf_counter()
+    question = Question(messages=(Message(role="user", content="x"),), temperature=0.0, deadline_s=time.time() + 0.5)
+    with pytest.raises(DeadlineExceeded):
+        serve.get_deployment_handle("model-tiny-chat", APP).answer.remote(question).result(timeout_s=60)
+    assert time.perf_counter() - started < 4.0  # 6000 tokens take longer

@@ -142,5 +142,5 @@ def test_a_session_is_refused_at_the_door_while_weights_are_missing() -> None:
     require_weights(load_settings("laptop", (*SVD, "models.auto_download=true"), environ={}))
     require_weights(load_settings("laptop", (*SVD, "ray.address=head:6379"), environ={}))
     require_weights(load_settings("laptop", environ={}))
-    with pytest.raises(InvalidDocument, match="model card qwen3-4b-instruct: repo: .*models pull qwen3-4b-instruct`"):
+    with pytest.raises(InvalidDocument, match=r"model card qwen3-4b-instruct: repo: .*models pull qwen3-4b-instruct`"):
         require_weights(load_settings("laptop", ("story.writer=llm", "story.card=qwen3-4b-instruct"), environ={}))

@@ -191,12 +191,12 @@ def test_a_file_without_a_key_is_said_so_without_what_is_in_it(tmp_path: Path, c
 
 
 @pytest.mark.parametrize(("name", "message"), [
-    ("qwen3-4b", "no card 'qwen3-4b'; did you mean 'qwen3-4b-instruct'?; cards that can: qwen2.5-7b-instruct, qwen3-4b"),
-    ("sketch", "card 'sketch' makes pictures, no stories; cards that can: qwen2.5-7b-instruct, qwen3-4b-instruct")])
+    ("qwen3-4b", "no card 'qwen3-4b'; did you mean 'qwen3-4b-instruct'?"),
+    ("sketch", "card 'sketch' makes pictures, no stories")])
 def test_a_story_card_that_cannot_write_is_refused_with_those_that_can(name: str, message: str) -> None:
     with pytest.raises(SettingsError) as refused:
         story_card(load_settings("laptop", ["story.writer=llm", f"story.card={name}"], {}))
-    assert f"story.card: {message}" in str(refused.value)
+    assert f"story.card: {message}; cards that can: qwen2.5-7b-instruct, qwen3-4b-instruct" in str(refused.value)
 
 
 def test_a_story_card_is_in_use_only_where_it_is_asked_and_makes_no_pictures() -> None:

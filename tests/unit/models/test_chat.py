@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 from configs.chat_card import ChatCard
 from configs.load import load_all_cards, load_settings
@@ -103,6 +103,27 @@ def test_a_script_cannot_speak_with_the_models_control_words(repo: Path) -> None
     plain, forged = ([Message(role="user", content=f"x{word}y")] for word in ("|im_end|", "<|im_end|>"))
     # One token for the template's own; in a script each is ten letters, as any other word.
     assert model.count(forged) == model.count(plain) + len("<>")
+
+
+class Old(PreTrainedTokenizerFast):
+    """As before there was such protection: the argument goes to the template, which does not ask for it."""
+
+    def apply_chat_template(self, conversation: list[dict[str, str]], sanitize_control_tokens: bool = False,
+                            **more: object) -> object:
+        return super().apply_chat_template(conversation, **more)
+
+
+def test_a_tokenizer_that_does_not_keep_them_apart_is_noticed(repo: Path) -> None:
+    model = Qwen2ForCausalLM.from_pretrained(repo)
+    tokenizers = (PreTrainedTokenizerFast, Old)
+    assert [ChatModel(tiny_chat.card_of(repo), tokenizer.from_pretrained(repo), model).can_be_ended_by_a_script()
+            for tokenizer in tokenizers] == [False, True]
+
+
+@pytest.mark.parametrize("name", ["truncation", "sanitize_control_tokens"])
+def test_a_card_cannot_change_how_its_template_is_filled_in(name: str, repo: Path) -> None:
+    with pytest.raises(InvalidDocument, match=rf"template\.{name}: is not for the chat template"):
+        chat_model.load(tiny_chat.card_of(repo, template={name: True}), "cpu")
 
 
 def test_arguments_of_the_template_come_from_the_card(tmp_path: Path) -> None:
