@@ -1,4 +1,4 @@
-"""`reelray models check`: one finding per thing that a card promises. Loads torch, diffusers and transformers."""
+"""`reelray models check`: one finding per thing that a card promises. Loads torch and diffusers."""
 
 from __future__ import annotations
 
@@ -9,14 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-import transformers
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from configs.chat_card import AnyCard, ChatCard
 from configs.model_card import ModelCard
 from serve_app.doctor import Finding
-from serve_app.models import chat_model, pipelines, weights
-from serve_app.models.repo import INDEX, index_of
+from serve_app.models import pipelines, weights
 from serve_app.models.studio import open_studio
 from workflows.errors import ReelrayError
 
@@ -28,11 +24,8 @@ LEAST_GB = 0.05
 """Below this, differences are not worth a word."""
 
 
-def examine_card(card: AnyCard, *, load: bool = False, checksums: bool = False) -> Iterator[Finding]:
-    """Classes, weights, sizes; with `checksums` every byte of a hub snapshot, with `load` the models themselves."""
-    if isinstance(card, ChatCard):
-        yield from _examine_chat(card, load=load, checksums=checksums)
-        return
+def examine_card(card: ModelCard, *, load: bool = False, checksums: bool = False) -> Iterator[Finding]:
+    """Classes, weights, sizes; with `checksums` every byte of a hub snapshot, with `load` the pipelines themselves."""
     if card.loader != "diffusers":
         yield Finding(level="ok", what="weights", text="needs none")
         return
@@ -59,21 +52,22 @@ def _files(card: ModelCard, directory: Path, *, checksums: bool) -> Iterator[Fin
     yield from _components(directory)
     yield from _sizes(card, directory)
     if checksums:
-        yield _checksums(directory)
+        yield compared(directory)
 
 
-def _checksums(directory: Path) -> Finding:
-    wrong, compared = weights.corrupt(directory)
+def compared(directory: Path) -> Finding:
+    """Every byte of a hub snapshot against the names in the cache."""
+    wrong, files = weights.corrupt(directory)
     if wrong:
         return Finding(level="fail", what="checksums", text=f"damaged: {', '.join(wrong)}")
-    if not compared:
+    if not files:
         return Finding(level="note", what="checksums", text="no checksums known for a local directory")
-    return Finding(level="ok", what="checksums", text=f"{compared} files are as their names in the cache say")
+    return Finding(level="ok", what="checksums", text=f"{files} files are as their names in the cache say")
 
 
 def _components(directory: Path) -> Iterator[Finding]:
     """Whether the installed libraries have the classes that the checkpoint names."""
-    index = json.loads((directory / INDEX).read_text(encoding="utf-8"))
+    index = json.loads((directory / weights.INDEX).read_text(encoding="utf-8"))
     for name, entry in index.items():
         if isinstance(entry, list) and entry[0] in ("diffusers", "transformers"):
             library = importlib.import_module(entry[0])
@@ -89,7 +83,7 @@ def _sizes(card: ModelCard, directory: Path) -> Iterator[Finding]:
         folder = directory / name
         paths = [path for path in folder.glob("*.safetensors")
                  if bool(card.variant and f".{card.variant}." in path.name) is _has_variant(folder, card.variant)]
-        found_gb = sum(_values(path) for path in paths) * DTYPE_BYTES[wanted] / 1e9
+        found_gb = sum(values(path) for path in paths) * DTYPE_BYTES[wanted] / 1e9
         if abs(found_gb - said_gb) > max(said_gb * TOLERANCE, LEAST_GB):
             yield Finding(level="note", what="memory", text=f"{name}: the card says {said_gb:g} GB in {wanted}, its "
                                                             f"files come to {found_gb:.2f} GB")
@@ -99,7 +93,7 @@ def _has_variant(folder: Path, variant: str) -> bool:
     return bool(variant) and any(folder.glob(f"*.{variant}.*"))
 
 
-def _values(path: Path) -> float:
+def values(path: Path) -> float:
     """Numbers in a safetensors file, from its header."""
     with path.open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
@@ -107,44 +101,13 @@ def _values(path: Path) -> float:
                for name, entry in header.items() if name != "__metadata__")
 
 
-def _examine_chat(card: ChatCard, *, load: bool, checksums: bool) -> Iterator[Finding]:
-    try:
-        directory = weights.require(card)
-    except ReelrayError as error:
-        yield Finding(level="fail", what="card", text=str(error))
-        return
-    kind = json.loads((directory / index_of(card)).read_text(encoding="utf-8")).get("model_type")
-    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
-    yield (Finding(level="ok", what="classes", text=str(known)) if known else Finding(
-        level="fail", what="classes", text=f"transformers {transformers.__version__} has no language model {kind!r}"))
-    if found := weights.gaps(directory, card):
-        yield Finding(level="fail", what="weights", text=f"{directory}: {'; '.join(found)}")
-        return
-    stored = [path for path in directory.glob("*.safetensors") if weights.TOP_WEIGHTS.fullmatch(path.name)]
-    size_gb = sum(path.stat().st_size for path in stored) / 1e9
-    yield Finding(level="ok", what="weights", text=f"whole, {size_gb:.2f} GB at {directory}")
-    if card.memory is not None:
-        said_gb, found_gb = card.memory.total_gb, sum(map(_values, stored)) * DTYPE_BYTES[card.dtype] / 1e9
-        if abs(found_gb - said_gb) > max(said_gb * TOLERANCE, LEAST_GB):
-            yield Finding(level="note", what="memory", text=f"the card says {said_gb:g} GB in {card.dtype}, its files "
-                                                            f"come to {found_gb:.2f} GB")
-    if checksums:
-        yield _checksums(directory)
-    if load:
-        yield _loaded(card)
-
-
-def _loaded(card: AnyCard) -> Finding:
+def _loaded(card: ModelCard) -> Finding:
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
     started = time.perf_counter()
     try:
-        if isinstance(card, ChatCard):
-            chat_model.load(card, device)
-        else:
-            open_studio(card, device, pipelines.load)
+        open_studio(card, device, pipelines.load)
     except ReelrayError as error:
         return Finding(level="fail", what="load", text=str(error))
     took_s = time.perf_counter() - started
     peak = f", {torch.cuda.max_memory_allocated() / 1e9:.2f} GB of it" if device != "cpu" else ""
-    does = "chat" if isinstance(card, ChatCard) else ", ".join(card.tasks)
-    return Finding(level="ok", what="load", text=f"{does} in {took_s:.1f} s on {device}{peak}")
+    return Finding(level="ok", what="load", text=f"{', '.join(card.tasks)} in {took_s:.1f} s on {device}{peak}")

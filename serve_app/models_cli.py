@@ -12,16 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from configs.chat_card import AnyCard, ChatCard
-from configs.load import (
-    SettingsError,
-    cards_in_use,
-    casting,
-    load_all_cards,
-    load_cards,
-    load_settings,
-    story_card,
-    suggestion,
-)
+from configs.load import SettingsError, cards_in_use, casting, load_all_cards, load_settings, story_card, suggestion
 from configs.model_card import GPU_SIZES_GB, ModelCard
 from serve_app.options import JsonOption, ProfileOption, SetOption
 from workflows.types import Json
@@ -40,15 +31,13 @@ VERDICTS = {"fits": "fits", "tight": "its weights fit, the peak does not", "no":
 def models_list(profile: ProfileOption = "", settings_: SetOption = None, as_json: JsonOption = False) -> None:
     """List model cards, which tasks they do here, and the vocabulary of small ones."""
     settings = load_settings(profile, settings_ or ())
+    everything = load_all_cards(settings)
     if as_json:
-        print(json.dumps([card.model_dump(mode="json") for card in load_all_cards(settings).values()],
-                         ensure_ascii=False))
+        print(json.dumps([card.model_dump(mode="json") for card in everything.values()], ensure_ascii=False))
         return
-    cast, writer = casting(settings, load_cards(settings)), story_card(settings)
-    for card in load_all_cards(settings).values():
-        if isinstance(card, ChatCard):
-            _tell_chat(card, is_used=card == writer)
-            continue
+    cards = {name: card for name, card in everything.items() if isinstance(card, ModelCard)}
+    cast = casting(settings, cards)
+    for card in cards.values():
         used = [task.value for task, chosen in cast.items() if chosen.name == card.name]
         out.print(f"[bold]{card.name}[/bold]  {card.title}", highlight=False)
         out.print(f"  does {', '.join(card.tasks)}" + (f"; used here for {', '.join(used)}" if used else ""),
@@ -60,16 +49,18 @@ def models_list(profile: ProfileOption = "", settings_: SetOption = None, as_jso
             out.print("  it knows only these words:", highlight=False)
             for line in card.world.describe().splitlines():
                 out.print(f"    {line}", highlight=False)
+    _list_writers([card for card in everything.values() if isinstance(card, ChatCard)], story_card(settings))
     out.print("choose with --set models.text_to_video=NAME; your own cards: --set models.card_dirs=[DIR]",
               style="dim", highlight=False)
 
 
-def _tell_chat(card: ChatCard, *, is_used: bool) -> None:
-    out.print(f"[bold]{card.name}[/bold]  {card.title}", highlight=False)
-    out.print("  writes stories" + ("; used here" if is_used else f"; choose with --set story.writer=llm --set "
-                                    f"story.card={card.name}"), highlight=False)
-    out.print(f"  {card.question_tokens} tokens of question, {card.answer_tokens} of answer; "
-              f"{card.resources.num_gpus:g} GPU per replica", highlight=False)
+def _list_writers(cards: list[ChatCard], used: ChatCard | None) -> None:
+    from serve_app import chat_check
+
+    for card in cards:
+        out.print(f"[bold]{card.name}[/bold]  {card.title}", highlight=False)
+        for line in chat_check.told(card, is_used=card == used):
+            out.print(line, highlight=False)
 
 
 @models_app.command("show")
@@ -83,7 +74,7 @@ def models_show(name: CardArgument, profile: ProfileOption = "", settings_: SetO
         return
     out.print(f"[bold]{card.name}[/bold]  {card.title}", highlight=False)
     table = Table(box=None, show_header=False)
-    for label, text in _facts(card):
+    for label, text in _chat_facts(card) if isinstance(card, ChatCard) else _facts(card):
         table.add_row(Text(label, style="dim"), Text(text, overflow="fold"))
     out.print(table)
 
@@ -119,12 +110,14 @@ def models_check(
     profile: ProfileOption = "", settings_: SetOption = None, as_json: JsonOption = False,
 ) -> None:
     """Check that classes exist, weights are here and whole, and sizes agree with the card; exit code 1 when not."""
+    from serve_app import chat_check
     from serve_app.models_check import examine_card
 
     settings = load_settings(profile, settings_ or ())
     chosen = [_card(name, profile, settings_)] if name else cards_in_use(settings)
     findings = [(card.name, finding) for card in chosen
-                for finding in examine_card(card, load=load, checksums=checksums)]
+                for finding in (chat_check.examine(card, load=load, checksums=checksums) if isinstance(card, ChatCard)
+                                else examine_card(card, load=load, checksums=checksums))]
     if as_json:
         print(json.dumps([{"card": card, **finding.to_json()} for card, finding in findings], ensure_ascii=False))
     else:
@@ -153,41 +146,17 @@ def _here(card: AnyCard) -> str:
     return str(found or "")
 
 
-def _facts(card: AnyCard) -> list[tuple[str, str]]:
+def _facts(card: ModelCard) -> list[tuple[str, str]]:
     """Label and text, in reading order; what a card does not say is left out."""
-    facts = _chat_facts(card) if isinstance(card, ChatCard) else _picture_facts(card)
-    return [*((label, text.strip()) for label, text in [*facts, *_memory_facts(card)] if text.strip()),
-            *(("source" if not number else "", source) for number, source in enumerate(card.sources)),
-            *([("note", card.notes.strip())] if card.notes else [])]
-
-
-def _origin_facts(card: AnyCard) -> list[tuple[str, str]]:
-    return [
+    default, size, frames = card.defaults, card.size, card.frames
+    still = frames.max_frames == 1
+    facts = [
+        ("does", ", ".join(f"{task.value} ({pipeline})" for task, pipeline in card.pipelines.items())),
+        ("tier", card.tier),
         ("repo", card.repo + (f" at {card.revision}" if card.revision else "")),
         ("weights", _weights_fact(card)),
         ("licence", " ".join([card.licence, card.licence_url])),
         ("", card.licence_terms + (" Gated: the hub asks you to accept its terms." if card.gated else "")),
-    ]
-
-
-def _chat_facts(card: ChatCard) -> list[tuple[str, str]]:
-    return [
-        ("does", "stories (story.card)"),
-        *_origin_facts(card),
-        ("dtype", card.dtype),
-        ("question", f"up to {card.question_tokens} tokens, instructions and script"),
-        ("answer", f"up to {card.answer_tokens} tokens"),
-        ("template", ", ".join(f"{name} {value}" for name, value in card.template.items())),
-    ]
-
-
-def _picture_facts(card: ModelCard) -> list[tuple[str, str]]:
-    default, size, frames = card.defaults, card.size, card.frames
-    still = frames.max_frames == 1
-    return [
-        ("does", ", ".join(f"{task.value} ({pipeline})" for task, pipeline in card.pipelines.items())),
-        ("tier", card.tier),
-        *_origin_facts(card),
         ("dtype", ", ".join([card.dtype, *(f"{part} {dtype}" for part, dtype in card.dtypes.items())])),
         ("default", f"{default.width_px}x{default.height_px}, "
                     + ("" if still else f"{default.frames} frames at {default.fps:g} fps, ")
@@ -199,12 +168,21 @@ def _picture_facts(card: ModelCard) -> list[tuple[str, str]]:
         ("speed", f"about {card.seconds_per_step:g} s per step at the default shape"
                   + (", on a large GPU" if card.loader == "diffusers" and card.resources.num_gpus else "")),
     ]
+    return [*((label, text.strip()) for label, text in [*facts, *_memory_facts(card)] if text.strip()),
+            *(("source" if not number else "", source) for number, source in enumerate(card.sources)),
+            *([("note", card.notes.strip())] if card.notes else [])]
 
 
-def _weights_fact(card: AnyCard) -> str:
-    from serve_app.models import weights
+def _chat_facts(card: ChatCard) -> list[tuple[str, str]]:
+    from serve_app import chat_check
 
-    return (_here(card) or f"not here; `reelray models pull {card.name}`") if weights.has_weights(card) else ""
+    return [*((label, text.strip()) for label, text in [*chat_check.facts(card), *_memory_facts(card)] if text.strip()),
+            *(("source" if not number else "", source) for number, source in enumerate(card.sources)),
+            *([("note", card.notes.strip())] if card.notes else [])]
+
+
+def _weights_fact(card: ModelCard) -> str:
+    return "" if card.loader != "diffusers" else _here(card) or f"not here; `reelray models pull {card.name}`"
 
 
 def _memory_facts(card: AnyCard) -> list[tuple[str, str]]:

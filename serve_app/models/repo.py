@@ -10,13 +10,11 @@ from configs.chat_card import AnyCard, ChatCard
 from workflows.errors import InvalidDocument, Problem
 
 PACKAGE = "package:"
-INDEX = "model_index.json"
-"""What a pipeline's checkpoint is known by."""
 
 
 def index_of(card: AnyCard) -> str:
     """The file that the card's checkpoint is known by."""
-    return "config.json" if isinstance(card, ChatCard) else INDEX
+    return "config.json" if isinstance(card, ChatCard) else "model_index.json"
 
 
 def resolve_repo(card: AnyCard) -> Path | str:

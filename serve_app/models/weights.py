@@ -28,8 +28,9 @@ from huggingface_hub.errors import (
 
 from configs.chat_card import AnyCard, ChatCard
 from configs.model_card import ModelCard
-from serve_app.models.repo import INDEX, index_of, refused, resolve_repo
+from serve_app.models.repo import index_of, refused, resolve_repo
 
+INDEX = "model_index.json"
 TOKENIZER = "tokenizer.json"
 CONFIGURATION = frozenset({".json", ".txt", ".model", ".jinja"})
 """What tokenizers, schedulers and models are configured by."""
