@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from configs.chat_card import AnyCard, ChatCard
 from configs.endpoint import Endpoint
 from configs.model_card import ModelCard, Task
 from configs.settings import Settings
@@ -89,9 +90,9 @@ def profile_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in PROFILES_DIR.glob("*.yaml")))
 
 
-def load_cards(settings: Settings) -> dict[str, ModelCard]:
+def load_all_cards(settings: Settings) -> dict[str, AnyCard]:
     """All cards by name, shipped ones first, then those of `models.card_dirs` (which win). Raises SettingsError."""
-    cards: dict[str, ModelCard] = {}
+    cards: dict[str, AnyCard] = {}
     for directory in (CARDS_DIR, *settings.models.card_dirs):
         if not directory.expanduser().is_dir():
             raise SettingsError(f"models.card_dirs: {directory} is not a directory")
@@ -101,11 +102,30 @@ def load_cards(settings: Settings) -> dict[str, ModelCard]:
     return cards
 
 
-def load_card(path: Path) -> ModelCard:
+def load_cards(settings: Settings) -> dict[str, ModelCard]:
+    """The cards that make pictures and clips, by name; see `load_all_cards`."""
+    return {name: card for name, card in load_all_cards(settings).items() if isinstance(card, ModelCard)}
+
+
+def story_card(settings: Settings) -> ChatCard | None:
+    """The language model that runs here, where one is asked for stories. Raises SettingsError for an unknown one."""
+    name = settings.story.card
+    if not (name and settings.story.asks_model):
+        return None
+    cards = load_all_cards(settings)
+    card = cards.get(name)
+    if isinstance(card, ChatCard):
+        return card
+    able = [other for other, found in cards.items() if isinstance(found, ChatCard)]
+    problem = f"card {name!r} makes pictures, no stories" if card else f"no card {name!r}{suggestion(name, able)}"
+    raise SettingsError(f"story.card: {problem}; cards that can: {', '.join(able) or 'none'}")
+
+
+def load_card(path: Path) -> AnyCard:
     """One card from its YAML file. Raises SettingsError naming file and field."""
     tree = _read_yaml(path)
     try:
-        card = ModelCard(**tree)
+        card: AnyCard = ChatCard(**tree) if tree.get("loader") == "transformers" else ModelCard(**tree)
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise SettingsError(f"{path}: {where}: {error.errors()[0]['msg']}") from error
@@ -114,9 +134,11 @@ def load_card(path: Path) -> ModelCard:
     return card
 
 
-def cards_in_use(settings: Settings) -> tuple[ModelCard, ...]:
-    """The cards that answer some task, each once. Raises SettingsError."""
-    return tuple({card.name: card for card in casting(settings, load_cards(settings)).values()}.values())
+def cards_in_use(settings: Settings) -> tuple[AnyCard, ...]:
+    """The cards that answer some task, each once, and the one that writes stories. Raises SettingsError."""
+    writer = story_card(settings)
+    return (*{card.name: card for card in casting(settings, load_cards(settings)).values()}.values(),
+            *([writer] if writer else []))
 
 
 def casting(settings: Settings, cards: Mapping[str, ModelCard]) -> dict[Task, ModelCard]:

@@ -200,6 +200,14 @@ def _with_synonyms(meanings: Iterable[tuple[str, Iterable[str]]]) -> str:
     return ", ".join(told)
 
 
+def pinned(revision: str) -> str:
+    """The revision itself, a commit or empty. Raises ValueError for what can move."""
+    if revision and not re.fullmatch(r"[0-9a-f]{40}", revision):
+        raise ValueError(f"{revision!r} is not a commit, 40 hex digits, and no branch or tag can be pinned; "
+                         "nearest valid: the commit that it is at now, or empty to follow the main branch")
+    return revision
+
+
 class ModelCard(Frozen):
     """One model: where it is, what it can do, what it needs, what its defaults and rules are."""
 
@@ -274,10 +282,7 @@ class ModelCard(Frozen):
     @field_validator("revision")
     @classmethod
     def _is_a_commit(cls, revision: str) -> str:
-        if revision and not re.fullmatch(r"[0-9a-f]{40}", revision):
-            raise ValueError(f"{revision!r} is not a commit, 40 hex digits, and no branch or tag can be pinned; "
-                             "nearest valid: the commit that it is at now, or empty to follow the main branch")
-        return revision
+        return pinned(revision)
 
     @model_validator(mode="after")
     def _defaults_obey_rules(self) -> ModelCard:

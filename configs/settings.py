@@ -227,35 +227,56 @@ class WebhookSettings(Frozen):
 
 
 class StorySettings(Endpoint):
-    """Who breaks scripts into shots. A language model is any server with OpenAI's `POST {api_url}/chat/completions`."""
+    """Who breaks scripts into shots. A language model is any server with OpenAI's `POST {api_url}/chat/completions`, or
+    one that runs here (`card`)."""
 
     writer: Literal["rules", "llm"] = "rules"
     """`rules`: fixed rules; `llm`: the language model, and the rules where it fails."""
+    card: str = ""
+    """Card of a language model that runs here, as a deployment of its own, in place of `api_url` and `model_name`."""
     enhance_prompts: bool = False
     """Let the language model write a script's prompts anew for the video model; the old ones stay beside them."""
     timeout_s: Annotated[float, Field(gt=0, le=3600)] = 60.0
-    """For one answer of the language model; all of them together stay below `engine.timeout_s.story`."""
+    """For one answer of the server; all of them together stay below `engine.timeout_s.story`. That alone holds for a
+    model that runs here."""
     retries: Annotated[int, Field(ge=0, le=10)] = 2
     """Further tries of one question after no answer, 429 or 5xx."""
     max_retry_wait_s: Annotated[float, Field(gt=0, le=600)] = 30.0
     """Longest wait before a further try, whatever the server asks for."""
     parallel: Count = 4
-    """Scripts that are with the language model at the same time, per Director."""
+    """Scripts that are with the language model at the same time, per Director; with `card` one per replica."""
     max_shots: Annotated[int, Field(ge=1, le=1000)] = 60
     """Most shots that the language model may make of one script."""
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    """How freely the model chooses its words; unset: the server's own, which some models insist on."""
+    """How freely the model chooses its words; unset: the server's own, which some models insist on. With `card`, unset
+    or 0 takes the likeliest word always, so that a script gives the same story again."""
 
     @property
     def asks_model(self) -> bool:
         """A language model is needed."""
         return self.writer == "llm" or self.enhance_prompts
 
+    @property
+    def called(self) -> str:
+        """The language model's name, for people."""
+        return self.card or self.model_name
+
     @model_validator(mode="after")
     def _model_is_named(self) -> StorySettings:
-        if self.asks_model and not (self.api_url and self.model_name):
+        if self.asks_model and not (self.card or (self.api_url and self.model_name)):
             raise ValueError("a language model needs story.api_url and story.model_name; nearest valid: "
-                             "writer rules and enhance_prompts false")
+                             "writer rules and enhance_prompts false; or story.card for a model that runs here")
+        return self
+
+    @model_validator(mode="after")
+    def _is_here_or_elsewhere(self) -> StorySettings:
+        if not self.card:
+            return self
+        far = {"api_url": self.api_url, "model_name": self.model_name, "api_key_env": self.api_key_env,
+               "api_key_file": self.api_key_file}
+        if named := [f"story.{name}" for name, value in far.items() if value]:
+            raise ValueError(f"story.card is a model that runs here and {' and '.join(named)} a server; nearest valid: "
+                             "story.card alone, or the others without it")
         return self
 
 

@@ -2,6 +2,7 @@
 
     Ingress (HTTP, only where it serves) ──► Director
     Director ──► one ModelDeployment per card (replicas on GPUs, fractions allowed)
+        ├──────► ChatDeployment (a language model that writes stories, only where one is asked for)
         └──────► MediaDeployment (CPU)
 """
 
@@ -12,11 +13,11 @@ from collections.abc import Iterable, Mapping
 from ray import serve
 from ray.serve.config import RequestRouterConfig
 
-from configs.load import casting, load_cards
-from configs.model_card import ModelCard
+from configs.chat_card import AnyCard
+from configs.load import casting, load_cards, story_card
 from configs.settings import Settings
 from serve_app.capacity import check_resources, gpus_of
-from serve_app.deployments import DirectorDeployment, MediaDeployment, ModelDeployment
+from serve_app.deployments import ChatDeployment, DirectorDeployment, MediaDeployment, ModelDeployment
 from serve_app.director import calls_at_once
 from serve_app.ingress import IngressDeployment
 
@@ -36,8 +37,10 @@ def build(settings: Settings, *, cluster: Mapping[str, float], only: Iterable[st
     `model(card, settings)` is the class behind every card; benchmarks and failure tests put another one there.
     """
     cards = {card.name: card for card in casting(settings, load_cards(settings)).values()}
-    check_resources(settings, cards.values(), cluster)
+    writer = story_card(settings)
+    check_resources(settings, [*cards.values(), *([writer] if writer else [])], cluster)
     models = {name: _model(model, card, settings, cluster) for name, card in cards.items()}
+    chat = _model(ChatDeployment, writer, settings, cluster) if writer else None
     media = serve.deployment(
         MediaDeployment, name="media", max_ongoing_requests=settings.cpu_slots, graceful_shutdown_timeout_s=5,
         ray_actor_options={"num_cpus": 0.5},
@@ -45,7 +48,7 @@ def build(settings: Settings, *, cluster: Mapping[str, float], only: Iterable[st
     director = serve.deployment(
         DirectorDeployment, name=DIRECTOR, max_ongoing_requests=1000, health_check_period_s=2,
         graceful_shutdown_timeout_s=10, ray_actor_options={"num_cpus": 0.1},
-    ).bind(settings, models, media, tuple(only))
+    ).bind(settings, models, media, tuple(only), chat)
     if not http:
         return director
     # Every open event stream is a request that goes on; Serve's limit of five would shut out the sixth client.
@@ -56,7 +59,7 @@ def build(settings: Settings, *, cluster: Mapping[str, float], only: Iterable[st
     ).bind(settings, director, APP_NAME)
 
 
-def _model(model: type, card: ModelCard, settings: Settings, cluster: Mapping[str, float]) -> serve.Application:
+def _model(model: type, card: AnyCard, settings: Settings, cluster: Mapping[str, float]) -> serve.Application:
     replicas = settings.models.replica_of(card.name)
     num_cpus = card.resources.num_cpus if replicas.num_cpus is None else replicas.num_cpus
     return serve.deployment(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from configs.model_card import ModelCard
+from configs.chat_card import AnyCard
 from configs.settings import Settings
 from workflows.errors import ImpossibleResources
 
 
-def check_resources(settings: Settings, cards: Iterable[ModelCard], cluster: Mapping[str, float]) -> None:
+def check_resources(settings: Settings, cards: Iterable[AnyCard], cluster: Mapping[str, float]) -> None:
     """Refuse what could never be scheduled, naming what the cluster has."""
     have = cluster.get("GPU", 0.0)
     wanted = 0.0
@@ -32,7 +32,7 @@ def check_resources(settings: Settings, cards: Iterable[ModelCard], cluster: Map
             f"task that no film of yours needs (--set models.text_to_image=placeholder){logical}")
 
 
-def gpus_of(card: ModelCard, settings: Settings, cluster: Mapping[str, float]) -> float:
+def gpus_of(card: AnyCard, settings: Settings, cluster: Mapping[str, float]) -> float:
     """GPUs per replica: the setting, else the card's number; none where `device: auto` meets a cluster without GPUs."""
     asked = settings.models.replica_of(card.name).num_gpus
     if settings.models.device == "cpu" or (settings.models.device == "auto" and not cluster.get("GPU")):

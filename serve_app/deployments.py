@@ -15,12 +15,15 @@ from ray.serve.handle import DeploymentHandle
 
 from actors.progress import ActorTransport
 from actors.reporter import Reporter
+from configs.chat_card import ChatCard
+from configs.load import story_card
 from configs.model_card import ModelCard
 from configs.settings import Settings
 from serve_app.cluster import scratch_dir
 from serve_app.director import Director, Ports
-from serve_app.handles import MediaHandle, model_handles
+from serve_app.handles import ChatHandle, MediaHandle, model_handles
 from serve_app.media_worker import MediaWorker
+from serve_app.providers.local import Answer, Question
 from serve_app.webhooks.courier import SocketCourier
 from serve_app.webhooks.guard import Guard
 from serve_app.webhooks.postman import Postman
@@ -31,6 +34,7 @@ from workflows.store import Store
 from workflows.types import NodeResult
 
 if TYPE_CHECKING:
+    from serve_app.models.chat_replica import ChatReplica
     from serve_app.models.replica import ModelReplica
 
 
@@ -62,6 +66,25 @@ class ModelDeployment:
         await self._replica.check_health()
 
 
+class ChatDeployment:
+    """One replica of the language model that writes stories."""
+
+    def __init__(self, card: ChatCard, settings: Settings) -> None:
+        """Load, warm up, and only then be ready."""
+        from serve_app.models.chat_replica import ChatReplica  # torch and transformers, in this process only
+
+        assigned = ray.get_runtime_context().get_assigned_resources()
+        self._replica: ChatReplica = ChatReplica(card, settings.models, float(assigned.get("GPU", 0)))
+
+    async def answer(self, question: Question) -> Answer:
+        """The answer to one question."""
+        return await self._replica.answer(question)
+
+    async def check_health(self) -> None:
+        """Async, and cheap: a sync one would wait for the same threads as the work."""
+        await self._replica.check_health()
+
+
 class MediaDeployment(MediaWorker):
     """The CPU stages."""
 
@@ -76,14 +99,14 @@ class DirectorDeployment(Director):
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it; the engine's task needs the replica's event loop
         self, settings: Settings, models: Mapping[str, DeploymentHandle], media: DeploymentHandle,
-        only: tuple[str, ...] = (),
+        only: tuple[str, ...] = (), chat: DeploymentHandle | None = None,
     ) -> None:
         """Start the engine at once."""
         ledger = Ledger(settings.database)
         super().__init__(settings, Ports(
             ledger=ledger, store=open_store(settings), models=model_handles(models),
             media=MediaHandle(media), board=ActorTransport(settings.progress, settings.ray.namespace),
-            writer=story_writer(settings.story),
+            writer=story_writer(settings.story, story_card(settings), None if chat is None else ChatHandle(chat)),
         ), only=frozenset(only) or None)
         courier = SocketCourier(Guard(settings.webhooks), timeout_s=settings.webhooks.timeout_s)
         self._postman = Postman(ledger.database, courier, settings.webhooks)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
+from configs.chat_card import AnyCard, ChatCard
 from configs.load import casting, load_cards
 from configs.model_card import ModelCard, Task
 from configs.settings import Settings
@@ -103,8 +104,10 @@ class Director:
                 NodeKind.INTERPOLATE: media, NodeKind.CAPTION: media, NodeKind.COMPOSE: media}
 
 
-def calls_at_once(card: ModelCard) -> int:
+def calls_at_once(card: AnyCard) -> int:
     """Calls in flight per replica."""
+    if isinstance(card, ChatCard):
+        return 1  # who waits beside a long answer loses the time that its own one needs
     return card.remote.parallel if card.remote else PREFETCH
 
 
@@ -112,4 +115,6 @@ def lane_capacity(settings: Settings, cast: Mapping[Task, ModelCard]) -> dict[st
     """Calls in flight per lane: what each card's replicas take at once, CPU slots, a language model's stories."""
     lanes = {card.name: calls_at_once(card) * settings.models.replica_of(card.name).replicas for card in cast.values()}
     # Also where no model is asked: scripts that were submitted for one are refused there, with the reason.
-    return {**lanes, CPU_LANE: settings.cpu_slots, STORY_LANE: settings.story.parallel}
+    story = settings.story
+    stories = settings.models.replica_of(story.card).replicas if story.card else story.parallel
+    return {**lanes, CPU_LANE: settings.cpu_slots, STORY_LANE: stories}

@@ -16,6 +16,7 @@ import cv2
 import imageio_ffmpeg
 import numpy as np
 
+from configs.chat_card import AnyCard
 from configs.endpoint import Endpoint
 from configs.load import SettingsError, api_key, cards_in_use
 from configs.model_card import ModelCard
@@ -123,13 +124,13 @@ def _resources(settings: Settings) -> Iterator[Finding]:
 
 def _cards(settings: Settings) -> Iterator[Finding]:
     for card in cards_in_use(settings):
-        if card.remote is not None:
+        if isinstance(card, ModelCard) and card.remote is not None:
             yield _endpoint(f"{card.name}: {card.remote.model_name}", card.remote)
-        if card.loader == "diffusers":
+        if weights.has_weights(card):
             yield _weights(card, settings)
 
 
-def _weights(card: ModelCard, settings: Settings) -> Finding:
+def _weights(card: AnyCard, settings: Settings) -> Finding:
     """A failure only where the session requires them here."""
     try:
         path = weights.find(card)
@@ -148,7 +149,7 @@ def _weights(card: ModelCard, settings: Settings) -> Finding:
 
 def _writer(settings: Settings) -> Iterator[Finding]:
     story = settings.story
-    if story.asks_model:
+    if story.asks_model and not story.card:  # a card is one of the models
         yield _endpoint(f"story: {story.model_name}", story)
 
 

@@ -18,6 +18,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError, TaskCancelledE
 from ray.serve.exceptions import BackPressureError, RequestCancelledError
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
+from serve_app.providers.local import Answer, Question
 from workflows.errors import ModelFailed, Overloaded, ReelrayError, ReplicaLost
 from workflows.ports import Model, RenderCall
 from workflows.types import NodeCall, NodeResult
@@ -54,6 +55,20 @@ class MediaHandle:
         """One CPU node."""
         async with _one_call(self._handle.run.remote(call), call.node_id) as response:
             result: NodeResult = await response
+        return result
+
+
+class ChatHandle:
+    """A language model's deployment as the port that the story writer knows."""
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        """Wrap the handle."""
+        self._handle = handle
+
+    async def answer(self, question: Question) -> Answer:
+        """The answer to one question."""
+        async with _one_call(self._handle.answer.remote(question), question.label) as response:
+            result: Answer = await response
         return result
 
 

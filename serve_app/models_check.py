@@ -52,16 +52,17 @@ def _files(card: ModelCard, directory: Path, *, checksums: bool) -> Iterator[Fin
     yield from _components(directory)
     yield from _sizes(card, directory)
     if checksums:
-        yield _checksums(directory)
+        yield compared(directory)
 
 
-def _checksums(directory: Path) -> Finding:
-    wrong, compared = weights.corrupt(directory)
+def compared(directory: Path) -> Finding:
+    """Every byte of a hub snapshot against the names in the cache."""
+    wrong, files = weights.corrupt(directory)
     if wrong:
         return Finding(level="fail", what="checksums", text=f"damaged: {', '.join(wrong)}")
-    if not compared:
+    if not files:
         return Finding(level="note", what="checksums", text="no checksums known for a local directory")
-    return Finding(level="ok", what="checksums", text=f"{compared} files are as their names in the cache say")
+    return Finding(level="ok", what="checksums", text=f"{files} files are as their names in the cache say")
 
 
 def _components(directory: Path) -> Iterator[Finding]:
@@ -82,7 +83,7 @@ def _sizes(card: ModelCard, directory: Path) -> Iterator[Finding]:
         folder = directory / name
         paths = [path for path in folder.glob("*.safetensors")
                  if bool(card.variant and f".{card.variant}." in path.name) is _has_variant(folder, card.variant)]
-        found_gb = sum(_values(path) for path in paths) * DTYPE_BYTES[wanted] / 1e9
+        found_gb = sum(values(path) for path in paths) * DTYPE_BYTES[wanted] / 1e9
         if abs(found_gb - said_gb) > max(said_gb * TOLERANCE, LEAST_GB):
             yield Finding(level="note", what="memory", text=f"{name}: the card says {said_gb:g} GB in {wanted}, its "
                                                             f"files come to {found_gb:.2f} GB")
@@ -92,7 +93,7 @@ def _has_variant(folder: Path, variant: str) -> bool:
     return bool(variant) and any(folder.glob(f"*.{variant}.*"))
 
 
-def _values(path: Path) -> float:
+def values(path: Path) -> float:
     """Numbers in a safetensors file, from its header."""
     with path.open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from configs.load import SettingsError, cards_in_use, casting, load_cards, load_settings, suggestion
+from configs.chat_card import AnyCard, ChatCard
+from configs.load import SettingsError, cards_in_use, casting, load_all_cards, load_settings, story_card, suggestion
 from configs.model_card import GPU_SIZES_GB, ModelCard
 from serve_app.options import JsonOption, ProfileOption, SetOption
 from workflows.types import Json
@@ -30,10 +31,11 @@ VERDICTS = {"fits": "fits", "tight": "its weights fit, the peak does not", "no":
 def models_list(profile: ProfileOption = "", settings_: SetOption = None, as_json: JsonOption = False) -> None:
     """List model cards, which tasks they do here, and the vocabulary of small ones."""
     settings = load_settings(profile, settings_ or ())
-    cards = load_cards(settings)
+    everything = load_all_cards(settings)
     if as_json:
-        print(json.dumps([card.model_dump(mode="json") for card in cards.values()], ensure_ascii=False))
+        print(json.dumps([card.model_dump(mode="json") for card in everything.values()], ensure_ascii=False))
         return
+    cards = {name: card for name, card in everything.items() if isinstance(card, ModelCard)}
     cast = casting(settings, cards)
     for card in cards.values():
         used = [task.value for task, chosen in cast.items() if chosen.name == card.name]
@@ -47,8 +49,18 @@ def models_list(profile: ProfileOption = "", settings_: SetOption = None, as_jso
             out.print("  it knows only these words:", highlight=False)
             for line in card.world.describe().splitlines():
                 out.print(f"    {line}", highlight=False)
+    _list_writers([card for card in everything.values() if isinstance(card, ChatCard)], story_card(settings))
     out.print("choose with --set models.text_to_video=NAME; your own cards: --set models.card_dirs=[DIR]",
               style="dim", highlight=False)
+
+
+def _list_writers(cards: list[ChatCard], used: ChatCard | None) -> None:
+    from serve_app import chat_check
+
+    for card in cards:
+        out.print(f"[bold]{card.name}[/bold]  {card.title}", highlight=False)
+        for line in chat_check.told(card, is_used=card == used):
+            out.print(line, highlight=False)
 
 
 @models_app.command("show")
@@ -62,7 +74,7 @@ def models_show(name: CardArgument, profile: ProfileOption = "", settings_: SetO
         return
     out.print(f"[bold]{card.name}[/bold]  {card.title}", highlight=False)
     table = Table(box=None, show_header=False)
-    for label, text in _facts(card):
+    for label, text in _chat_facts(card) if isinstance(card, ChatCard) else _facts(card):
         table.add_row(Text(label, style="dim"), Text(text, overflow="fold"))
     out.print(table)
 
@@ -98,12 +110,14 @@ def models_check(
     profile: ProfileOption = "", settings_: SetOption = None, as_json: JsonOption = False,
 ) -> None:
     """Check that classes exist, weights are here and whole, and sizes agree with the card; exit code 1 when not."""
+    from serve_app import chat_check
     from serve_app.models_check import examine_card
 
     settings = load_settings(profile, settings_ or ())
     chosen = [_card(name, profile, settings_)] if name else cards_in_use(settings)
     findings = [(card.name, finding) for card in chosen
-                for finding in examine_card(card, load=load, checksums=checksums)]
+                for finding in (chat_check.examine(card, load=load, checksums=checksums) if isinstance(card, ChatCard)
+                                else examine_card(card, load=load, checksums=checksums))]
     if as_json:
         print(json.dumps([{"card": card, **finding.to_json()} for card, finding in findings], ensure_ascii=False))
     else:
@@ -116,19 +130,19 @@ def models_check(
         raise typer.Exit(1)
 
 
-def _card(name: str, profile: str, overrides: list[str] | None) -> ModelCard:
+def _card(name: str, profile: str, overrides: list[str] | None) -> AnyCard:
     """The card of that name. Raises SettingsError with the nearest one."""
-    cards = load_cards(load_settings(profile, overrides or ()))
+    cards = load_all_cards(load_settings(profile, overrides or ()))
     if name not in cards:
         raise SettingsError(f"no card {name!r}{suggestion(name, cards)}; `reelray models list` shows all")
     return cards[name]
 
 
-def _here(card: ModelCard) -> str:
+def _here(card: AnyCard) -> str:
     """Where the weights are, or empty."""
     from serve_app.models import weights
 
-    found: Path | None = None if card.loader != "diffusers" else weights.find(card)
+    found: Path | None = weights.find(card) if weights.has_weights(card) else None
     return str(found or "")
 
 
@@ -159,11 +173,19 @@ def _facts(card: ModelCard) -> list[tuple[str, str]]:
             *([("note", card.notes.strip())] if card.notes else [])]
 
 
+def _chat_facts(card: ChatCard) -> list[tuple[str, str]]:
+    from serve_app import chat_check
+
+    return [*((label, text.strip()) for label, text in [*chat_check.facts(card), *_memory_facts(card)] if text.strip()),
+            *(("source" if not number else "", source) for number, source in enumerate(card.sources)),
+            *([("note", card.notes.strip())] if card.notes else [])]
+
+
 def _weights_fact(card: ModelCard) -> str:
     return "" if card.loader != "diffusers" else _here(card) or f"not here; `reelray models pull {card.name}`"
 
 
-def _memory_facts(card: ModelCard) -> list[tuple[str, str]]:
+def _memory_facts(card: AnyCard) -> list[tuple[str, str]]:
     memory = card.memory
     if memory is None:
         return []

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Collection
 from pathlib import Path
 
+from configs.load import cards_in_use
 from serve_app.screen import Screen
 from serve_app.session import Session
 from serve_app.site import Interrupted
@@ -61,8 +62,7 @@ def run_to_end(job_id: str, place: Workplace, screen: Screen) -> JobView:
 
 
 def _run(job_id: str, place: Workplace, screen: Screen, new: NewJob | None = None) -> JobView:
-    models = place.settings.models
-    names = ", ".join(dict.fromkeys((models.text_to_image, models.text_to_video, models.image_to_video)))
+    names = ", ".join(card.name for card in cards_in_use(place.settings))
     screen.note(f"starting Ray and loading {names} ...")
     session = Session(place.settings, only=[job_id])
     try:

@@ -59,7 +59,7 @@ def require_weights(settings: Settings) -> None:
     problems: list[Problem] = []
     for card in cards_in_use(settings):
         try:
-            if card.loader == "diffusers":
+            if weights.has_weights(card):
                 weights.require(card)
         except InvalidDocument as error:
             problems += [replace(problem, field=f"{error.file}: {problem.field}") for problem in error.problems]

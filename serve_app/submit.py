@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from configs.load import casting, load_cards
+from configs.load import casting, load_cards, story_card
 from configs.settings import Settings
 from workflows.durable.rows import NewJob
 from workflows.errors import InvalidDocument, MediaError, Problem
@@ -43,7 +43,7 @@ def film_job(path: Path, settings: Settings, store: Store, *, last_stage: Stage 
     cards = casting(settings, load_cards(settings))
     if looks_like_script(text, path.name):
         node = plan_script(text, cards=cards, file=path.name, last_stage=last_stage,
-                           writer=writer_identity(settings.story))
+                           writer=writer_identity(settings.story, story_card(settings)))
         return _submission(path, path.stem, {"script": text, LAST_STAGE: last_stage.value}, (node,), ())
     return _storyboard_job(text, path, cards, store, last_stage)
 

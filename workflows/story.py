@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Protocol
 
+from configs.chat_card import ChatCard
 from configs.settings import StorySettings
 from workflows.plan import Plan, plan_film
 from workflows.scene import Cards
@@ -69,10 +70,16 @@ class RuleWriter:
         return Told(storyboard=parse_script(script, file=file, film=film))
 
 
-def writer_identity(settings: StorySettings) -> dict[str, Json]:
-    """What `StoryWriter.identity` is under these settings. The key and the waits decide no story."""
+def writer_identity(settings: StorySettings, card: ChatCard | None = None) -> dict[str, Json]:
+    """What `StoryWriter.identity` is under these settings; `card` is that of `story.card`. The key and the waits decide
+    no story."""
     if not settings.asks_model:
         return {}
+    if settings.card:
+        if card is None:
+            raise ValueError("story.card is set, and its card was not given")
+        return {"writer": settings.writer, "enhance_prompts": settings.enhance_prompts, "card": card.name,
+                "card_digest": card.digest(), "max_shots": settings.max_shots, "temperature": settings.temperature}
     return {"writer": settings.writer, "enhance_prompts": settings.enhance_prompts, "api_url": settings.api_url,
             "model_name": settings.model_name, "max_shots": settings.max_shots, "temperature": settings.temperature}
 

@@ -124,8 +124,11 @@ def is_fatal(error: BaseException) -> bool:
 class Heartbeat:
     """When the running call last made a step, and whether that is too long ago. An idle replica never stalls."""
 
-    def __init__(self, *, stall_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, *, stall_s: float, clock: Callable[[], float] = time.monotonic, step: str = "denoising step",
+                 ) -> None:
+        """`step`: what is expected of a running call, for people."""
         self._stall_s = stall_s
+        self._step = step
         self._clock = clock
         self._last_s = clock()
         self._busy = 0
@@ -159,7 +162,7 @@ class Heartbeat:
             return f"the GPU context is broken: {self._fatal}"
         silent_s = self._clock() - self._last_s
         if self._busy and silent_s > self._stall_s:
-            return f"no denoising step for {silent_s:.0f} s (limit {self._stall_s:.0f} s)"
+            return f"no {self._step} for {silent_s:.0f} s (limit {self._stall_s:.0f} s)"
         return ""
 
 

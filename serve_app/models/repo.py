@@ -6,13 +6,18 @@ import importlib
 import importlib.util
 from pathlib import Path
 
-from configs.model_card import ModelCard
+from configs.chat_card import AnyCard, ChatCard
 from workflows.errors import InvalidDocument, Problem
 
 PACKAGE = "package:"
 
 
-def resolve_repo(card: ModelCard) -> Path | str:
+def index_of(card: AnyCard) -> str:
+    """The file that the card's checkpoint is known by."""
+    return "config.json" if isinstance(card, ChatCard) else "model_index.json"
+
+
+def resolve_repo(card: AnyCard) -> Path | str:
     """The directory of the card's checkpoint, which exists and is one; or the hub id.
 
     `package:serve_app/models/x` is a path inside an installed package, wherever that was installed. What looks like a
@@ -31,7 +36,7 @@ def resolve_repo(card: ModelCard) -> Path | str:
     return card.repo
 
 
-def import_home(card: ModelCard) -> None:
+def import_home(card: AnyCard) -> None:
     """Import the package that holds a shipped checkpoint, for the components that it defines itself.
 
     diffusers builds a component of a class from outside only when its module is already loaded; code that came with a
@@ -41,15 +46,15 @@ def import_home(card: ModelCard) -> None:
         importlib.import_module(card.repo.removeprefix(PACKAGE).rpartition("/")[0].replace("/", "."))
 
 
-def _checkpoint(card: ModelCard, path: Path) -> Path:
+def _checkpoint(card: AnyCard, path: Path) -> Path:
     if not path.is_dir():
         raise refused(card, "repo", f"the weights are not there: {path} is not a directory")
-    if not (path / "model_index.json").is_file():
-        raise refused(card, "repo", f"{path} is not a diffusers checkpoint: it has no model_index.json")
+    if not (path / index_of(card)).is_file():
+        raise refused(card, "repo", f"{path} is not a {card.loader} checkpoint: it has no {index_of(card)}")
     return path
 
 
-def refused(card: ModelCard, field: str, problem: str, nearest: str = "") -> InvalidDocument:
+def refused(card: AnyCard, field: str, problem: str, nearest: str = "") -> InvalidDocument:
     """The error for a card that cannot be used."""
     return InvalidDocument(problems=(Problem(field=field, problem=problem, nearest=nearest),),
                            file=f"model card {card.name}")

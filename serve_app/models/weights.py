@@ -1,7 +1,8 @@
 """The weights of hub models on this machine: what a card needs of a repo, whether it is here, and bringing it here.
 
 Only what the pipeline reads is taken: `model_index.json`, and of each component's folder its configuration and its
-safetensors. Pickles (`.bin`, `.pt`, `.ckpt`) never are. Knows no torch, so that commands that only look start fast.
+safetensors; of a language model, which has no folders, the same at the top. Pickles (`.bin`, `.pt`, `.ckpt`) never
+are. Knows no torch, so that commands that only look start fast.
 """
 
 from __future__ import annotations
@@ -25,12 +26,16 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from configs.chat_card import AnyCard, ChatCard
 from configs.model_card import ModelCard
-from serve_app.models.repo import refused, resolve_repo
+from serve_app.models.repo import index_of, refused, resolve_repo
 
 INDEX = "model_index.json"
+TOKENIZER = "tokenizer.json"
 CONFIGURATION = frozenset({".json", ".txt", ".model", ".jinja"})
 """What tokenizers, schedulers and models are configured by."""
+TOP_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
+"""What transformers reads of a language model; other files at the top hold the same weights in other shapes."""
 WEIGHTS = re.compile(r"[\w-]+?(-\d{5}-of-\d{5})?(\.(?P<variant>[a-z0-9_]+))?(-\d{5}-of-\d{5})?\.safetensors")
 
 FreeBytes = Callable[[Path], int]
@@ -68,6 +73,11 @@ def free_bytes(directory: Path) -> int:
     return shutil.disk_usage(directory).free
 
 
+def has_weights(card: AnyCard) -> bool:
+    """The card's model is files, on this machine or a hub."""
+    return card.loader in ("diffusers", "transformers")
+
+
 # -- what a card needs -----------------------------------------------------------------------------------------------
 
 
@@ -88,6 +98,12 @@ def wanted(files: Iterable[RemoteFile], folders: Iterable[str], variant: str) ->
                  or (_folder(file) in folders and _is_read(file, variant if _folder(file) in has_variant else "")))
 
 
+def wanted_at_top(files: Iterable[RemoteFile]) -> tuple[RemoteFile, ...]:
+    """The files of a repo that a language model reads."""
+    return tuple(file for file in files if _folder(file) == "." and (
+        PurePosixPath(file.path).suffix in CONFIGURATION or TOP_WEIGHTS.fullmatch(file.path)))
+
+
 def _is_read(file: RemoteFile, variant: str) -> bool:
     suffix = PurePosixPath(file.path).suffix
     return suffix in CONFIGURATION or (suffix == ".safetensors" and _variant_of(file) == variant)
@@ -106,7 +122,7 @@ def _variant_of(file: RemoteFile) -> str | None:
 # -- what is here ----------------------------------------------------------------------------------------------------
 
 
-def find(card: ModelCard, *, cache_dir: Path | None = None) -> Path | None:
+def find(card: AnyCard, *, cache_dir: Path | None = None) -> Path | None:
     """Where the card's checkpoint is on this machine; None when it is a hub's and not (wholly) here.
 
     Asks no network. Raises InvalidDocument for a local path that is missing.
@@ -118,7 +134,7 @@ def find(card: ModelCard, *, cache_dir: Path | None = None) -> Path | None:
     return snapshot if snapshot is not None and not gaps(snapshot, card) else None
 
 
-def require(card: ModelCard, *, cache_dir: Path | None = None) -> Path:
+def require(card: AnyCard, *, cache_dir: Path | None = None) -> Path:
     """As `find`, but raises InvalidDocument that names the command which brings the weights here."""
     found = find(card, cache_dir=cache_dir)
     if found is not None:
@@ -129,18 +145,20 @@ def require(card: ModelCard, *, cache_dir: Path | None = None) -> Path:
                                 f"pull {card.name}` first, or set models.auto_download=true. " + by_hand(card))
 
 
-def by_hand(card: ModelCard) -> str:
+def by_hand(card: AnyCard) -> str:
     """The way for machines without a network."""
     revision = f" --revision {card.revision}" if card.revision else ""
     return (f"By hand: on a machine with network run `hf download {card.repo}{revision} --local-dir DIR`, bring DIR "
             "here and set `repo: DIR` in a card of your own")
 
 
-def gaps(directory: Path, card: ModelCard) -> tuple[str, ...]:
+def gaps(directory: Path, card: AnyCard) -> tuple[str, ...]:
     """What of the checkpoint in `directory` is missing or cut short; empty when it is whole."""
-    index = _json(directory / INDEX)
+    index = _json(directory / index_of(card))
     if not isinstance(index, dict):
-        return (f"no readable {INDEX}",)
+        return (f"no readable {index_of(card)}",)
+    if isinstance(card, ChatCard):
+        return tuple(_gaps_at_top(directory))
     return tuple(gap for name in components(index, card) for gap in _folder_gaps(directory / name, card.variant))
 
 
@@ -157,6 +175,18 @@ def _folder_gaps(folder: Path, variant: str) -> Iterator[str]:
     if not weights and not shards and _is_model(folder):
         yield f"{folder.name}: no safetensors"
     yield from (f"{folder.name}/{name}: cut short" for name in sorted(weights) if not whole(folder / name))
+
+
+def _gaps_at_top(directory: Path) -> Iterator[str]:
+    present = {path.name for path in directory.iterdir()}
+    if TOKENIZER not in present:
+        yield f"no {TOKENIZER}"
+    shards = _shards(directory / "model.safetensors.index.json")
+    weights = {name for name in present if TOP_WEIGHTS.fullmatch(name)}
+    yield from (f"{name}: missing" for name in sorted(shards - weights))
+    if not weights and not shards:
+        yield "no safetensors"
+    yield from (f"{name}: cut short" for name in sorted(weights) if not whole(directory / name))
 
 
 def _has(names: Iterable[str], variant: str) -> bool:
@@ -197,7 +227,7 @@ def _json(path: Path) -> object:
         return None
 
 
-def _snapshot(card: ModelCard, cache_dir: Path | None) -> Path | None:
+def _snapshot(card: AnyCard, cache_dir: Path | None) -> Path | None:
     """The snapshot of the hub's cache, complete or not."""
     cache = (cache_dir or Path(HF_HUB_CACHE)) / f"models--{card.repo.replace('/', '--')}"
     revision = card.revision
@@ -228,7 +258,7 @@ def sha256_of(path: Path) -> str:
 # -- bringing it here ------------------------------------------------------------------------------------------------
 
 
-def pull(card: ModelCard, *, say: Callable[[str], None], free: FreeBytes = free_bytes, cache_dir: Path | None = None,
+def pull(card: AnyCard, *, say: Callable[[str], None], free: FreeBytes = free_bytes, cache_dir: Path | None = None,
          ) -> Pulled:
     """Bring a hub model's files into the hub's cache.
 
@@ -236,7 +266,7 @@ def pull(card: ModelCard, *, say: Callable[[str], None], free: FreeBytes = free_
     Obeys HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE. `say` hears one line. Raises InvalidDocument with what to
     do: gated, missing, no network, too little disk, or a file that is not what the hub says it is.
     """
-    if card.loader != "diffusers":
+    if not has_weights(card):
         raise refused(card, "loader", f"{card.loader} needs no weights; there is nothing to pull")
     if isinstance(resolve_repo(card), Path):
         raise refused(card, "repo", f"{card.repo} is on this machine already; there is nothing to pull")
@@ -257,43 +287,45 @@ def pull(card: ModelCard, *, say: Callable[[str], None], free: FreeBytes = free_
     # A pull that was killed may have left files that nobody compared.
     checked = _verify(card, directory, files if missing else ())
     if found := gaps(directory, card):
-        raise refused(card, "repo", f"{card.repo} lacks what its own {INDEX} names: {'; '.join(found[:5])}")
+        raise refused(card, "repo", f"{card.repo} lacks what its own {index_of(card)} names: {'; '.join(found[:5])}")
     return Pulled(directory=directory, files=len(files), size_bytes=total, checked=checked,
                   fetched_bytes=sum(file.size_bytes for file in missing))
 
 
-def _listing(card: ModelCard, cache: Path) -> tuple[str, tuple[RemoteFile, ...]]:
+def _listing(card: AnyCard, cache: Path) -> tuple[str, tuple[RemoteFile, ...]]:
     """The commit, and the files that the card needs of it."""
     info = HfApi().model_info(card.repo, revision=card.revision or None, files_metadata=True)
     everything = [RemoteFile(path=file.rfilename, size_bytes=file.size or 0,
                              sha256=file.lfs.sha256 if file.lfs is not None else "") for file in info.siblings or ()]
-    if INDEX not in {file.path for file in everything}:
-        raise refused(card, "repo", f"{card.repo} is not a diffusers checkpoint: it has no {INDEX}")
+    if index_of(card) not in {file.path for file in everything}:
+        raise refused(card, "repo", f"{card.repo} is not a {card.loader} checkpoint: it has no {index_of(card)}")
     commit = str(info.sha)
+    if isinstance(card, ChatCard):
+        return commit, wanted_at_top(everything)
     index = _json(Path(hf_hub_download(card.repo, INDEX, revision=commit, cache_dir=cache)))
     return commit, wanted(everything, components(index if isinstance(index, dict) else {}, card), card.variant)
 
 
-def _is_here(card: ModelCard, cache: Path, commit: str, file: RemoteFile) -> bool:
+def _is_here(card: AnyCard, cache: Path, commit: str, file: RemoteFile) -> bool:
     path = cache / f"models--{card.repo.replace('/', '--')}" / "snapshots" / commit / file.path
     return path.is_file() and path.stat().st_size == file.size_bytes
 
 
-def _require_room(card: ModelCard, missing: Iterable[RemoteFile], cache: Path, free: FreeBytes) -> None:
+def _require_room(card: AnyCard, missing: Iterable[RemoteFile], cache: Path, free: FreeBytes) -> None:
     need, have = sum(file.size_bytes for file in missing), free(cache)
     if need > have:
         raise refused(card, "repo", f"{need / 1e9:.2f} GB are to be downloaded to {cache}, and {have / 1e9:.2f} GB are "
                                     "free there; make room, or set HF_HOME to a directory on a larger disk")
 
 
-def _remember_main(card: ModelCard, cache: Path, commit: str) -> None:
+def _remember_main(card: AnyCard, cache: Path, commit: str) -> None:
     """So that the model is found without asking the hub which commit is the newest."""
     ref = cache / f"models--{card.repo.replace('/', '--')}" / "refs" / "main"
     ref.parent.mkdir(parents=True, exist_ok=True)
     ref.write_text(commit, encoding="utf-8")
 
 
-def _verify(card: ModelCard, directory: Path, files: Iterable[RemoteFile]) -> int:
+def _verify(card: AnyCard, directory: Path, files: Iterable[RemoteFile]) -> int:
     """Compare files with the hub's SHA-256, and throw away what differs. Returns how many were compared."""
     checked = [file for file in files if file.sha256]
     wrong = [file.path for file in checked if sha256_of(directory / file.path) != file.sha256]
@@ -306,7 +338,7 @@ def _verify(card: ModelCard, directory: Path, files: Iterable[RemoteFile]) -> in
     return len(checked)
 
 
-def _why_not_pulled(card: ModelCard, error: Exception) -> str:
+def _why_not_pulled(card: AnyCard, error: Exception) -> str:
     page = f"{ENDPOINT}/{card.repo}"
     if isinstance(error, GatedRepoError):
         return (f"{card.repo} is given only to those who accepted its terms: log in and accept them at {page}, then "
@@ -322,7 +354,7 @@ def _why_not_pulled(card: ModelCard, error: Exception) -> str:
             f"on; behind a mirror set HF_ENDPOINT. {by_hand(card)}")
 
 
-def ensure(card: ModelCard, *, say: Callable[[str], None]) -> None:
+def ensure(card: AnyCard, *, say: Callable[[str], None]) -> None:
     """Before loading: weights that are not here are brought here. Raises InvalidDocument as `pull` does."""
-    if card.loader == "diffusers" and find(card) is None:
+    if has_weights(card) and find(card) is None:
         pull(card, say=say)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from configs.load import SettingsError, api_key
@@ -21,6 +22,7 @@ MAX_ANSWER_BYTES = 4_000_000
 FIRST_WAIT_S = 1.0
 LEAST_S = 1.0
 """With less than this left there is no point in asking."""
+NO_TIME = "no time is left (engine.timeout_s.story)"
 _STRUCTURE_WORDS = ("response_format", "json_schema", "structured", "schema")
 
 
@@ -44,6 +46,21 @@ class Chat(Protocol):
         """The answer, which should be JSON of this schema; given up at the Unix time `until_s`. Raises ApiFailure."""
 
 
+async def patiently(once: Callable[[], Awaitable[str]], settings: StorySettings, until_s: float) -> str:
+    """What `once` answers; tried again where that may help and time is left. Raises the last ApiFailure."""
+    tries = 0
+    while True:
+        try:
+            return await once()
+        except ApiFailure as failure:
+            tries += 1
+            wait_s = min(max(failure.retry_after_s, FIRST_WAIT_S * 2.0 ** (tries - 1)), settings.max_retry_wait_s)
+            if failure.final or tries > settings.retries or time.time() + wait_s + LEAST_S > until_s:
+                raise
+            log.info("story: asking again in %.1f s: %s", wait_s, failure.reason)
+            await asyncio.sleep(wait_s)
+
+
 class HttpChat:
     """Asks an OpenAI-compatible `chat/completions`; tries again what may pass by itself."""
 
@@ -55,24 +72,21 @@ class HttpChat:
 
     async def ask(self, messages: Sequence[Message], *, name: str, schema: Mapping[str, Json], until_s: float) -> str:
         """See `Chat`."""
-        tries = 0
-        while True:
-            structured = self._structured  # another question may be told meanwhile that the server refuses it
-            try:
-                return await self._once(messages, name, schema if structured else None, until_s)
-            except ApiFailure as failure:
-                if structured and failure.status in (400, 422) and any(
-                        word in failure.reason for word in _STRUCTURE_WORDS):
-                    log.info("story: the server takes no response_format; asking without: %s", failure.reason)
-                    self._structured = False
-                    continue
-                tries += 1
-                wait_s = min(max(failure.retry_after_s, FIRST_WAIT_S * 2.0 ** (tries - 1)),
-                             self._settings.max_retry_wait_s)
-                if failure.final or tries > self._settings.retries or time.time() + wait_s + LEAST_S > until_s:
-                    raise
-                log.info("story: asking again in %.1f s: %s", wait_s, failure.reason)
-                await asyncio.sleep(wait_s)
+        return await patiently(partial(self._as_it_can, messages, name, schema, until_s), self._settings, until_s)
+
+    async def _as_it_can(self, messages: Sequence[Message], name: str, schema: Mapping[str, Json], until_s: float,
+                         ) -> str:
+        """One request; a second one, without the schema, where the server refuses that."""
+        structured = self._structured  # another question may be told meanwhile that the server refuses it
+        try:
+            return await self._once(messages, name, schema if structured else None, until_s)
+        except ApiFailure as failure:
+            if not (structured and failure.status in (400, 422) and any(
+                    word in failure.reason for word in _STRUCTURE_WORDS)):
+                raise
+            log.info("story: the server takes no response_format; asking without: %s", failure.reason)
+        self._structured = False
+        return await self._once(messages, name, None, until_s)
 
     async def _once(self, messages: Sequence[Message], name: str, schema: Mapping[str, Json] | None, until_s: float,
                     ) -> str:
@@ -84,7 +98,7 @@ class HttpChat:
             raise ApiFailure(str(error), final=True) from None
         left_s = until_s - time.time()
         if left_s < LEAST_S:
-            raise ApiFailure("no time is left (engine.timeout_s.story)", final=True)
+            raise ApiFailure(NO_TIME, final=True)
         wire = Wire(settings, key, timeout_s=min(settings.timeout_s, left_s), max_bytes=MAX_ANSWER_BYTES)
         body: dict[str, Json] = {"model": settings.model_name,
                                  "messages": [message.to_json() for message in messages]}

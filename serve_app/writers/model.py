@@ -13,8 +13,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 
+from configs.chat_card import ChatCard
 from configs.settings import StorySettings
 from serve_app.providers.chat import Chat, HttpChat
+from serve_app.providers.local import LocalChat, Speaker
 from serve_app.providers.wire import ApiFailure, UnusableAnswer
 from serve_app.writers.wording import (
     FILM_FIELDS,
@@ -53,22 +55,26 @@ _FILM_DECIDES = frozenset(Storyboard.model_fields) - set(FILM_FIELDS)
 _SHOT_DECIDES = frozenset(Shot.model_fields) - set(SHOT_FIELDS)
 
 
-def story_writer(settings: StorySettings) -> StoryWriter:
-    """Who breaks scripts into shots under these settings."""
-    return ModelWriter(settings, HttpChat(settings)) if settings.asks_model else RuleWriter()
+def story_writer(settings: StorySettings, card: ChatCard | None = None, speaker: Speaker | None = None) -> StoryWriter:
+    """Who breaks scripts into shots under these settings; `card` and `speaker` are of a model that runs here."""
+    if not settings.asks_model:
+        return RuleWriter()
+    return ModelWriter(settings, HttpChat(settings) if speaker is None else LocalChat(settings, speaker), card)
 
 
 class ModelWriter:
     """Implements `workflows.story.StoryWriter` with a language model."""
 
-    def __init__(self, settings: StorySettings, chat: Chat) -> None:
+    def __init__(self, settings: StorySettings, chat: Chat, card: ChatCard | None = None) -> None:
+        """`card` is that of `story.card`, as part of the identity."""
         self._settings = settings
         self._chat = chat
+        self._identity = writer_identity(settings, card)
 
     @property
     def identity(self) -> Mapping[str, Json]:
         """Which model, asked how."""
-        return writer_identity(self._settings)
+        return self._identity
 
     async def write(self, script: str, *, file: str, film: FilmFields, cards: Cards, until_s: float) -> Told:
         """See `StoryWriter`. Raises InvalidDocument only where the rules do."""
@@ -94,7 +100,7 @@ class ModelWriter:
         except InvalidDocument as refused:
             first = refused.problems[0].render()
             why = f"its storyboard was wrong, and wrong again when it was told so ({first}); use another model"
-        text = (f"the rules broke this script into shots, because the language model {self._settings.model_name} did "
+        text = (f"the rules broke this script into shots, because the language model {self._settings.called} did "
                 f"not: {why}. After that `reelray retry ID --shots story` asks it again")
         log.warning("story: %s", text)
         return replace(rules, warnings=(text,), is_own=False)
@@ -146,7 +152,7 @@ class ModelWriter:
         enhanced = checked_storyboard(Document(value={**value, "shots": [*shots]}))
         if not why:
             return replace(told, storyboard=enhanced)
-        text = (f"not all prompts were written anew, because the language model {self._settings.model_name} failed: "
+        text = (f"not all prompts were written anew, because the language model {self._settings.called} failed: "
                 f"{why}. After that `reelray retry ID --shots story` asks it again")
         log.warning("story: %s", text)
         return replace(told, storyboard=enhanced, warnings=(*told.warnings, text), is_own=False)
@@ -170,6 +176,8 @@ class ModelWriter:
         settings = self._settings
         if isinstance(failure, UnusableAnswer):
             return "use another model"
+        if settings.card and not failure.final:
+            return "see what the log of its replica says, or raise engine.timeout_s.story"
         if failure.status in (401, 403):
             where = settings.key_place or "story.api_key_env, which is not set"
             return f"see that the key in {where} is right, where the Director runs"

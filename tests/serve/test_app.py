@@ -90,6 +90,25 @@ def test_scripts_for_a_language_model_have_a_lane_of_their_own() -> None:
     assert lane_capacity(settings, casting(settings, load_cards(settings)))["story"] == 3
 
 
+WRITES = ("story.writer=llm", "story.card=qwen3-4b-instruct")
+
+
+def test_a_model_that_runs_here_is_deployed_only_where_it_is_asked_and_its_gpus_count() -> None:
+    two = {"CPU": 8.0, "GPU": 2.0}
+    with pytest.raises(ImpossibleResources, match=r"need 3 GPUs \(sketch 2 x 0.5, qwen3-4b-instruct 2 x 1\)"):
+        build(settings_of(*WRITES), cluster=two)
+    settings = settings_of(*WRITES, "models.by_card.qwen3-4b-instruct.replicas=1")
+    (*_, chat) = build(settings, cluster=two)._bound_deployment.init_args
+    assert (chat._bound_deployment.name, chat._bound_deployment.max_ongoing_requests) == ("model-qwen3-4b-instruct", 1)
+    assert chat._bound_deployment.ray_actor_options["num_gpus"] == 1
+    assert build(settings_of(), cluster=two)._bound_deployment.init_args[-1] is None
+
+
+def test_stories_of_a_model_that_runs_here_come_one_per_replica() -> None:
+    settings = settings_of(*WRITES, "models.by_card.qwen3-4b-instruct.replicas=3")
+    assert lane_capacity(settings, casting(settings, load_cards(settings)))["story"] == 3
+
+
 def test_a_remote_cards_lane_holds_what_its_api_takes_at_once_and_needs_no_gpu(tmp_path: Path) -> None:
     (tmp_path / "far.yaml").write_text(
         "name: far\ntitle: far\nloader: remote\npipelines: {text_to_image: images}\n"

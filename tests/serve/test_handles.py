@@ -9,7 +9,8 @@ import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RequestCancelledError
 
-from serve_app.handles import MediaHandle, ModelHandle
+from serve_app.handles import ChatHandle, MediaHandle, ModelHandle
+from serve_app.providers.local import Answer, Question
 from workflows.errors import GpuOutOfMemory, ModelFailed, Overloaded, ReelrayError, ReplicaLost
 from workflows.ports import RenderCall
 from workflows.types import Artifact, MediaType, NodeCall, NodeKind, NodeResult
@@ -56,7 +57,7 @@ class Handle:
 
     def __init__(self, outcome: object) -> None:
         self.response = Response(outcome)
-        self.image = self.clip = self.run = Method(self.response)
+        self.image = self.clip = self.run = self.answer = Method(self.response)
 
 
 def remote_error(error: Exception) -> RayTaskError:
@@ -99,4 +100,20 @@ async def test_cancelling_the_caller_cancels_the_remote_call() -> None:
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
+    assert handle.response.cancelled
+
+
+async def test_a_question_is_answered_lost_or_cancelled_as_any_call() -> None:
+    question, answer = Question(messages=(), temperature=0.0, deadline_s=0.0), Answer(text="a", tokens=1, is_whole=True)
+    assert await ChatHandle(Handle(answer)).answer(question) == answer
+    with pytest.raises(ReplicaLost, match="story: "):
+        await ChatHandle(Handle(ActorDiedError())).answer(question)
+    with pytest.raises(GpuOutOfMemory):
+        await ChatHandle(Handle(remote_error(GpuOutOfMemory(node_id="story", reason="x")))).answer(question)
+    handle = Handle(None)
+    task = asyncio.create_task(ChatHandle(handle).answer(question))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
     assert handle.response.cancelled

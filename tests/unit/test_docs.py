@@ -9,6 +9,7 @@ import pytest
 import yaml
 from typer.main import get_command
 
+from configs.chat_card import ChatCard
 from configs.load import casting, load_cards, load_settings, profile_names
 from configs.model_card import ModelCard
 from serve_app.cli import app
@@ -20,6 +21,8 @@ PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md",
 YAML = re.compile(r"```yaml\n(.*?)```", re.DOTALL)
 CARDS = [(page, block) for page in PAGES for block in YAML.findall(page.read_text(encoding="utf-8"))
          if "pipelines:" in block]
+CHAT_CARDS = [block for page in PAGES for block in YAML.findall(page.read_text(encoding="utf-8"))
+              if "loader: transformers" in block]
 BLOCKS = [(page, block) for page in PAGES for block in YAML.findall(page.read_text(encoding="utf-8"))
           if "shots:" in block]
 
@@ -33,6 +36,11 @@ def test_a_storyboard_in_the_documents_is_planned_by_the_default_models(page: Pa
 @pytest.mark.parametrize(("page", "block"), CARDS, ids=[page.name for page, _ in CARDS])
 def test_a_model_card_in_the_documents_is_one(page: Path, block: str) -> None:
     assert ModelCard.model_validate(yaml.safe_load(block)).tasks
+
+
+@pytest.mark.parametrize("block", CHAT_CARDS)
+def test_a_chat_card_in_the_documents_is_one(block: str) -> None:
+    assert ChatCard.model_validate(yaml.safe_load(block)).question_tokens
 
 
 def test_there_are_storyboards_in_the_documents() -> None:

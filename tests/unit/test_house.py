@@ -47,12 +47,13 @@ def test_the_rooms_are_the_ones_of_this_checkout_or_its_wheel(room: str) -> None
     assert (Path(str(module.__file__)).parent / "__init__.py").read_text() == (ROOT / room / "__init__.py").read_text()
 
 
-def test_only_one_module_loads_weights() -> None:
+def test_only_one_module_loads_pipelines_and_one_language_models() -> None:
     callers = [name_of(path) for path in FILES
                if any(isinstance(node, ast.Attribute) and node.attr == "from_pretrained"
                       for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))))]
     # The training recipe of the embedded model builds and checks what the loader loads later.
-    assert [name for name in callers if "/sketch/" not in name] == ["serve_app/models/pipelines.py"]
+    assert [name for name in callers if "/sketch/" not in name] == ["serve_app/models/chat_model.py",
+                                                                      "serve_app/models/pipelines.py"]
 
 
 def test_only_one_module_makes_deployments() -> None:

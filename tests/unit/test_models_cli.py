@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from configs.load import SettingsError, load_settings
 from serve_app.cli import app
 from serve_app.session import require_weights
-from tests import tiny
+from tests import tiny, tiny_chat
 from workflows.errors import InvalidDocument
 
 CARD = """
@@ -108,6 +108,33 @@ def test_show_speaks_of_a_gpu_only_where_one_is_used() -> None:
     assert "GPU" not in text
 
 
+def chat_card(tmp_path: Path) -> tuple[str, str]:
+    card = tiny_chat.card_of(tiny_chat.build(tmp_path), memory={"weights_gb": {"model": 3}, "source": "a guess"})
+    (tmp_path / "tiny-chat.yaml").write_text(card.model_dump_json(exclude_unset=True))
+    return "--set", f"models.card_dirs=[{tmp_path}]"
+
+
+def test_show_check_and_list_know_language_models(tmp_path: Path) -> None:
+    choice = chat_card(tmp_path)
+    code, text = run("check", "tiny-chat", "--load", "--json", *choice)
+    findings = {finding["what"]: finding for finding in json.loads(text)}
+    assert code == 0
+    assert {what: finding["level"] for what, finding in findings.items()} == {
+        "classes": "ok", "weights": "ok", "memory": "note", "load": "ok"}
+    assert (findings["classes"]["text"], findings["load"]["text"][:7]) == ("Qwen2ForCausalLM", "chat in")
+    flat = " ".join(run("show", "qwen3-4b-instruct")[1].split())
+    for part in ("stories (story.card)", "Apache-2.0", "up to 16384 tokens", "16 GB: fits",
+                 "not here; `reelray models pull qwen3-4b-instruct`"):
+        assert part in flat
+    listed = " ".join(run("list", "--set", "story.writer=llm", "--set", "story.card=tiny-chat", *choice)[1].split())
+    assert "Says noise writes stories; used here" in listed
+    assert {card["name"] for card in json.loads(run("list", "--json")[1])} >= {"sketch", "qwen2.5-7b-instruct"}
+    (tmp_path / "qwen2" / "tokenizer.json").unlink()
+    code, text = run("check", "tiny-chat", "--json", *choice)
+    assert (code, json.loads(text)[-1]["level"]) == (1, "fail")
+    assert "no tokenizer.json" in json.loads(text)[-1]["text"]
+
+
 def test_a_session_is_refused_at_the_door_while_weights_are_missing() -> None:
     with pytest.raises(InvalidDocument) as refused:
         require_weights(load_settings("laptop", SVD, environ={}))
@@ -115,3 +142,5 @@ def test_a_session_is_refused_at_the_door_while_weights_are_missing() -> None:
     require_weights(load_settings("laptop", (*SVD, "models.auto_download=true"), environ={}))
     require_weights(load_settings("laptop", (*SVD, "ray.address=head:6379"), environ={}))
     require_weights(load_settings("laptop", environ={}))
+    with pytest.raises(InvalidDocument, match=r"model card qwen3-4b-instruct: repo: .*models pull qwen3-4b-instruct`"):
+        require_weights(load_settings("laptop", ("story.writer=llm", "story.card=qwen3-4b-instruct"), environ={}))

@@ -5,10 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from configs.endpoint import Endpoint
 from configs.explain import commented_yaml
-from configs.load import SettingsError, api_key, casting, load_card, load_cards, load_settings, profile_names
+from configs.load import (
+    SettingsError,
+    api_key,
+    cards_in_use,
+    casting,
+    load_card,
+    load_cards,
+    load_settings,
+    profile_names,
+    story_card,
+)
 from configs.model_card import FrameRule, ModelCard, SizeRule, Task
 from configs.settings import Settings
 
@@ -129,6 +140,9 @@ def test_the_card_digest_follows_what_changes_pictures_and_nothing_else() -> Non
 @pytest.mark.parametrize(("overrides", "message"), [
     (["story.writer=llm"], "a language model needs story.api_url and story.model_name; nearest valid: writer rules"),
     (["story.enhance_prompts=true"], "a language model needs story.api_url and story.model_name"),
+    (["story.writer=llm", "story.card=qwen3-4b-instruct", "story.api_url=http://127.0.0.1:9/v1", "story.model_name=x"],
+     "story.card is a model that runs here and story.api_url and story.model_name a server; nearest valid: story.card"),
+    (["story.card=qwen3-4b-instruct", "story.api_key_env=A_KEY"], "runs here and story.api_key_env a server"),
     (["story.api_key_env=sk-abc123"], "is the name of an environment variable, in capitals, never the key itself"),
     (["story.api_key_env=hf_skabc123"], "is the name of an environment variable, in capitals, never the key itself"),
     (["story.api_key_env=REELRAY_KEY"], "must not begin with REELRAY_: such variables are settings"),
@@ -174,3 +188,31 @@ def test_a_file_without_a_key_is_said_so_without_what_is_in_it(tmp_path: Path, c
     with pytest.raises(SettingsError, match=message) as refused:
         api_key(Endpoint(api_key_file=tmp_path / "key"), {})
     assert "sk-abc" not in str(refused.value)
+
+
+@pytest.mark.parametrize(("name", "message"), [
+    ("qwen3-4b", "no card 'qwen3-4b'; did you mean 'qwen3-4b-instruct'?"),
+    ("sketch", "card 'sketch' makes pictures, no stories")])
+def test_a_story_card_that_cannot_write_is_refused_with_those_that_can(name: str, message: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        story_card(load_settings("laptop", ["story.writer=llm", f"story.card={name}"], {}))
+    assert f"story.card: {message}; cards that can: qwen2.5-7b-instruct, qwen3-4b-instruct" in str(refused.value)
+
+
+def test_a_story_card_is_in_use_only_where_it_is_asked_and_makes_no_pictures() -> None:
+    asked = load_settings("laptop", ["story.writer=llm", "story.card=qwen3-4b-instruct"], {})
+    assert [card.name for card in cards_in_use(asked)] == ["sketch", "qwen3-4b-instruct"]
+    assert [card.name for card in cards_in_use(load_settings("laptop", ["story.card=none-such"], {}))] == ["sketch"]
+    with pytest.raises(SettingsError, match="no card 'qwen3-4b-instruct'"):
+        cards_in_use(load_settings("laptop", ["models.text_to_video=qwen3-4b-instruct"], {}))
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"revision": "main"}, "revision: .*is not a commit"), ({"answer_tokens": 7000}, "nearest valid: 6000"),
+    ({"pipelines": {"text_to_video": "x"}}, "pipelines: Extra inputs"), ({"repo": ""}, "repo: ")])
+def test_a_wrong_chat_card_is_refused(changes: dict[str, object], message: str, tmp_path: Path) -> None:
+    fields = {"name": "mine", "title": "x", "loader": "transformers", "repo": "a/b", "context_tokens": 8000,
+              "answer_tokens": 2000, **changes}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(fields))
+    with pytest.raises(SettingsError, match=message):
+        load_card(tmp_path / "mine.yaml")

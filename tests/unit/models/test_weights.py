@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 
 from configs.load import SettingsError, load_card
 from configs.model_card import ModelCard, Task
-from serve_app.models import pipelines, weights
+from serve_app.models import chat_model, pipelines, weights
 from serve_app.models.weights import RemoteFile, wanted
+from tests import tiny_chat
 from tests.fake_hub import COMMIT, FakeHub, fake_hub
 from tests.families import BY_NAME
 from workflows.errors import InvalidDocument
@@ -104,6 +105,24 @@ def test_only_what_the_pipeline_reads_is_taken_and_it_loads(hub: FakeHub, card_f
     assert directory.name == COMMIT
     local = load_card(card_file).model_copy(update={"repo": str(directory)})
     assert type(pipelines.load(local, Task.TEXT_TO_VIDEO, "cpu")).__name__ == "WanPipeline"
+
+
+def test_of_a_language_model_the_files_at_the_top_are_taken_and_it_loads(hub: FakeHub, tmp_path: Path) -> None:
+    repo = tiny_chat.build(tmp_path)
+    (repo / "pytorch_model.bin").write_bytes(b"pickle" * 1000)
+    (repo / "onnx").mkdir()
+    (repo / "onnx" / "config.json").write_text("{}")
+    hub.repos["acme/chat"] = repo
+    path = tmp_path / "tiny-chat.yaml"
+    path.write_text(tiny_chat.card_of("acme/chat", revision=COMMIT).model_dump_json(exclude_unset=True))
+    directory = Path(str(pulled(path, hub, tmp_path)["directory"]))
+    assert {path.name for path in directory.rglob("*")} == {path.name for path in repo.iterdir()} - {
+        "pytorch_model.bin", "onnx"}
+    assert found(path, tmp_path) == directory
+    chat_model.load(tiny_chat.card_of(directory), "cpu")
+    hub.repos["acme/chat"] = hub.repos[REPO]
+    assert "acme/chat is not a transformers checkpoint: it has no config.json" in str(
+        pulled(path, hub, tmp_path / "other")["problem"])
 
 
 def test_a_second_pull_fetches_nothing(hub: FakeHub, card_file: Path, tmp_path: Path) -> None:
