@@ -12,7 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from configs.load import SettingsError, cards_in_use, casting, load_cards, load_settings, suggestion
+from configs.memory import share_of
 from configs.model_card import GPU_SIZES_GB, ModelCard
+from serve_app.gpus import with_gpu_memory
 from serve_app.options import JsonOption, ProfileOption, SetOption
 from workflows.types import Json
 
@@ -29,7 +31,7 @@ VERDICTS = {"fits": "fits", "tight": "its weights fit, the peak does not", "no":
 @models_app.command("list")
 def models_list(profile: ProfileOption = "", settings_: SetOption = None, as_json: JsonOption = False) -> None:
     """List model cards, which tasks they do here, and the vocabulary of small ones."""
-    settings = load_settings(profile, settings_ or ())
+    settings = with_gpu_memory(load_settings(profile, settings_ or ()))
     cards = load_cards(settings)
     if as_json:
         print(json.dumps([card.model_dump(mode="json") for card in cards.values()], ensure_ascii=False))
@@ -42,7 +44,7 @@ def models_list(profile: ProfileOption = "", settings_: SetOption = None, as_jso
                   highlight=False)
         default = card.defaults
         out.print(f"  {default.width_px}x{default.height_px}, {default.frames} frames at {default.fps:g} fps, "
-                  f"{default.steps} steps; {card.resources.num_gpus:g} GPU per replica", highlight=False)
+                  f"{default.steps} steps; {share_of(card, settings.models).gpus:g} GPU per replica", highlight=False)
         if card.world:
             out.print("  it knows only these words:", highlight=False)
             for line in card.world.describe().splitlines():
@@ -62,7 +64,8 @@ def models_show(name: CardArgument, profile: ProfileOption = "", settings_: SetO
         return
     out.print(f"[bold]{card.name}[/bold]  {card.title}", highlight=False)
     table = Table(box=None, show_header=False)
-    for label, text in _facts(card):
+    share = share_of(card, with_gpu_memory(load_settings(profile, settings_ or ())).models)
+    for label, text in [*_facts(card), *([("share", str(share))] if share.gpus else [])]:
         table.add_row(Text(label, style="dim"), Text(text, overflow="fold"))
     out.print(table)
 
@@ -152,7 +155,7 @@ def _facts(card: ModelCard) -> list[tuple[str, str]]:
          + f"{frames.min_frames} to {frames.max_frames}"),
         ("prompt", f"up to about {card.prompt_words} words" if card.prompt_words < UNREAD_WORDS else ""),
         ("speed", f"about {card.seconds_per_step:g} s per step at the default shape"
-                  + (", on a large GPU" if card.loader == "diffusers" and card.resources.num_gpus else "")),
+                  + (", on a large GPU" if card.loader == "diffusers" and card.resources.num_gpus != 0 else "")),
     ]
     return [*((label, text.strip()) for label, text in [*facts, *_memory_facts(card)] if text.strip()),
             *(("source" if not number else "", source) for number, source in enumerate(card.sources)),

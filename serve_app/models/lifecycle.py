@@ -16,15 +16,13 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
+from configs.memory import TORCH_SHARE
 from configs.settings import ModelsSettings
 from workflows.errors import ImpossibleResources
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-MEMORY_HEADROOM = 0.90
-"""Of a GPU's share, what torch's allocator may take: the CUDA context and cuDNN's workspaces live outside it."""
 
 
 # -- device ------------------------------------------------------------------------------------------------------
@@ -60,7 +58,7 @@ def choose_device(wanted: Literal["auto", "cpu", "cuda"], assigned_gpus: float, 
                                           "install a CUDA build of torch, or set models.device to auto or cpu")
     if wanted == "cpu" or assigned_gpus <= 0 or not torch_sees_gpu:
         return DeviceChoice(name="cpu")
-    fraction = assigned_gpus * MEMORY_HEADROOM if assigned_gpus < 1 else 1.0
+    fraction = assigned_gpus * TORCH_SHARE if assigned_gpus < 1 else 1.0
     return DeviceChoice(name="cuda:0", memory_fraction=fraction)
 
 
