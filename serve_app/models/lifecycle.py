@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from configs.memory import TORCH_SHARE
+from configs.memory import TORCH_SHARE, room_gb
 from configs.settings import ModelsSettings
 from workflows.errors import ImpossibleResources
 
@@ -67,6 +67,13 @@ def pick_device(wanted: Literal["auto", "cpu", "cuda"], assigned_gpus: float) ->
     choice = choose_device(wanted, assigned_gpus, torch_sees_gpu=torch.cuda.is_available())
     choice.claim()
     return choice.name
+
+
+def gpu_room_gb(device: str, assigned_gpus: float) -> float | None:
+    """What a call may take of the GPU that this process was given, in 10^9 bytes; None on a CPU."""
+    if not device.startswith("cuda"):
+        return None
+    return room_gb(torch.cuda.get_device_properties(device).total_memory / 1e9, assigned_gpus)
 
 
 def describe(device: str) -> str:

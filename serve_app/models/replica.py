@@ -12,7 +12,8 @@ import asyncio
 import functools
 import logging
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ import torch
 from configs.model_card import ModelCard, Task
 from configs.settings import MediaSettings, ModelsSettings
 from serve_app.models import pipelines, weights
+from serve_app.models.ladder import Ladder
 from serve_app.models.lifecycle import (
     CancelToken,
     GpuThread,
@@ -28,6 +30,7 @@ from serve_app.models.lifecycle import (
     describe,
     finish,
     free_memory,
+    gpu_room_gb,
     pick_device,
     set_torch_threads,
 )
@@ -40,7 +43,7 @@ from workflows.errors import GpuOutOfMemory, ModelFailed, ReelrayError, RenderCa
 from workflows.media.encode import EncodeOptions
 from workflows.media.frames import UInt8Array
 from workflows.ports import ArtifactStore, ProgressSink, RenderCall
-from workflows.types import NodeResult
+from workflows.types import NodeResult, substitute_key
 
 log = logging.getLogger(__name__)
 
@@ -63,10 +66,16 @@ class _Run:
     waiters: list[_Waiter] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """What the model had to say of its result."""
+    differs: bool = False
+    """Pixels may not be those that the key stands for."""
 
     def calls(self) -> tuple[RenderCall, ...]:
         """Who wants to hear of its progress."""
         return tuple(waiter.call for waiter in self.waiters)
+
+    def differ(self) -> None:
+        """The result must not stand in for that of another GPU, which would have had the memory."""
+        self.differs = True
 
     def let_go(self, waiters: list[_Waiter]) -> None:
         """Send callers away; when nobody is left, the GPU hears of it now rather than when they have gone."""
@@ -88,6 +97,7 @@ class ModelReplica:
     def __init__(  # noqa: PLR0913 - where a replica is put together; each is one port or one branch of the settings
         self, card: ModelCard, settings: ModelsSettings, media: MediaSettings, store: ArtifactStore,
         sink: ProgressSink, assigned_gpus: float, load: pipelines.LoadPipeline = pipelines.load,
+        room_gb: Callable[[str, float], float | None] = gpu_room_gb,
     ) -> None:
         """Load every task of the card and make one tiny call with each; a replica that exists can render.
 
@@ -110,9 +120,10 @@ class ModelReplica:
         if settings.auto_download:
             weights.ensure(card, say=log.info)
         started = time.perf_counter()
-        self._studio = open_studio(card, device, load)
+        self._ladder = Ladder(card, device, room_gb(device, assigned_gpus))
+        self._studio = open_studio(card, device, self._ladder.keeping(load))
         loaded = time.perf_counter()
-        self._gpu.run_now(functools.partial(warm_up, self._studio, card))
+        self._gpu.run_now(functools.partial(warm_up, self._studio, card, self._ladder))
         log.info("%s: loaded in %.1f s on %s, warm after %.1f s more", card.name, loaded - started, device,
                  time.perf_counter() - loaded)
 
@@ -217,7 +228,8 @@ class ModelReplica:
             frames, seconds = await self._gpu.run(
                 functools.partial(self._render, run, call, task, take, records), cancel=run.token)
             seconds["wait"] = time.perf_counter() - queued - sum(seconds.values())
-            save = functools.partial(self._saver.save, frames, call, records, warnings=(*warnings, *run.notes),
+            kept = replace(call, key=substitute_key(call.key)) if run.differs else call
+            save = functools.partial(self._saver.save, frames, kept, records, warnings=(*warnings, *run.notes),
                                      seconds=seconds)
             return await self._saving.run(save, cancel=run.token)
         except ReelrayError:
@@ -237,7 +249,7 @@ class ModelReplica:
                     height_px=call.height_px, frames=call.frames, fps=call.fps, steps=call.steps,
                     guidance=call.guidance, seed=call.seed, picture_HWC=picture_HWC)
         painter = self._studio[task]
-        if problems := painter.problems(take):
+        if problems := (*painter.problems(take), *self._ladder.problems(task, take.shape)):
             raise RenderRefused(node_id=call.node_id, reason="; ".join(problem.render() for problem in problems))
         return take, (*warnings, *painter.warnings(take))
 
@@ -245,11 +257,13 @@ class ModelReplica:
                 ) -> tuple[UInt8Array, dict[str, float]]:
         """On the GPU thread: frames, and how long the steps and the rest took."""
         watch = Watch(label=call.node_id, cancel=run.token, deadline_s=call.deadline_s, beat=self._heartbeat.beat,
-                      note=run.notes.append)
+                      note=run.notes.append, other_pixels=run.differ)
         failure: StageFailed
         try:
             clock = _StepClock(records)
-            frames = self._studio[task].generate(take, progress_callback=clock, watch=watch)
+            for attempt in self._ladder.attempts(task, take.shape, watch):
+                with attempt:
+                    frames = self._studio[task].generate(take, progress_callback=clock, watch=watch)
             records.saving(DECODED_SHARE)
             return frames, clock.seconds()
         except ReelrayError:
