@@ -176,6 +176,16 @@ def share_of(card: ModelCard, models: ModelsSettings) -> Share:
     return Share(gpus=math.ceil(part * 100 - 1e-9) / 100, why=peak)
 
 
+def with_room(card: ModelCard, models: ModelsSettings) -> ModelCard:
+    """The card, saying what its replicas have with these settings; nothing where the GPUs' memory is not known."""
+    gpus, room = share_of(card, models).gpus, None
+    if models.gpu_memory_gb is not None and models.device != "cpu" and card.loader == "diffusers" and gpus:
+        room = room_gb(models.gpu_memory_gb, gpus)
+    if room == card.resources.room_gb:
+        return card
+    return card.model_copy(update={"resources": card.resources.model_copy(update={"room_gb": room})})
+
+
 # -- what fits -------------------------------------------------------------------------------------------------------
 
 

@@ -111,6 +111,8 @@ class Resources(Frozen):
     """GPUs per replica; below 1 several replicas share one GPU; above 1 only whole numbers. Unset: by the card's known
     peak and the GPUs' memory (`configs.memory.share_of`)."""
     num_cpus: Annotated[float, Field(ge=0)] = 1.0
+    room_gb: float | None = None
+    """GPU memory that a replica's calls may take: not written in a card, but filled in where it is used and known."""
 
     @model_validator(mode="after")
     def _whole_above_one(self) -> Resources:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from configs.load import load_cards, load_settings
+from configs.load import casting, load_cards, load_settings
 from configs.memory import (
     Placement,
     Remedies,
@@ -17,10 +17,14 @@ from configs.memory import (
     share_of,
     too_large,
 )
-from configs.model_card import GPU_SIZES_GB, ModelCard
+from configs.model_card import GPU_SIZES_GB, ModelCard, Task
 from configs.settings import Settings
 from serve_app.capacity import gpus_taken, told_shares
 from serve_app.gpus import cluster_gb, local_gb, with_gpu_memory
+from workflows.errors import InvalidDocument
+from workflows.plan import Plan, plan_film
+from workflows.revise import with_lines
+from workflows.storyboard import parse_storyboard
 
 CARDS = load_cards(load_settings("laptop", (), {}))
 BIG = CARDS["wan2.1-t2v-14b"]
@@ -135,6 +139,54 @@ def test_too_large_tells_what_is_needed_what_is_there_and_what_would_fit() -> No
         smaller = Shape(width_px=width_px, height_px=height_px, frames=frames)
         assert not too_large(BIG, smaller, 8.0, helpful(BIG))
         assert BIG.frames.problem(frames) == BIG.size.problem(width_px) == BIG.size.problem(height_px) == ""
+
+
+FILM = """
+size: 1280x720
+shots:
+  - {id: s1, prompt: a, frames: 81}
+  - {id: s2, prompt: b, frames: 17}
+  - {id: s3, prompt: c, duration_s: 5}
+"""
+
+
+def plan_on(gpu_gb: float, text: str, *overrides: str) -> Plan:
+    settings = settings_of(f"models.gpu_memory_gb={gpu_gb}", "models.text_to_video=wan2.1-t2v-14b",
+                           "models.text_to_image=sdxl", *overrides)
+    storyboard = parse_storyboard(text)
+    try:
+        return plan_film(storyboard, cards=casting(settings, CARDS))
+    except InvalidDocument as error:
+        raise with_lines(error, text, file="film.yaml") from None
+
+
+def test_the_door_names_every_shot_that_fits_no_replica_and_what_would() -> None:
+    with pytest.raises(InvalidDocument) as refused:
+        plan_on(8, FILM)
+    first, second = str(refused.value).splitlines()
+    assert first == (
+        "film.yaml:4: shot s1: frames: 1280x720, 81 frames of wan2.1-t2v-14b need 57 GB of GPU memory (estimated), "
+        "11.1 GB with decoding in tiles and moving layers in and out of the GPU, and a replica has 7 GB; "
+        "nearest valid: 41 frames or 928x512")
+    assert second.startswith("film.yaml:6: shot s3: duration_s: 1280x720, 81 frames of")
+    assert len(plan_on(24, FILM).shots) == 3
+
+
+def test_the_door_says_once_that_pictures_are_too_large() -> None:
+    text = FILM.replace("prompt: ", "mode: keyframe, prompt: ")
+    with pytest.raises(InvalidDocument) as refused:
+        plan_on(2.5, text, "models.image_to_video=placeholder")
+    (only,) = refused.value.problems
+    assert (only.shot_id, only.field) == ("", "size")
+    assert only.problem.startswith("1280x720 of sdxl need ")
+
+
+def test_a_door_that_does_not_know_the_gpus_refuses_nothing() -> None:
+    settings = settings_of("models.text_to_video=wan2.1-t2v-14b")
+    assert casting(settings, CARDS)[Task.TEXT_TO_VIDEO] is BIG
+    known = casting(settings_of("models.gpu_memory_gb=80", "models.text_to_video=wan2.1-t2v-14b"), CARDS)
+    assert known[Task.TEXT_TO_VIDEO].resources.room_gb == pytest.approx(room_gb(80, 0.66))
+    assert known[Task.TEXT_TO_VIDEO].digest() == BIG.digest()
 
 
 def test_nothing_is_proposed_where_nothing_fits() -> None:

@@ -1,4 +1,4 @@
-"""Out of GPU memory: which rung helps, what stays as it was, what is remembered, what is refused. Real tiny pipelines."""
+"""Out of GPU memory: which rung helps, what stays as it was, what is remembered and refused. Real tiny pipelines."""
 
 from __future__ import annotations
 
