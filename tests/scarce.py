@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import ray
 import torch
 from diffusers import DiffusionPipeline
 
+from actors.progress import ActorTransport
+from actors.reporter import Reporter
 from configs.memory import Placement
 from configs.model_card import ModelCard, Task
+from configs.settings import Settings
+from serve_app.deployments import ModelDeployment, open_store
 from serve_app.models import pipelines
+from serve_app.models.replica import ModelReplica
 from serve_app.models.resume import DENOISERS
 
 PLENTY = 10**9
@@ -64,3 +70,18 @@ def placement_of(pipe: DiffusionPipeline) -> Placement:
               if isinstance(part, torch.nn.Module) for module in part.modules())
     return Placement.LAYERS if any(registry is not None and "group_offloading" in registry.hooks
                                    for registry in hooked) else Placement.RESIDENT
+
+
+class ScarceModel(ModelDeployment):
+    """The deployment of a card; one with the note `resident=A parts=B layers=C` has a denoiser of these limits."""
+
+    def __init__(self, card: ModelCard, settings: Settings) -> None:
+        context = ray.get_runtime_context()
+        (settings.data_dir / f"{card.name}.gpu").write_text(",".join(context.get_accelerator_ids()["GPU"]))
+        limits = dict(part.split("=") for part in card.notes.split())
+        reporter = Reporter(ActorTransport(settings.progress, settings.ray.namespace),
+                            flush_s=settings.progress.flush_s, on_cancelled=self._cancel_job)
+        self._replica = ModelReplica(
+            card, settings.models, settings.media, open_store(settings), reporter,
+            float(context.get_assigned_resources().get("GPU", 0)),
+            load=ScarceLoad({Placement(name): int(limit) for name, limit in limits.items()}))
