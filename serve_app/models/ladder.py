@@ -82,7 +82,6 @@ class Ladder:
         self._tilers: dict[Task, Tiler] = {}
         self._known: list[_Known] = []
         self._least = NOTHING
-        self._tiles = False
         # Which pipeline's components are placed how; None: all lie in main memory.
         self._stand: tuple[Placement, Task | None] | None = (Placement.RESIDENT, None)
 
@@ -148,7 +147,8 @@ class Ladder:
         while True:
             attempt = _Attempt(self, task, shape, footing)
             with attempt:
-                self._put(task, footing)
+                self._put(task, footing.placement)
+            watch.beat()  # moving many gigabytes takes a while
             if attempt.higher is None:
                 yield attempt
             if attempt.higher is None:
@@ -182,22 +182,23 @@ class Ladder:
 
     # -- how the pipelines stand ------------------------------------------------------------------------------------
 
-    def _put(self, task: Task, footing: Remedies) -> None:
+    def tile(self, task: Task, *, on: bool) -> None:
+        """On for one attempt, so that no call but the ladder's own is ever made in tiles."""
+        if task in self._tilers:
+            self._tilers[task].set(on=on)
+
+    def _put(self, task: Task, placement: Placement) -> None:
         """Put the task's pipeline there; nothing is touched where it stands so already."""
         if task not in self._pipes:
             return
-        if footing.tiles != self._tiles:
-            for tiler in self._tilers.values():
-                tiler.set(on=footing.tiles)
-            self._tiles = footing.tiles
-        wanted = (footing.placement, None if footing.placement is Placement.RESIDENT else task)
+        wanted = (placement, None if placement is Placement.RESIDENT else task)
         if wanted == self._stand:
             return
         self._stand = None
         for pipe in self._pipes.values():
             lift(pipe)
         free_memory()
-        place(self._pipes[task], self._pipes.values(), footing.placement, self._device)
+        place(self._pipes[task], self._pipes.values(), placement, self._device)
         self._stand = wanted
 
 
@@ -214,10 +215,15 @@ class _Attempt(AbstractContextManager[None]):
         self.trouble = ""
 
     def __enter__(self) -> None:
-        """Nothing to do."""
+        """Tiles, where they are meant."""
+        if self._footing.tiles:
+            self._ladder.tile(self._task, on=True)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  traceback: TracebackType | None) -> bool:
+        """Swallow a lack of memory while there is something left to try. Raises OutOfMemoryError when there is not."""
+        if self._footing.tiles:
+            self._ladder.tile(self._task, on=False)
         if error is None or not is_out_of_memory(error):
             return False
         self.trouble = f"{type(error).__name__}: {error}".splitlines()[0][:200]

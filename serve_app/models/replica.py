@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from configs.memory import Shape
 from configs.model_card import ModelCard, Task
 from configs.settings import MediaSettings, ModelsSettings
 from serve_app.models import pipelines, weights
@@ -217,9 +218,9 @@ class ModelReplica:
     async def _produce(self, run: _Run, call: RenderCall, task: Task) -> NodeResult:
         try:
             # 1. done before, here or by another replica   2. say that it begins   3. read the first frame
-            found = await asyncio.to_thread(self._store.find, call.key)
+            found = await asyncio.to_thread(self._found, call, task)
             if found is not None:
-                return NodeResult(artifact=found)
+                return found
             records = RunRecords(self._sink, run.calls, steps=call.steps)
             records.initialise()
             take, warnings = await asyncio.to_thread(self._take, call, task)
@@ -238,6 +239,16 @@ class ModelReplica:
             # The GPU part has its own; this is a full disk, a store that is away, a bug.
             log.exception("%s: failed outside the model", call.node_id)
             raise StageFailed(node_id=call.node_id, reason=_short(error)) from None
+
+    def _found(self, call: RenderCall, task: Task) -> NodeResult | None:
+        """What the call's key stands for, or what would be made here in place of it."""
+        found = self._store.find(call.key)
+        shape = Shape(width_px=call.width_px, height_px=call.height_px, frames=call.frames)
+        if found is not None or not self._ladder.foothold(task, shape).tiles:
+            return None if found is None else NodeResult(artifact=found)
+        substitute = self._store.find(substitute_key(call.key))
+        return None if substitute is None else NodeResult(artifact=substitute, warnings=(
+            "found as it was made before, in tiles: it does not fit this GPU otherwise",))
 
     def _take(self, call: RenderCall, task: Task) -> tuple[Take, tuple[str, ...]]:
         """What to ask of the model, and what to tell the user about it. Raises RenderRefused."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from configs.load import casting, load_cards, load_settings
@@ -89,6 +91,17 @@ def test_remedies_take_off_weights_first_and_activations_with_tiles() -> None:
 def test_a_share_follows_from_the_peak_and_the_gpu(card: str, gpu_gb: float, gpus: float) -> None:
     settings = settings_of(f"models.gpu_memory_gb={gpu_gb}")
     assert share_of(CARDS[card], settings.models).gpus == gpus
+
+
+def test_the_documents_table_of_shares_is_what_the_cards_get() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "models.md").read_text()
+    table = text.partition("| card | GPU of 24 GB |")[2].partition("\n\n")[0]
+    rows = {cells[1].strip(" `"): cells[2:6] for line in table.splitlines()[2:] if (cells := line.split("|"))}
+    assert set(rows) == {card.name for card in CARDS.values() if card.memory}
+    for name, cells in rows.items():
+        shares = [share_of(CARDS[name], settings_of(f"models.gpu_memory_gb={gb}").models).gpus
+                  for gb in (24, 48, 80, 141)]
+        assert [float(cell.partition(",")[0]) for cell in cells] == shares
 
 
 def test_every_derived_part_has_room_for_the_peak() -> None:

@@ -105,6 +105,10 @@ async def test_a_decoder_that_runs_out_decodes_in_tiles_and_its_picture_is_kept_
     assert manifest is not None
     assert manifest["made"]["warnings"] == list(tiled.warnings)
     assert scarce.load.failures == 1
+    again = await scarce.draw()
+    assert (again.artifact, scarce.load.failures) == (tiled.artifact, 1)
+    assert again.warnings == ("found as it was made before, in tiles: it does not fit this GPU otherwise",)
+    assert scarce.load.pipes[0].vae.use_tiling is False
 
 
 @pytest.mark.parametrize(("enough", "words"), [(PARTS, "components"), (LAYERS, "layers")])
