@@ -73,6 +73,14 @@ class ChatCard(Frozen):
         return pinned(revision)
 
     @model_validator(mode="after")
+    def _peaks_are_of_tokens(self) -> ChatCard:
+        for peak in self.memory.peaks if self.memory else ():
+            if "tokens" not in peak.shape:
+                raise ValueError(f"memory.peaks: {peak.shape!r} is no length of a text; nearest valid: "
+                                 f"{self.context_tokens} tokens")
+        return self
+
+    @model_validator(mode="after")
     def _question_has_room(self) -> ChatCard:
         if self.question_tokens < self.context_tokens // 4:
             raise ValueError(f"answer_tokens {self.answer_tokens} leaves less than a quarter of context_tokens "

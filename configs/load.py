@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from configs.chat_card import AnyCard, ChatCard
 from configs.endpoint import Endpoint
+from configs.memory import with_room
 from configs.model_card import ModelCard, Task
 from configs.settings import Settings
 
@@ -163,7 +164,7 @@ def casting(settings: Settings, cards: Mapping[str, ModelCard]) -> dict[Task, Mo
                                 f"cards that can: {able}" + (
                                     f"; to draw each shot's first frame and animate it with {name!r}, set "
                                     f"models.image_to_video={name} too" if animates else ""))
-    return {task: cards[name] for task, name in chosen.items()}
+    return {task: with_room(cards[name], settings.models) for task, name in chosen.items()}
 
 
 def _read_profile(name: str) -> dict[str, Any]:

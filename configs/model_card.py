@@ -107,13 +107,16 @@ class CallDefaults(Frozen):
 class Resources(Frozen):
     """What one replica needs."""
 
-    num_gpus: Annotated[float, Field(ge=0, le=64)] = 1.0
-    """GPUs per replica; below 1 several replicas share one GPU; above 1 only whole numbers."""
+    num_gpus: Annotated[float, Field(ge=0, le=64)] | None = None
+    """GPUs per replica; below 1 several replicas share one GPU; above 1 only whole numbers. Unset: by the card's known
+    peak and the GPUs' memory (`configs.memory.share_of`)."""
     num_cpus: Annotated[float, Field(ge=0)] = 1.0
+    room_gb: float | None = None
+    """GPU memory that a replica's calls may take: not written in a card, but filled in where it is used and known."""
 
     @model_validator(mode="after")
     def _whole_above_one(self) -> Resources:
-        if self.num_gpus > 1 and self.num_gpus != int(self.num_gpus):
+        if self.num_gpus is not None and self.num_gpus > 1 and self.num_gpus != int(self.num_gpus):
             below = int(self.num_gpus)
             raise ValueError(f"num_gpus {self.num_gpus} must be whole above 1; nearest {below} or {below + 1}")
         return self
@@ -122,8 +125,8 @@ class Resources(Frozen):
 class Peak(Frozen):
     """GPU memory at the highest moment of a call of one shape."""
 
-    shape: str
-    """`832x480, 81 frames`."""
+    shape: Annotated[str, Field(pattern=r"^([1-9]\d*x[1-9]\d*(, [1-9]\d* frames)?|[1-9]\d* tokens)$")]
+    """`832x480, 81 frames`; of a picture `1024x1024`; of a language model's question and answer `24576 tokens`."""
     gb: Annotated[float, Field(gt=0)]
     """All of the process, weights included, in 10^9 bytes."""
     how: Literal["measured", "estimated", "published"]
@@ -132,7 +135,7 @@ class Peak(Frozen):
 
 
 class Memory(Frozen):
-    """What a model takes of a GPU. Everything stays on the GPU: reelray does not offload."""
+    """What a model takes of a GPU when everything stays there. How it grows with the shape: `configs.memory`."""
 
     weights_gb: Annotated[dict[str, float], Field(min_length=1)]
     """Component -> its weights in the card's dtypes, in 10^9 bytes; what is on disk may be larger (float32 files)."""
@@ -294,6 +297,14 @@ class ModelCard(Frozen):
             raise ValueError("a card needs at least one task under `pipelines`")
         if self.loader == "diffusers" and not self.repo:
             raise ValueError("a diffusers card needs `repo`")
+        return self
+
+    @model_validator(mode="after")
+    def _peaks_are_of_pictures(self) -> ModelCard:
+        for peak in self.memory.peaks if self.memory else ():
+            if "x" not in peak.shape:
+                raise ValueError(f"memory.peaks: {peak.shape!r} is no picture and no clip; nearest valid: "
+                                 "832x480, 81 frames")
         return self
 
     @model_validator(mode="after")

@@ -54,7 +54,7 @@ class ReplicaSettings(Frozen):
 
     replicas: Count = 1
     num_gpus: Annotated[float, Field(ge=0)] | None = None
-    """GPUs per replica; unset: the card's own number."""
+    """GPUs per replica; unset: the card's own number, or else by its peak (`models.gpu_memory_gb`)."""
     num_cpus: Annotated[float, Field(ge=0)] | None = None
     """CPUs per replica; unset: the card's own number."""
 
@@ -72,6 +72,9 @@ class ModelsSettings(Frozen):
     that fetches it, which shows size and progress and checks the disk; a start that waits for 60 GB shows nothing."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes the GPU that Ray assigned where torch sees one; `cuda` refuses to start without."""
+    gpu_memory_gb: Annotated[float, Field(gt=0, le=1000)] | None = None
+    """Memory of each GPU, in 10^9 bytes; of different ones the smallest. Unset: found out where the session starts, as
+    far as it can be. It decides which share of a GPU replicas get, and which shapes are refused at the door."""
     default_replicas: ReplicaSettings = ReplicaSettings()
     by_card: dict[str, ReplicaSettings] = Field(default_factory=dict)
     """Exceptions by card name."""

@@ -2,39 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from configs.chat_card import AnyCard
+from configs.memory import share_of
 from configs.settings import Settings
 from workflows.errors import ImpossibleResources
+
+ROUNDING = 1e-6
+"""Shares are hundredths, and their sums only nearly."""
 
 
 def check_resources(settings: Settings, cards: Iterable[AnyCard], cluster: Mapping[str, float]) -> None:
     """Refuse what could never be scheduled, naming what the cluster has."""
     have = cluster.get("GPU", 0.0)
-    wanted = 0.0
+    wanted: list[float] = []
     for card in cards:
         replicas = settings.models.replica_of(card.name)
         gpus = gpus_of(card, settings, cluster)
-        wanted += gpus * replicas.replicas
+        wanted += [gpus] * replicas.replicas
         if gpus > 1 and gpus != int(gpus):
             raise ImpossibleResources(
                 problem=f"card {card.name} asks for {gpus:g} GPUs per replica; above 1 only whole numbers; "
                 f"nearest {int(gpus)} or {int(gpus) + 1}")
-    if wanted > have:
+    if gpus_taken(wanted) > have:
+        split = "" if sum(wanted) > have else f", and no part may lie on two of them, so {gpus_taken(wanted):g}"
         shares = ", ".join(f"{c.name} {settings.models.replica_of(c.name).replicas} x {gpus_of(c, settings, cluster):g}"
                            for c in cards)
         # More GPUs in Ray's book than there are is no help to models that insist on a real one.
         logical = "" if settings.models.device == "cuda" else ", or give it logical GPUs with --set ray.num_gpus=N"
         raise ImpossibleResources(
-            problem=f"the models need {wanted:g} GPUs ({shares}) but the cluster has {have:g}; lower "
+            problem=f"the models need {sum(wanted):g} GPUs ({shares}){split} but the cluster has {have:g}; lower "
             "models.default_replicas.replicas or num_gpus, name one card for several tasks, or `placeholder` for a "
             f"task that no film of yours needs (--set models.text_to_image=placeholder){logical}")
 
 
 def gpus_of(card: AnyCard, settings: Settings, cluster: Mapping[str, float]) -> float:
-    """GPUs per replica: the setting, else the card's number; none where `device: auto` meets a cluster without GPUs."""
-    asked = settings.models.replica_of(card.name).num_gpus
+    """GPUs per replica; none where `device: auto` meets a cluster without GPUs."""
     if settings.models.device == "cpu" or (settings.models.device == "auto" and not cluster.get("GPU")):
-        return asked or 0.0
-    return card.resources.num_gpus if asked is None else asked
+        return settings.models.replica_of(card.name).num_gpus or 0.0
+    return share_of(card, settings.models).gpus
+
+
+def told_shares(settings: Settings, cards: Iterable[AnyCard], cluster: Mapping[str, float]) -> tuple[str, ...]:
+    """One line per card whose share of a GPU nobody wrote down: how much, and why."""
+    return tuple(f"{card.name}: {share_of(card, settings.models)}" for card in cards
+                 if card.resources.num_gpus is None and settings.models.replica_of(card.name).num_gpus is None
+                 and gpus_of(card, settings, cluster) > 0)
+
+
+def gpus_taken(shares: Sequence[float]) -> float:
+    """GPUs that these shares need: no part is split over two of them, however much they leave over together."""
+    rooms: list[float] = []
+    for share in sorted((share for share in shares if 0 < share < 1), reverse=True):
+        place = next((place for place, room in enumerate(rooms) if room >= share - ROUNDING), None)
+        if place is None:
+            rooms.append(1 - share)
+        else:
+            rooms[place] -= share
+    return sum(share for share in shares if share >= 1) + len(rooms)

@@ -8,18 +8,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from configs.chat_card import ChatCard
+from configs.memory import Share
 from serve_app.doctor import Finding
 from serve_app.models import weights
 from serve_app.models.repo import index_of
 from workflows.errors import ReelrayError
 
 
-def told(card: ChatCard, *, is_used: bool) -> tuple[str, ...]:
+def told(card: ChatCard, *, is_used: bool, share: Share) -> tuple[str, ...]:
     """Two lines for the list of cards."""
     use = "used here" if is_used else f"choose with --set story.writer=llm --set story.card={card.name}"
-    gpus = card.resources.num_gpus
-    return (f"  writes stories; {use}",
-            f"  {card.question_tokens} tokens of question, {card.answer_tokens} of answer; {gpus:g} GPU per replica")
+    lengths = f"{card.question_tokens} tokens of question, {card.answer_tokens} of answer"
+    return f"  writes stories; {use}", f"  {lengths}; {share.gpus:g} GPU per replica"
 
 
 def facts(card: ChatCard) -> list[tuple[str, str]]:

@@ -21,7 +21,8 @@ from configs.endpoint import Endpoint
 from configs.load import SettingsError, api_key, cards_in_use
 from configs.model_card import ModelCard
 from configs.settings import Settings
-from serve_app.capacity import check_resources
+from serve_app.capacity import check_resources, told_shares
+from serve_app.gpus import with_gpu_memory
 from serve_app.models import weights
 from workflows.durable.ledger import Ledger
 from workflows.errors import ReelrayError
@@ -118,8 +119,11 @@ def _resources(settings: Settings) -> Iterator[Finding]:
     import torch
 
     have = torch.cuda.device_count() if settings.ray.num_gpus is None else settings.ray.num_gpus
-    check_resources(settings, cards_in_use(settings), {"GPU": float(have)})
-    yield Finding(level="ok", what="resources", text="the models' replicas have the GPUs that they ask for")
+    settings, cluster = with_gpu_memory(settings), {"GPU": float(have)}
+    cards = cards_in_use(settings)
+    check_resources(settings, cards, cluster)
+    yield Finding(level="ok", what="resources", text="; ".join([
+        "the models' replicas have the GPUs that they ask for", *told_shares(settings, cards, cluster)]))
 
 
 def _cards(settings: Settings) -> Iterator[Finding]:

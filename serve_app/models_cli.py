@@ -13,7 +13,10 @@ from rich.text import Text
 
 from configs.chat_card import AnyCard, ChatCard
 from configs.load import SettingsError, cards_in_use, casting, load_all_cards, load_settings, story_card, suggestion
+from configs.memory import share_of
 from configs.model_card import GPU_SIZES_GB, ModelCard
+from configs.settings import Settings
+from serve_app.gpus import with_gpu_memory
 from serve_app.options import JsonOption, ProfileOption, SetOption
 from workflows.types import Json
 
@@ -30,7 +33,7 @@ VERDICTS = {"fits": "fits", "tight": "its weights fit, the peak does not", "no":
 @models_app.command("list")
 def models_list(profile: ProfileOption = "", settings_: SetOption = None, as_json: JsonOption = False) -> None:
     """List model cards, which tasks they do here, and the vocabulary of small ones."""
-    settings = load_settings(profile, settings_ or ())
+    settings = with_gpu_memory(load_settings(profile, settings_ or ()))
     everything = load_all_cards(settings)
     if as_json:
         print(json.dumps([card.model_dump(mode="json") for card in everything.values()], ensure_ascii=False))
@@ -44,22 +47,23 @@ def models_list(profile: ProfileOption = "", settings_: SetOption = None, as_jso
                   highlight=False)
         default = card.defaults
         out.print(f"  {default.width_px}x{default.height_px}, {default.frames} frames at {default.fps:g} fps, "
-                  f"{default.steps} steps; {card.resources.num_gpus:g} GPU per replica", highlight=False)
+                  f"{default.steps} steps; {share_of(card, settings.models).gpus:g} GPU per replica", highlight=False)
         if card.world:
             out.print("  it knows only these words:", highlight=False)
             for line in card.world.describe().splitlines():
                 out.print(f"    {line}", highlight=False)
-    _list_writers([card for card in everything.values() if isinstance(card, ChatCard)], story_card(settings))
+    _list_writers([card for card in everything.values() if isinstance(card, ChatCard)], settings)
     out.print("choose with --set models.text_to_video=NAME; your own cards: --set models.card_dirs=[DIR]",
               style="dim", highlight=False)
 
 
-def _list_writers(cards: list[ChatCard], used: ChatCard | None) -> None:
+def _list_writers(cards: list[ChatCard], settings: Settings) -> None:
     from serve_app import chat_check
 
+    used = story_card(settings)
     for card in cards:
         out.print(f"[bold]{card.name}[/bold]  {card.title}", highlight=False)
-        for line in chat_check.told(card, is_used=card == used):
+        for line in chat_check.told(card, is_used=card == used, share=share_of(card, settings.models)):
             out.print(line, highlight=False)
 
 
@@ -74,7 +78,9 @@ def models_show(name: CardArgument, profile: ProfileOption = "", settings_: SetO
         return
     out.print(f"[bold]{card.name}[/bold]  {card.title}", highlight=False)
     table = Table(box=None, show_header=False)
-    for label, text in _chat_facts(card) if isinstance(card, ChatCard) else _facts(card):
+    share = share_of(card, with_gpu_memory(load_settings(profile, settings_ or ())).models)
+    facts = _chat_facts(card) if isinstance(card, ChatCard) else _facts(card)
+    for label, text in [*facts, *([("share", str(share))] if share.gpus else [])]:
         table.add_row(Text(label, style="dim"), Text(text, overflow="fold"))
     out.print(table)
 
@@ -166,7 +172,7 @@ def _facts(card: ModelCard) -> list[tuple[str, str]]:
          + f"{frames.min_frames} to {frames.max_frames}"),
         ("prompt", f"up to about {card.prompt_words} words" if card.prompt_words < UNREAD_WORDS else ""),
         ("speed", f"about {card.seconds_per_step:g} s per step at the default shape"
-                  + (", on a large GPU" if card.loader == "diffusers" and card.resources.num_gpus else "")),
+                  + (", on a large GPU" if card.loader == "diffusers" and card.resources.num_gpus != 0 else "")),
     ]
     return [*((label, text.strip()) for label, text in [*facts, *_memory_facts(card)] if text.strip()),
             *(("source" if not number else "", source) for number, source in enumerate(card.sources)),

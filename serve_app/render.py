@@ -68,6 +68,8 @@ def _run(job_id: str, place: Workplace, screen: Screen, new: NewJob | None = Non
     try:
         if session.dashboard:
             screen.note(f"Ray dashboard: http://{session.dashboard}")
+        for line in session.shares:
+            screen.note(line)
         return asyncio.run(_follow(job_id, place, session, screen, new))
     finally:
         session.close()

@@ -37,6 +37,8 @@ def serve_until_stopped(place: Workplace, screen: Screen) -> None:
     try:
         if session.dashboard:
             screen.note(f"Ray dashboard: http://{session.dashboard}")
+        for line in session.shares:
+            screen.note(line)
         screen.note(f"serving at {place.settings.http.url}")
         screen.note("ready; Ctrl-C stops, and what is unfinished goes on at the next start")
         known: dict[str, JobRow] = {}

@@ -16,7 +16,9 @@ from ray.serve.schema import LoggingConfig
 from configs.load import cards_in_use
 from configs.settings import HttpSettings, Settings
 from serve_app.app import APP_NAME, DIRECTOR, build
+from serve_app.capacity import told_shares
 from serve_app.cluster import start_ray
+from serve_app.gpus import with_gpu_memory
 from serve_app.ingress import ActorBoard
 from serve_app.models import weights
 from workflows.errors import InvalidDocument, Problem, StartFailed
@@ -83,7 +85,11 @@ class Session:
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         self.dashboard = start_ray(settings.ray)
         try:
-            app = build(settings, cluster=ray.cluster_resources(), only=only, http=http)
+            cluster = ray.cluster_resources()
+            # Found out once, here; every process that is started from here is told.
+            settings = with_gpu_memory(settings, cluster)
+            app = build(settings, cluster=cluster, only=only, http=http)
+            self.shares = told_shares(settings, cards_in_use(settings), cluster)
             # Where nothing speaks HTTP there is no proxy, and no port that could be taken.
             serve.start(proxy_location="HeadOnly" if http else "Disabled",
                         http_options=HTTPOptions(host=settings.http.host, port=settings.http.port),

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from serve_app.gpus import with_gpu_memory
 from serve_app.screen import Screen
 from serve_app.workplace import Workplace
 from workflows.errors import JobConflict
@@ -90,7 +91,8 @@ class LocalSite:
         from serve_app.render import render
         from serve_app.submit import film_job
 
-        job = film_job(storyboard, self._place.settings, self._place.store, last_stage=last_stage)
+        # So that what this machine's GPUs cannot render is refused before anything is started.
+        job = film_job(storyboard, with_gpu_memory(self._place.settings), self._place.store, last_stage=last_stage)
         for warning in job.warnings:
             screen.note(f"note: {warning}")
         return render(job.new, self._place, screen)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from configs.model_card import Task
+from workflows.admission import refuse_too_large
 from workflows.errors import InvalidDocument, Problem
 from workflows.hints import Spoken, prompt_hints
 from workflows.nodes import clip_node, film_nodes, final_node, keyframe_node, picture_nodes
@@ -114,6 +115,7 @@ def plan_film(
     if last_stage is Stage.IMAGES:
         return _plan_pictures(storyboard, cards)
     film, scenes = decide(storyboard, cards, assets or {})
+    refuse_too_large(scenes, film)
     shots = _shot_plans(scenes, film)
     frames = shots[-1].start_frame + shots[-1].frames
     shape = FilmShape(width_px=film.size.width_px, height_px=film.size.height_px, fps=film.fps, frames=frames,
@@ -123,6 +125,7 @@ def plan_film(
 
 def _plan_pictures(storyboard: Storyboard, cards: Cards) -> Plan:
     film, scenes = decide_pictures(storyboard, cards)
+    refuse_too_large(scenes, film)
     shape = FilmShape(width_px=film.size.width_px, height_px=film.size.height_px, fps=film.fps, frames=0, duration_s=0)
     shots = tuple(ShotPlan(
         id=scene.shot.id, prompt=scene.prompt, task=Task.TEXT_TO_IMAGE, card=scene.card.name, seed=scene.seed,

@@ -284,6 +284,11 @@ def content_key(kind: NodeKind, payload: Mapping[str, Json], dep_keys: tuple[str
     return digest(body)[:32]
 
 
+def substitute_key(key: str) -> str:
+    """Where a result is kept that was made in place of the one which the key stands for, and is not found by it."""
+    return digest({"instead of": key})[:32]
+
+
 class Phase(StrEnum):
     """Where a running clip stands; the shares 2/88/10 are in `workflows.progress`."""
 

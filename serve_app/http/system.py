@@ -10,6 +10,7 @@ from importlib.metadata import version
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
+from configs.memory import share_of
 from configs.model_card import ModelCard
 from serve_app.http.deps import TheDesk, refusals
 from serve_app.http.schemas import (
@@ -101,5 +102,5 @@ def _model(card: ModelCard, desk: Desk) -> ModelReply:
         name=card.name, title=card.title, tasks=tuple(task.value for task in card.tasks), licence=card.licence,
         used_for=tuple(task.value for task, chosen in desk.cast.items() if chosen.name == card.name),
         defaults=card.defaults.model_dump(mode="json"), size=card.size.model_dump(mode="json"),
-        frames=card.frames.model_dump(mode="json"), num_gpus=card.resources.num_gpus,
+        frames=card.frames.model_dump(mode="json"), num_gpus=share_of(card, desk.models).gpus,
         vocabulary=card.world.describe() if card.world else None)

@@ -16,15 +16,13 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
+from configs.memory import TORCH_SHARE, room_gb
 from configs.settings import ModelsSettings
 from workflows.errors import ImpossibleResources
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-MEMORY_HEADROOM = 0.90
-"""Of a GPU's share, what torch's allocator may take: the CUDA context and cuDNN's workspaces live outside it."""
 
 
 # -- device ------------------------------------------------------------------------------------------------------
@@ -60,7 +58,7 @@ def choose_device(wanted: Literal["auto", "cpu", "cuda"], assigned_gpus: float, 
                                           "install a CUDA build of torch, or set models.device to auto or cpu")
     if wanted == "cpu" or assigned_gpus <= 0 or not torch_sees_gpu:
         return DeviceChoice(name="cpu")
-    fraction = assigned_gpus * MEMORY_HEADROOM if assigned_gpus < 1 else 1.0
+    fraction = assigned_gpus * TORCH_SHARE if assigned_gpus < 1 else 1.0
     return DeviceChoice(name="cuda:0", memory_fraction=fraction)
 
 
@@ -69,6 +67,13 @@ def pick_device(wanted: Literal["auto", "cpu", "cuda"], assigned_gpus: float) ->
     choice = choose_device(wanted, assigned_gpus, torch_sees_gpu=torch.cuda.is_available())
     choice.claim()
     return choice.name
+
+
+def gpu_room_gb(device: str, assigned_gpus: float) -> float | None:
+    """What a call may take of the GPU that this process was given, in 10^9 bytes; None on a CPU."""
+    if not device.startswith("cuda"):
+        return None
+    return room_gb(torch.cuda.get_device_properties(device).total_memory / 1e9, assigned_gpus)
 
 
 def describe(device: str) -> str:

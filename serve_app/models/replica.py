@@ -12,14 +12,17 @@ import asyncio
 import functools
 import logging
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
+from configs.memory import Shape
 from configs.model_card import ModelCard, Task
 from configs.settings import MediaSettings, ModelsSettings
 from serve_app.models import pipelines, weights
+from serve_app.models.ladder import Ladder
 from serve_app.models.lifecycle import (
     CancelToken,
     GpuThread,
@@ -28,6 +31,7 @@ from serve_app.models.lifecycle import (
     describe,
     finish,
     free_memory,
+    gpu_room_gb,
     pick_device,
     set_torch_threads,
 )
@@ -40,7 +44,7 @@ from workflows.errors import GpuOutOfMemory, ModelFailed, ReelrayError, RenderCa
 from workflows.media.encode import EncodeOptions
 from workflows.media.frames import UInt8Array
 from workflows.ports import ArtifactStore, ProgressSink, RenderCall
-from workflows.types import NodeResult
+from workflows.types import NodeResult, substitute_key
 
 log = logging.getLogger(__name__)
 
@@ -63,10 +67,16 @@ class _Run:
     waiters: list[_Waiter] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """What the model had to say of its result."""
+    differs: bool = False
+    """Pixels may not be those that the key stands for."""
 
     def calls(self) -> tuple[RenderCall, ...]:
         """Who wants to hear of its progress."""
         return tuple(waiter.call for waiter in self.waiters)
+
+    def differ(self) -> None:
+        """The result must not stand in for that of another GPU, which would have had the memory."""
+        self.differs = True
 
     def let_go(self, waiters: list[_Waiter]) -> None:
         """Send callers away; when nobody is left, the GPU hears of it now rather than when they have gone."""
@@ -88,6 +98,7 @@ class ModelReplica:
     def __init__(  # noqa: PLR0913 - where a replica is put together; each is one port or one branch of the settings
         self, card: ModelCard, settings: ModelsSettings, media: MediaSettings, store: ArtifactStore,
         sink: ProgressSink, assigned_gpus: float, load: pipelines.LoadPipeline = pipelines.load,
+        room_gb: Callable[[str, float], float | None] = gpu_room_gb,
     ) -> None:
         """Load every task of the card and make one tiny call with each; a replica that exists can render.
 
@@ -110,9 +121,10 @@ class ModelReplica:
         if settings.auto_download:
             weights.ensure(card, say=log.info)
         started = time.perf_counter()
-        self._studio = open_studio(card, device, load)
+        self._ladder = Ladder(card, device, room_gb(device, assigned_gpus))
+        self._studio = open_studio(card, device, self._ladder.keeping(load))
         loaded = time.perf_counter()
-        self._gpu.run_now(functools.partial(warm_up, self._studio, card))
+        self._gpu.run_now(functools.partial(warm_up, self._studio, card, self._ladder))
         log.info("%s: loaded in %.1f s on %s, warm after %.1f s more", card.name, loaded - started, device,
                  time.perf_counter() - loaded)
 
@@ -206,9 +218,9 @@ class ModelReplica:
     async def _produce(self, run: _Run, call: RenderCall, task: Task) -> NodeResult:
         try:
             # 1. done before, here or by another replica   2. say that it begins   3. read the first frame
-            found = await asyncio.to_thread(self._store.find, call.key)
+            found = await asyncio.to_thread(self._found, call, task)
             if found is not None:
-                return NodeResult(artifact=found)
+                return found
             records = RunRecords(self._sink, run.calls, steps=call.steps)
             records.initialise()
             take, warnings = await asyncio.to_thread(self._take, call, task)
@@ -217,7 +229,8 @@ class ModelReplica:
             frames, seconds = await self._gpu.run(
                 functools.partial(self._render, run, call, task, take, records), cancel=run.token)
             seconds["wait"] = time.perf_counter() - queued - sum(seconds.values())
-            save = functools.partial(self._saver.save, frames, call, records, warnings=(*warnings, *run.notes),
+            kept = replace(call, key=substitute_key(call.key)) if run.differs else call
+            save = functools.partial(self._saver.save, frames, kept, records, warnings=(*warnings, *run.notes),
                                      seconds=seconds)
             return await self._saving.run(save, cancel=run.token)
         except ReelrayError:
@@ -226,6 +239,16 @@ class ModelReplica:
             # The GPU part has its own; this is a full disk, a store that is away, a bug.
             log.exception("%s: failed outside the model", call.node_id)
             raise StageFailed(node_id=call.node_id, reason=_short(error)) from None
+
+    def _found(self, call: RenderCall, task: Task) -> NodeResult | None:
+        """What the call's key stands for, or what would be made here in place of it."""
+        found = self._store.find(call.key)
+        shape = Shape(width_px=call.width_px, height_px=call.height_px, frames=call.frames)
+        if found is not None or not self._ladder.foothold(task, shape).tiles:
+            return None if found is None else NodeResult(artifact=found)
+        substitute = self._store.find(substitute_key(call.key))
+        return None if substitute is None else NodeResult(artifact=substitute, warnings=(
+            "found as it was made before, in tiles: it does not fit this GPU otherwise",))
 
     def _take(self, call: RenderCall, task: Task) -> tuple[Take, tuple[str, ...]]:
         """What to ask of the model, and what to tell the user about it. Raises RenderRefused."""
@@ -237,7 +260,7 @@ class ModelReplica:
                     height_px=call.height_px, frames=call.frames, fps=call.fps, steps=call.steps,
                     guidance=call.guidance, seed=call.seed, picture_HWC=picture_HWC)
         painter = self._studio[task]
-        if problems := painter.problems(take):
+        if problems := (*painter.problems(take), *self._ladder.problems(task, take.shape)):
             raise RenderRefused(node_id=call.node_id, reason="; ".join(problem.render() for problem in problems))
         return take, (*warnings, *painter.warnings(take))
 
@@ -245,11 +268,13 @@ class ModelReplica:
                 ) -> tuple[UInt8Array, dict[str, float]]:
         """On the GPU thread: frames, and how long the steps and the rest took."""
         watch = Watch(label=call.node_id, cancel=run.token, deadline_s=call.deadline_s, beat=self._heartbeat.beat,
-                      note=run.notes.append)
+                      note=run.notes.append, other_pixels=run.differ)
         failure: StageFailed
         try:
             clock = _StepClock(records)
-            frames = self._studio[task].generate(take, progress_callback=clock, watch=watch)
+            for attempt in self._ladder.attempts(task, take.shape, watch):
+                with attempt:
+                    frames = self._studio[task].generate(take, progress_callback=clock, watch=watch)
             records.saving(DECODED_SHARE)
             return frames, clock.seconds()
         except ReelrayError:

@@ -9,6 +9,7 @@ import numpy as np
 
 from configs.model_card import ModelCard, Task
 from serve_app.models.image_to_video import ImageToVideo
+from serve_app.models.ladder import Ladder
 from serve_app.models.pipelines import LoadPipeline
 from serve_app.models.placeholder import Placeholder
 from serve_app.models.remote import RemotePainter
@@ -55,7 +56,7 @@ def open_studio(card: ModelCard, device: str, load: LoadPipeline) -> Mapping[Tas
     return studio
 
 
-def warm_up(studio: Mapping[Task, Painter], card: ModelCard) -> None:
+def warm_up(studio: Mapping[Task, Painter], card: ModelCard, ladder: Ladder) -> None:
     """One step of every task at the default size and the shortest length; what it raises must keep the replica down.
 
     The default size, because kernels are chosen and memory is reserved by shape. Nothing of a remote model: every call
@@ -64,7 +65,10 @@ def warm_up(studio: Mapping[Task, Painter], card: ModelCard) -> None:
     if card.loader == "remote":
         return
     for task, painter in studio.items():
-        painter.generate(warm_up_take(card, task), progress_callback=_nobody)
+        take = warm_up_take(card, task)
+        for attempt in ladder.attempts(task, take.shape):
+            with attempt:
+                painter.generate(take, progress_callback=_nobody)
 
 
 def warm_up_take(card: ModelCard, task: Task) -> Take:

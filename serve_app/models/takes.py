@@ -13,6 +13,7 @@ from enum import StrEnum
 from diffusers import DiffusionPipeline
 from PIL import Image
 
+from configs.memory import Shape
 from configs.model_card import ModelCard, Task
 from workflows.errors import InvalidDocument, Problem
 from workflows.media.frames import UInt8Array
@@ -42,6 +43,11 @@ class Take:
     """0 .. 2^63 - 1; the same seed and card give the same picture on the same kind of device."""
     picture_HWC: UInt8Array | None = None
     """First frame, exactly `height_px` by `width_px` (image to video)."""
+
+    @property
+    def shape(self) -> Shape:
+        """What its memory depends on."""
+        return Shape(width_px=self.width_px, height_px=self.height_px, frames=self.frames)
 
     def problems(self, card: ModelCard) -> tuple[Problem, ...]:
         """Where the take breaks the card's rules; empty when it can be rendered."""

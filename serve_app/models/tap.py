@@ -59,6 +59,8 @@ class Watch:
     """Called at every sign of life: each step, each piece the VAE codes."""
     note: Callable[[str], None] = _unheard
     """Called with what a user should know of the result and nobody could know before."""
+    other_pixels: Callable[[], None] = _nothing
+    """Called when what was done for lack of memory may have changed pixels."""
     checkpoint_every: int = 0
     """Steps between two checkpoints; 0: none."""
     on_checkpoint: OnCheckpoint | None = None

@@ -75,6 +75,7 @@ class Desk:
     def __init__(self, settings: Settings, ports: Ports) -> None:
         """Raises SettingsError for the cards."""
         self.settings = settings.http
+        self.models = settings.models
         self.cards: Mapping[str, ModelCard] = load_cards(settings)
         self.cast: Mapping[Task, ModelCard] = casting(settings, self.cards)
         self.ledger = ports.ledger

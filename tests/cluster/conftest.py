@@ -122,22 +122,22 @@ def deploy(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[D
     """
     running: dict[tuple[str, ...], Running] = {}
 
-    def start(overrides: list[str] | None = None, *, database_url: str = "") -> Running:
+    def start(overrides: list[str] | None = None, *, database_url: str = "", model: type = KernelModel) -> Running:
         asked = (f"database_url={database_url}", *(overrides or []))
         if asked not in running:
             _end(running)
-            running[asked] = _deploy(cluster, tmp_path_factory.mktemp("app"), asked)
+            running[asked] = _deploy(cluster, tmp_path_factory.mktemp("app"), asked, model)
         return running[asked]
 
     yield start
     _end(running)
 
 
-def _deploy(cluster: str, data_dir: Path, overrides: Iterable[str]) -> Running:
+def _deploy(cluster: str, data_dir: Path, overrides: Iterable[str], model: type) -> Running:
     settings = load_settings("ci", [f"data_dir={data_dir}", "models.text_to_image=placeholder",
                                     "models.text_to_video=placeholder", "models.image_to_video=placeholder",
                                     *overrides], {})
-    app = build(settings, cluster=ray.cluster_resources(), model=KernelModel)
+    app = build(settings, cluster=ray.cluster_resources(), model=model)
     director = serve.run(app, name=APP, route_prefix=None)
     return Running(settings=settings, director=director, ledger=Ledger(settings.database), store=Store(settings.store),
                    directory=cluster, observer=ActorBoard(settings))

@@ -212,8 +212,14 @@ class Walk:
 
     def _key(self, node: NodeRow) -> str:
         """Of what all it needs came to."""
-        dep_keys = tuple(self._nodes[dep].key if self._has_result(dep) else MISSING_KEY for dep in node.deps)
+        dep_keys = tuple(
+            self._made_key(self._nodes[dep]) if self._has_result(dep) else MISSING_KEY for dep in node.deps)
         return content_key(node.kind, node.payload, dep_keys, node.generation)
+
+    @staticmethod
+    def _made_key(node: NodeRow) -> str:
+        """The node's own, unless its result was made in place of what that stands for: so is all that is made of it."""
+        return node.artifact.key if node.artifact is not None else node.key
 
     def _has_result(self, node_id: str) -> bool:
         return self._nodes[node_id].status is NodeStatus.SUCCEEDED

@@ -13,7 +13,7 @@ from workflows.ports import ArtifactStore
 from workflows.scene import Cards
 from workflows.story import LAST_STAGE, RuleWriter, Story, StoryWriter, Told, check_submitted, planned, tell_story
 from workflows.storyboard import parse_storyboard, storyboard_value
-from workflows.types import Artifact, Json, MediaType, NodeCall, NodeResult, content_key, digest
+from workflows.types import Artifact, Json, MediaType, NodeCall, NodeResult, content_key, substitute_key
 
 RULES = RuleWriter()
 _RESERVE = 0.1
@@ -57,7 +57,7 @@ def _key(call: NodeCall) -> str:
 
 def _keep(call: NodeCall, made: Story, store: ArtifactStore) -> Artifact:
     # A fallback under the node's own key would stand in for the model's story for ever.
-    key = _key(call) if made.told.is_own else digest({"instead of": call.key})[:32]
+    key = _key(call) if made.told.is_own else substitute_key(call.key)
     manifest: dict[str, Json] = {"kind": call.kind.value, "writer": call.payload.get("writer", {}),
                                  "warnings": list(made.told.warnings)}
     with tempfile.TemporaryDirectory(prefix="reelray-") as scratch:

@@ -34,6 +34,7 @@ from workflows.types import (
     NodeStatus,
     Priority,
     content_key,
+    substitute_key,
 )
 
 BROKEN = ModelFailed(node_id="s1.clip", reason="grey frames")
@@ -71,6 +72,20 @@ class TestAFilm:
         assert order[-1] == "compose"
         assert done.started_at_s is not None
         assert done.finished_at_s is not None
+
+    async def test_what_is_made_of_a_substitute_is_a_substitute_too(self, studio: Studio) -> None:
+        async def substitute(call: NodeCall) -> NodeResult:
+            return NodeResult(artifact=studio.store.keep(substitute_key(call.key)))
+
+        studio.step.script["s1.keyframe"] = [substitute]
+        studio.ledger.submit(film(shots=1))
+        await studio.render()
+        keyframe, clip = studio.node("s1.keyframe"), studio.node("s1.clip")
+        assert clip.key == content_key(NodeKind.CLIP, clip.payload, (substitute_key(keyframe.key),))
+        studio.ledger.submit(film("again", shots=1))
+        await studio.render("again")
+        assert studio.step.started().count("s1.keyframe") == 2  # nothing was found under its own key
+        assert studio.node("s1.clip", "again").key == content_key(NodeKind.CLIP, clip.payload, (keyframe.key,))
 
     async def test_a_step_is_told_everything_and_finds_its_start_written_down(self, studio: Studio) -> None:
         seen: list[tuple[NodeStatus, int, str]] = []

@@ -141,8 +141,8 @@ def test_a_card_names_its_licence_its_sources_and_its_memory(name: str) -> None:
 @pytest.mark.parametrize(("gpu_gb", "verdict"), [(12, "no"), (16, "tight"), (24, "fits")])
 def test_memory_is_held_against_a_gpu(gpu_gb: int, verdict: str) -> None:
     memory = Memory(weights_gb={"a": 10, "b": 4}, source="x", peaks=(
-        Peak(shape="large", gb=40, how="estimated", source="x"),
-        Peak(shape="small", gb=20, how="measured", source="x")))
+        Peak(shape="1280x720, 81 frames", gb=40, how="estimated", source="x"),
+        Peak(shape="832x480, 81 frames", gb=20, how="measured", source="x")))
     assert memory.fit(gpu_gb) == verdict
     assert Memory(weights_gb={"a": 1}, source="x").fit(max(GPU_SIZES_GB)) == "tight"
 

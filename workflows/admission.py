@@ -1,0 +1,44 @@
+"""What no replica's GPU memory will ever hold is refused at the door, as far as the door knows that memory. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from configs.memory import Shape, helpful, nearest_that_fits, too_large
+from configs.model_card import ModelCard, Task
+from workflows.errors import InvalidDocument, Problem
+from workflows.scene import Film, Scene
+from workflows.storyboard import Shot
+
+
+def refuse_too_large(scenes: Iterable[Scene], film: Film) -> None:
+    """Raise InvalidDocument with every clip that fits no replica, and once with the pictures, which have one size."""
+    problems = tuple(dict.fromkeys(_problems(scenes, film)))
+    if problems:
+        raise InvalidDocument(problems=problems)
+
+
+def _problems(scenes: Iterable[Scene], film: Film) -> Iterator[Problem]:
+    for scene in scenes:
+        for task in scene.tasks:
+            if task is Task.TEXT_TO_IMAGE:
+                yield from _problem(film.cards[task], film, 1, shot_id="", field="size")
+            else:
+                yield from _problem(scene.card, film, scene.render_frames, shot_id=scene.shot.id,
+                                    field=_length_field(scene.shot))
+
+
+def _length_field(shot: Shot) -> str:
+    if shot.frames is not None:
+        return "frames"
+    return "" if shot.duration_s is None else "duration_s"
+
+
+def _problem(card: ModelCard, film: Film, frames: int, *, shot_id: str, field: str) -> Iterator[Problem]:
+    room, remedies = card.resources.room_gb, helpful(card)
+    if room is None:
+        return
+    shape = Shape(width_px=film.size.width_px, height_px=film.size.height_px, frames=frames)
+    if text := too_large(card, shape, room, remedies):
+        yield Problem(shot_id=shot_id, field=field, problem=text,
+                      nearest=nearest_that_fits(card, shape, room, remedies))
