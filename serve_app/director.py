@@ -27,7 +27,8 @@ from workflows.types import CPU_LANE, STORY_LANE, NodeKind
 log = logging.getLogger(__name__)
 
 PREFETCH = 2
-"""Calls in flight per replica: one on the GPU, one waiting beside it, so that the GPU never waits for an RPC."""
+"""Batches in flight per replica: one on the GPU, one waiting beside it, so that the GPU never waits for an RPC. A batch
+is one call, or as many as the card says."""
 
 
 class Board(Protocol):
@@ -105,7 +106,7 @@ class Director:
 
 def calls_at_once(card: ModelCard) -> int:
     """Calls in flight per replica."""
-    return card.remote.parallel if card.remote else PREFETCH
+    return card.remote.parallel if card.remote else PREFETCH * card.batch
 
 
 def lane_capacity(settings: Settings, cast: Mapping[Task, ModelCard]) -> dict[str, int]:

@@ -14,6 +14,23 @@ ENCODED_SHARE = 0.9
 """Of the saving phase: frames out of the VAE, file written; the rest is the store."""
 
 
+class StepClock:
+    """The progress callback of one call of a pipeline: passes steps on and keeps the time."""
+
+    def __init__(self, heard: Callable[[int, int, float], None]) -> None:
+        self._heard = heard
+        self._started = self._stepped = time.perf_counter()
+
+    def __call__(self, step: int, total_steps_count: int, current_timestep: float) -> None:
+        """A step was made."""
+        self._stepped = time.perf_counter()
+        self._heard(step, total_steps_count, current_timestep)
+
+    def seconds(self) -> dict[str, float]:
+        """Since the call began: until the last step, and after it."""
+        return {"diffusion": self._stepped - self._started, "decode": time.perf_counter() - self._stepped}
+
+
 class RunRecords:
     """Called by one thread at a time: the event loop, then the GPU thread, then the saving thread."""
 

@@ -20,6 +20,7 @@ import torch
 from configs.model_card import ModelCard, Task
 from configs.settings import MediaSettings, ModelsSettings
 from serve_app.models import pipelines, weights
+from serve_app.models.batching import Item, batcher_of
 from serve_app.models.lifecycle import (
     CancelToken,
     GpuThread,
@@ -31,7 +32,7 @@ from serve_app.models.lifecycle import (
     pick_device,
     set_torch_threads,
 )
-from serve_app.models.records import DECODED_SHARE, RunRecords
+from serve_app.models.records import DECODED_SHARE, RunRecords, StepClock
 from serve_app.models.saving import Saver, picture_of
 from serve_app.models.studio import open_studio, warm_up
 from serve_app.models.takes import Take
@@ -111,6 +112,7 @@ class ModelReplica:
             weights.ensure(card, say=log.info)
         started = time.perf_counter()
         self._studio = open_studio(card, device, load)
+        self._batcher = batcher_of(card, self._studio, self._gpu, self._heartbeat)
         loaded = time.perf_counter()
         self._gpu.run_now(functools.partial(warm_up, self._studio, card))
         log.info("%s: loaded in %.1f s on %s, warm after %.1f s more", card.name, loaded - started, device,
@@ -150,7 +152,7 @@ class ModelReplica:
             run.token.set()
         self._gpu.close()
         self._saving.close()
-        self._studio = {}
+        self._studio, self._batcher = {}, None
         free_memory()
 
     # -- runs and those who wait for them -----------------------------------------------------------------------------
@@ -214,8 +216,11 @@ class ModelReplica:
             take, warnings = await asyncio.to_thread(self._take, call, task)
             # 4. render   5. encode and store, beside the next render
             queued = time.perf_counter()
-            frames, seconds = await self._gpu.run(
-                functools.partial(self._render, run, call, task, take, records), cancel=run.token)
+            render = functools.partial(self._render, run, call, task, take, records)
+            if self._batcher is None:
+                frames, seconds = await self._gpu.run(render, cancel=run.token)
+            else:
+                frames, seconds = await self._batcher.run(Item(take, call, run.token, records, render))
             seconds["wait"] = time.perf_counter() - queued - sum(seconds.values())
             save = functools.partial(self._saver.save, frames, call, records, warnings=(*warnings, *run.notes),
                                      seconds=seconds)
@@ -248,7 +253,7 @@ class ModelReplica:
                       note=run.notes.append)
         failure: StageFailed
         try:
-            clock = _StepClock(records)
+            clock = StepClock(records.step)
             frames = self._studio[task].generate(take, progress_callback=clock, watch=watch)
             records.saving(DECODED_SHARE)
             return frames, clock.seconds()
@@ -264,25 +269,6 @@ class ModelReplica:
         # Raised out here because the handled exception's traceback holds the tensors that are to be freed.
         free_memory()
         raise failure
-
-
-class _StepClock:
-    """The progress callback of one render: passes steps on and keeps the time.
-
-    On a GPU the split between steps and decoding is where the CPU was; it runs at most a few steps ahead.
-    """
-
-    def __init__(self, records: RunRecords) -> None:
-        self._records = records
-        self._started = self._stepped = time.perf_counter()
-
-    def __call__(self, step: int, total_steps_count: int, current_timestep: float) -> None:
-        self._stepped = time.perf_counter()
-        self._records.step(step, total_steps_count, current_timestep)
-
-    def seconds(self) -> dict[str, float]:
-        """Since the call began: until the last step, and after it."""
-        return {"diffusion": self._stepped - self._started, "decode": time.perf_counter() - self._stepped}
 
 
 def _short(error: BaseException) -> str:

@@ -58,13 +58,16 @@ def open_studio(card: ModelCard, device: str, load: LoadPipeline) -> Mapping[Tas
 def warm_up(studio: Mapping[Task, Painter], card: ModelCard) -> None:
     """One step of every task at the default size and the shortest length; what it raises must keep the replica down.
 
-    The default size, because kernels are chosen and memory is reserved by shape. Nothing of a remote model: every call
-    of it may cost money.
+    The default size, because kernels are chosen and memory is reserved by shape; the largest batch too. Nothing of a
+    remote model: every call of it may cost money.
     """
     if card.loader == "remote":
         return
     for task, painter in studio.items():
-        painter.generate(warm_up_take(card, task), progress_callback=_nobody)
+        take = warm_up_take(card, task)
+        painter.generate(take, progress_callback=_nobody)
+        if card.batch > 1 and isinstance(painter, TextToImage):
+            painter.generate_many([take] * card.batch, progress_callback=_nobody)
 
 
 def warm_up_take(card: ModelCard, task: Task) -> Take:

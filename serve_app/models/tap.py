@@ -19,13 +19,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
-from serve_app.models.lifecycle import CancelToken
 from serve_app.models.resume import DenoiserSwitch, StepCheckpoint, checkpoint_now, restore
 from workflows.errors import DeadlineExceeded, ModelFailed, RenderCancelled
 
@@ -45,13 +44,21 @@ def _unheard(text: str) -> None:
     """Nobody wants to know."""
 
 
+class Asked(Protocol):
+    """Whether a render was asked to stop (`lifecycle.CancelToken`)."""
+
+    @property
+    def is_set(self) -> bool:
+        """Read between two steps, on the rendering thread."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watch:
     """How one render is watched over from outside. The defaults watch nothing."""
 
     label: str = "render"
     """Node id, for errors."""
-    cancel: CancelToken | None = None
+    cancel: Asked | None = None
     """Set from another thread to stop the render within one step."""
     deadline_s: float = math.inf
     """Unix time after which the render is stopped."""
