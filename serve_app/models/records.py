@@ -15,7 +15,10 @@ ENCODED_SHARE = 0.9
 
 
 class StepClock:
-    """The progress callback of one call of a pipeline: passes steps on and keeps the time."""
+    """The progress callback of one call of a pipeline: passes steps on and keeps the time.
+
+    On a GPU it is called when the GPU has made the step, so the time until the last one is the GPU's.
+    """
 
     def __init__(self, heard: Callable[[int, int, float], None]) -> None:
         self._heard = heard
@@ -32,7 +35,7 @@ class StepClock:
 
 
 class RunRecords:
-    """Called by one thread at a time: the event loop, then the GPU thread, then the saving thread."""
+    """Called by one thread at a time: the event loop, the GPU thread or the one beside it, the saving thread."""
 
     def __init__(self, sink: ProgressSink, waiting: Callable[[], Iterable[RenderCall]], *, steps: int) -> None:
         """`waiting` names the calls that want to hear; `steps` is what the call asks for, until the first step."""
