@@ -6,12 +6,14 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 
@@ -24,11 +26,18 @@ from serve_app.models.takes import Dialect
 from serve_app.models.text_to_image import TextToImage
 from tests.fakes_models import STEPS, Gate, RememberingSink, ScriptedPipeline, render_call, scripted_card
 from tests.families import BY_NAME
+from tests.studio import QUICK
+from workflows.dispatch import Dispatcher
+from workflows.durable.engine import Engine
+from workflows.durable.ledger import Ledger
+from workflows.durable.rows import NewJob
+from workflows.durable.tables import usage
 from workflows.errors import DeadlineExceeded, InvalidDocument, ModelFailed, RenderCancelled, RenderRefused
 from workflows.media.decode import read_picture
 from workflows.ports import RenderCall
+from workflows.stages.render import keyframe
 from workflows.store import Store
-from workflows.types import Phase
+from workflows.types import Json, NodeKind, NodeSpec, Phase
 
 PipeOf = Callable[[str], DiffusionPipeline]
 TOLERANCE = 1
@@ -113,6 +122,7 @@ class ListPipeline(ScriptedPipeline):
         self.calls: list[list[str]] = []
         self.room = 64
         """Pictures that fit the GPU."""
+        self.worked_s = 0.0
 
     @torch.no_grad()
     def __call__(self, prompt: str | list[str], negative_prompt: str | list[str] = "", width: int = 0, height: int = 0,
@@ -121,6 +131,7 @@ class ListPipeline(ScriptedPipeline):
         prompts = [prompt] if isinstance(prompt, str) else prompt
         generators = generator if isinstance(generator, list) else [generator]
         self.calls.append(prompts)
+        started = time.perf_counter()
         if len(prompts) > self.room:
             raise torch.OutOfMemoryError("no room")
         if "bad" in prompts:
@@ -130,6 +141,7 @@ class ListPipeline(ScriptedPipeline):
         for step, timestep in enumerate(self.scheduler.timesteps):
             self.denoise(step)
             self.scheduler.step(torch.zeros_like(sample), timestep, sample, return_dict=False)
+        self.worked_s += time.perf_counter() - started
         pictures = sample[:, :, None, None].expand(-1, 3, height, width)
         return _Images(images=pictures)
 
@@ -233,17 +245,10 @@ async def test_the_seconds_of_a_call_are_shared_out_and_not_counted_for_each(ben
     await queued(bench, *"abcd")
     gate.opened.set()
     await first
-    spent_s = 0.0
-
-    def slow(step: int) -> None:
-        nonlocal spent_s
-        time.sleep(0.02)
-        spent_s += 0.02
-
-    bench.pipe.denoise = slow
+    bench.pipe.worked_s, bench.pipe.denoise = 0.0, lambda step: time.sleep(0.01)
     results = await asyncio.gather(*others, *bench.ask(*"efgh"))
     charged = [result.seconds["diffusion"] + result.seconds["decode"] for result in results]
-    assert spent_s <= sum(charged) < 2 * spent_s, "eight pictures, and the time of the calls that made them"
+    assert bench.pipe.worked_s <= sum(charged) < 2 * bench.pipe.worked_s, "eight pictures, and the time of the calls that made them"
 
 
 async def test_other_shapes_are_not_in_the_same_call(bench: Bench) -> None:
@@ -361,3 +366,34 @@ async def test_a_replica_that_closes_lets_go_of_those_that_wait(bench: Bench) ->
     await asyncio.wait_for(asyncio.wait([first, *waits]), 5)
     await closing
     assert waits[0].cancelled() or waits[0].exception() is not None
+
+
+# -- a whole job -------------------------------------------------------------------------------------------------
+
+
+async def test_a_jobs_keyframes_share_runs_and_its_key_is_charged_the_time_of_the_gpu(bench: Bench, tmp_path: Path,
+                                                                                     ) -> None:
+    """The engine sends as many as the lane holds; what the rows charge is what the pipeline worked, not four times."""
+    bench.pipe.worked_s, bench.pipe.denoise = 0.0, lambda step: time.sleep(0.004)
+    ledger = Ledger(f"sqlite:///{tmp_path / 'state.db'}")
+    payload: dict[str, Json] = {
+        "card": bench.card.name, "card_digest": bench.card.digest(), "negative_prompt": "", "width_px": 64,
+        "height_px": 32, "frames": 1, "fps": 1, "steps": STEPS, "guidance": 3, "batch": BATCH}
+    nodes = tuple(NodeSpec(id=f"s{n}.keyframe", kind=NodeKind.KEYFRAME, shot_id=f"s{n}", lane=bench.card.name,
+                           payload={**payload, "prompt": f"picture {n}", "seed": n}) for n in range(16))
+    ledger.submit(NewJob(id="film", document={}, nodes=nodes))
+    engine = Engine(ledger, {NodeKind.KEYFRAME: partial(keyframe, models={bench.card.name: bench.replica})},
+                    store=bench.store, dispatcher=Dispatcher({bench.card.name: calls_at_once(bench.card)}),
+                    settings=QUICK)
+    running = asyncio.create_task(engine.run())
+    async with asyncio.timeout(20):
+        while not ledger.job("film").status.is_terminal:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)  # the database sends no signal
+    await engine.stop()
+    await running
+    with ledger.database.read() as connection:
+        charged_s = connection.scalar(sa.select(sa.func.sum(usage.c.gpu_s)))
+    ledger.close()
+    assert sum(len(prompts) for prompts in bench.pipe.calls) == 16
+    assert len(bench.pipe.calls) <= 8
+    assert bench.pipe.worked_s <= charged_s < 2 * bench.pipe.worked_s
