@@ -374,7 +374,7 @@ async def test_a_replica_that_closes_lets_go_of_those_that_wait(bench: Bench) ->
 async def test_a_jobs_keyframes_share_runs_and_its_key_is_charged_the_time_of_the_gpu(bench: Bench, tmp_path: Path,
                                                                                      ) -> None:
     """The engine sends as many as the lane holds; what the rows charge is what the pipeline worked, not four times."""
-    bench.pipe.worked_s, bench.pipe.denoise = 0.0, lambda step: time.sleep(0.004)
+    bench.pipe.worked_s, bench.pipe.denoise = 0.0, lambda step: time.sleep(0.01)
     ledger = Ledger(f"sqlite:///{tmp_path / 'state.db'}")
     payload: dict[str, Json] = {
         "card": bench.card.name, "card_digest": bench.card.digest(), "negative_prompt": "", "width_px": 64,
@@ -396,4 +396,4 @@ async def test_a_jobs_keyframes_share_runs_and_its_key_is_charged_the_time_of_th
     ledger.close()
     assert sum(len(prompts) for prompts in bench.pipe.calls) == 16
     assert len(bench.pipe.calls) <= 8
-    assert bench.pipe.worked_s <= charged_s < 2 * bench.pipe.worked_s
+    assert bench.pipe.worked_s <= charged_s < 1.5 * bench.pipe.worked_s
