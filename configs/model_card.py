@@ -244,6 +244,9 @@ class ModelCard(Frozen):
     """Settings of the checkpoint's scheduler that are changed after loading, e.g. `flow_shift: 3.0`."""
     vae_tiling: bool = False
     """Decode in tiles: less memory, seams are blended."""
+    batch: Annotated[int, Field(ge=1, le=64)] = 1
+    """Most pictures of one size, steps and guidance that a replica makes in one call of its pipeline, out of those that
+    wait when the GPU is free. Above 1 pictures are equal to those of a single call within rounding, not bit by bit."""
     defaults: CallDefaults
     size: SizeRule = SizeRule()
     frames: FrameRule = FrameRule()
@@ -273,6 +276,8 @@ class ModelCard(Frozen):
         free = {"title", "notes", "licence", "licence_terms", "licence_url", "gated", "resources", "seconds_per_step",
                 "world", "prompt_words", "tier", "memory", "sources"}
         free |= {name for name in LATER_FIELDS if name not in self.model_fields_set}
+        if self.batch == 1:
+            free.add("batch")
         tree = self.model_dump(mode="json", exclude=free)
         if self.remote is None:
             del tree["remote"]  # cards without one keep the digests that they had before there were such
@@ -305,6 +310,14 @@ class ModelCard(Frozen):
             if "x" not in peak.shape:
                 raise ValueError(f"memory.peaks: {peak.shape!r} is no picture and no clip; nearest valid: "
                                  "832x480, 81 frames")
+        return self
+
+    @model_validator(mode="after")
+    def _batch_is_for_pictures(self) -> ModelCard:
+        if self.batch > 1 and (self.loader != "diffusers" or self.tasks != (Task.TEXT_TO_IMAGE,)):
+            # Clips would queue as deep as pictures: up to twice the batch behind the one that runs.
+            raise ValueError(f"batch {self.batch} is for diffusers cards whose only task is text_to_image; nearest "
+                             "valid: 1, or a card of its own for pictures")
         return self
 
     @model_validator(mode="after")

@@ -28,7 +28,8 @@ from workflows.types import CPU_LANE, STORY_LANE, NodeKind
 log = logging.getLogger(__name__)
 
 PREFETCH = 2
-"""Calls in flight per replica: one on the GPU, one waiting beside it, so that the GPU never waits for an RPC."""
+"""Batches in flight per replica: one on the GPU, one waiting beside it, so that the GPU never waits for an RPC. A batch
+is one call, or as many as the card says."""
 
 
 class Board(Protocol):
@@ -108,7 +109,7 @@ def calls_at_once(card: AnyCard) -> int:
     """Calls in flight per replica."""
     if isinstance(card, ChatCard):
         return 1  # who waits beside a long answer loses the time that its own one needs
-    return card.remote.parallel if card.remote else PREFETCH
+    return card.remote.parallel if card.remote else PREFETCH * card.batch
 
 
 def lane_capacity(settings: Settings, cast: Mapping[Task, ModelCard]) -> dict[str, int]:

@@ -96,6 +96,8 @@ def _keyframe(scene: Scene, film: Film) -> NodeSpec:
         **_render_payload(scene, film, card), "frames": 1, "fps": 1.0, "steps": card.defaults.steps,
         "guidance": card.defaults.guidance, "seed": scene.seed,
     }
+    if card.batch > 1:
+        payload["batch"] = card.batch
     return NodeSpec(id=keyframe_node(scene), kind=NodeKind.KEYFRAME, shot_id=scene.shot.id, payload=payload,
                     lane=card.name, cost=_render_cost(card, card.defaults.steps, 1, film))
 

@@ -135,6 +135,13 @@ class Ladder:
         room = self._room
         return next((rung for rung in rungs if need.gb(rung) <= room), rungs[-1])
 
+    def stand(self, task: Task, shape: Shape) -> bool:
+        """Whether calls of this shape need no remedy; the pipelines then stand as they were loaded."""
+        if self.foothold(task, shape) != NOTHING:
+            return False
+        self._put(task, Placement.RESIDENT)
+        return True
+
     # -- the call ---------------------------------------------------------------------------------------------------
 
     def attempts(self, task: Task, shape: Shape, watch: Watch = UNWATCHED) -> Iterator[AbstractContextManager[None]]:

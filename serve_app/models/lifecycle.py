@@ -222,7 +222,7 @@ class SerialThread:
         and the cancellation is raised only when the thread is free again. So whoever counts this call as one of
         its slots (Ray Serve does) never starts another on a busy GPU.
         """
-        running: Future[T] = self._pool.submit(self._call, work)
+        running = self.submit(work)
         future = asyncio.wrap_future(running)
         try:
             return await asyncio.shield(future)
@@ -234,7 +234,11 @@ class SerialThread:
 
     def run_now(self, work: Callable[[], T]) -> T:
         """The same for a caller without an event loop (a constructor): block until the result is there."""
-        return self._pool.submit(self._call, work).result()
+        return self.submit(work).result()
+
+    def submit(self, work: Callable[[], T]) -> Future[T]:
+        """Queue `work()` and return at once."""
+        return self._pool.submit(self._call, work)
 
     def close(self) -> None:
         """Wait for the running call and end the thread; calls still queued are dropped."""

@@ -14,8 +14,28 @@ ENCODED_SHARE = 0.9
 """Of the saving phase: frames out of the VAE, file written; the rest is the store."""
 
 
+class StepClock:
+    """The progress callback of one call of a pipeline: passes steps on and keeps the time.
+
+    On a GPU it is called when the GPU has made the step, so the time until the last one is the GPU's.
+    """
+
+    def __init__(self, heard: Callable[[int, int, float], None]) -> None:
+        self._heard = heard
+        self._started = self._stepped = time.perf_counter()
+
+    def __call__(self, step: int, total_steps_count: int, current_timestep: float) -> None:
+        """A step was made."""
+        self._stepped = time.perf_counter()
+        self._heard(step, total_steps_count, current_timestep)
+
+    def seconds(self) -> dict[str, float]:
+        """Since the call began: until the last step, and after it."""
+        return {"diffusion": self._stepped - self._started, "decode": time.perf_counter() - self._stepped}
+
+
 class RunRecords:
-    """Called by one thread at a time: the event loop, then the GPU thread, then the saving thread."""
+    """Called by one thread at a time: the event loop, the GPU thread or the one beside it, the saving thread."""
 
     def __init__(self, sink: ProgressSink, waiting: Callable[[], Iterable[RenderCall]], *, steps: int) -> None:
         """`waiting` names the calls that want to hear; `steps` is what the call asks for, until the first step."""

@@ -5,7 +5,7 @@ Arrays: B or T frames, H height, W width, C = 3 colours.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -32,6 +32,15 @@ def tapped(pipe: DiffusionPipeline, *, seed: int, progress_callback: ProgressCal
     pipe.set_progress_bar_config(**bar)
     with SchedulerTap(pipe, callback=progress_callback, watch=watch, generator=generator):
         yield generator
+
+
+@contextmanager
+def tapped_many(pipe: DiffusionPipeline, *, seeds: Sequence[int], progress_callback: ProgressCallback | None,
+                watch: Watch) -> Iterator[list[torch.Generator]]:
+    """`tapped` for one call that makes several pictures: a generator for each, so that its noise is its own seed's."""
+    generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+    with tapped(pipe, seed=seeds[0], progress_callback=progress_callback, watch=watch):
+        yield generators
 
 
 def to_frames(pictures_BCHW: torch.Tensor, take: Take, *, label: str) -> UInt8Array:

@@ -22,6 +22,7 @@ from configs.memory import Shape
 from configs.model_card import ModelCard, Task
 from configs.settings import MediaSettings, ModelsSettings
 from serve_app.models import pipelines, weights
+from serve_app.models.batching import Item, batcher_of
 from serve_app.models.ladder import Ladder
 from serve_app.models.lifecycle import (
     CancelToken,
@@ -35,7 +36,7 @@ from serve_app.models.lifecycle import (
     pick_device,
     set_torch_threads,
 )
-from serve_app.models.records import DECODED_SHARE, RunRecords
+from serve_app.models.records import DECODED_SHARE, RunRecords, StepClock
 from serve_app.models.saving import Saver, picture_of
 from serve_app.models.studio import open_studio, warm_up
 from serve_app.models.takes import Take
@@ -123,6 +124,7 @@ class ModelReplica:
         started = time.perf_counter()
         self._ladder = Ladder(card, device, room_gb(device, assigned_gpus))
         self._studio = open_studio(card, device, self._ladder.keeping(load))
+        self._batcher = batcher_of(card, self._studio, self._ladder, self._gpu, self._heartbeat)
         loaded = time.perf_counter()
         self._gpu.run_now(functools.partial(warm_up, self._studio, card, self._ladder))
         log.info("%s: loaded in %.1f s on %s, warm after %.1f s more", card.name, loaded - started, device,
@@ -162,7 +164,7 @@ class ModelReplica:
             run.token.set()
         self._gpu.close()
         self._saving.close()
-        self._studio = {}
+        self._studio, self._batcher = {}, None
         free_memory()
 
     # -- runs and those who wait for them -----------------------------------------------------------------------------
@@ -226,8 +228,11 @@ class ModelReplica:
             take, warnings = await asyncio.to_thread(self._take, call, task)
             # 4. render   5. encode and store, beside the next render
             queued = time.perf_counter()
-            frames, seconds = await self._gpu.run(
-                functools.partial(self._render, run, call, task, take, records), cancel=run.token)
+            render = functools.partial(self._render, run, call, task, take, records)
+            if self._batcher is None:
+                frames, seconds = await self._gpu.run(render, cancel=run.token)
+            else:
+                frames, seconds = await self._batcher.run(Item(take, call, run.token, records, render))
             seconds["wait"] = time.perf_counter() - queued - sum(seconds.values())
             kept = replace(call, key=substitute_key(call.key)) if run.differs else call
             save = functools.partial(self._saver.save, frames, kept, records, warnings=(*warnings, *run.notes),
@@ -271,7 +276,7 @@ class ModelReplica:
                       note=run.notes.append, other_pixels=run.differ)
         failure: StageFailed
         try:
-            clock = _StepClock(records)
+            clock = StepClock(records.step)
             for attempt in self._ladder.attempts(task, take.shape, watch):
                 with attempt:
                     frames = self._studio[task].generate(take, progress_callback=clock, watch=watch)
@@ -289,25 +294,6 @@ class ModelReplica:
         # Raised out here because the handled exception's traceback holds the tensors that are to be freed.
         free_memory()
         raise failure
-
-
-class _StepClock:
-    """The progress callback of one render: passes steps on and keeps the time.
-
-    On a GPU the split between steps and decoding is where the CPU was; it runs at most a few steps ahead.
-    """
-
-    def __init__(self, records: RunRecords) -> None:
-        self._records = records
-        self._started = self._stepped = time.perf_counter()
-
-    def __call__(self, step: int, total_steps_count: int, current_timestep: float) -> None:
-        self._stepped = time.perf_counter()
-        self._records.step(step, total_steps_count, current_timestep)
-
-    def seconds(self) -> dict[str, float]:
-        """Since the call began: until the last step, and after it."""
-        return {"diffusion": self._stepped - self._started, "decode": time.perf_counter() - self._stepped}
 
 
 def _short(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from configs.model_card import ModelCard, Task
 from serve_app.models.image_to_video import ImageToVideo
-from serve_app.models.ladder import Ladder
+from serve_app.models.ladder import Ladder, is_out_of_memory
 from serve_app.models.pipelines import LoadPipeline
 from serve_app.models.placeholder import Placeholder
 from serve_app.models.remote import RemotePainter
@@ -19,6 +20,8 @@ from serve_app.models.text_to_image import TextToImage
 from serve_app.models.text_to_video import TextToVideo
 from workflows.errors import Problem
 from workflows.media.frames import UInt8Array
+
+log = logging.getLogger(__name__)
 
 
 class Painter(Protocol):
@@ -59,8 +62,8 @@ def open_studio(card: ModelCard, device: str, load: LoadPipeline) -> Mapping[Tas
 def warm_up(studio: Mapping[Task, Painter], card: ModelCard, ladder: Ladder) -> None:
     """One step of every task at the default size and the shortest length; what it raises must keep the replica down.
 
-    The default size, because kernels are chosen and memory is reserved by shape. Nothing of a remote model: every call
-    of it may cost money.
+    The default size, because kernels are chosen and memory is reserved by shape; the largest batch too. Nothing of a
+    remote model: every call of it may cost money.
     """
     if card.loader == "remote":
         return
@@ -69,6 +72,19 @@ def warm_up(studio: Mapping[Task, Painter], card: ModelCard, ladder: Ladder) -> 
         for attempt in ladder.attempts(task, take.shape):
             with attempt:
                 painter.generate(take, progress_callback=_nobody)
+        if card.batch > 1 and isinstance(painter, TextToImage) and ladder.stand(task, take.shape):
+            _warm_up_batch(painter, take, card)
+
+
+def _warm_up_batch(painter: TextToImage, take: Take, card: ModelCard) -> None:
+    """The largest batch once; one that does not fit is no reason to stay down, since smaller ones may."""
+    try:
+        painter.generate_many([take] * card.batch, progress_callback=_nobody)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        log.warning("%s: %d pictures at once do not fit the GPU; a smaller `batch` in the card saves the attempts",
+                    card.name, card.batch)
 
 
 def warm_up_take(card: ModelCard, task: Task) -> Take:

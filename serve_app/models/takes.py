@@ -6,8 +6,8 @@ Arrays: T frames, H height, W width, C = 3 colours; uint8, RGB, 0-255.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 
 from diffusers import DiffusionPipeline
@@ -75,8 +75,9 @@ def _either(values: tuple[int, ...]) -> str:
 class PipelineCall:
     """Arguments of one pipeline call, under diffusers' names; None is left out, so the pipeline's default holds."""
 
-    prompt: str | None = None
-    negative_prompt: str | None = None
+    prompt: str | Sequence[str] | None = None
+    negative_prompt: str | Sequence[str] | None = None
+    """Several of each in a call that makes several pictures."""
     image: Image.Image | None = None
     width: int | None = None
     height: int | None = None
@@ -123,6 +124,7 @@ class Dialect:
         parameters = inspect.signature(type(pipe).__call__).parameters
         self._names = frozenset(parameters)
         self._guidance = _guidance_of(pipe, parameters)
+        self._takes_lists = _takes_lists(parameters)
         if problems := self._card_problems(task):
             raise InvalidDocument(problems=problems, file=f"model card {card.name}")
 
@@ -161,6 +163,13 @@ class Dialect:
             frame_rate=take.fps if "frame_rate" in names else None,
             fixed=fixed)
 
+    def call_many(self, takes: Sequence[Take]) -> PipelineCall:
+        """One call for several takes that differ in their prompts and seeds only (`batching.alike`)."""
+        one = self.call(takes[0])
+        # None and "" are not the same to SDXL, so that all takes have a negative prompt or none has.
+        negative = [take.negative_prompt for take in takes] if one.negative_prompt is not None else None
+        return replace(one, prompt=[take.prompt for take in takes], negative_prompt=negative)
+
     def guide(self, pipe: DiffusionPipeline, take: Take) -> None:
         """Set the guidance of a pipeline that holds it in a component; the others get it with the call."""
         if self._guidance is GuidanceBy.GUIDER:
@@ -181,6 +190,8 @@ class Dialect:
             found.append(self._lacks("defaults.negative_prompt", "leave it empty"))
         if card.defaults.guidance > 1 and self._guidance is GuidanceBy.NONE:
             found.append(self._lacks("defaults.guidance", "0"))
+        if card.batch > 1 and not self._takes_lists:
+            found.append(Problem(field="batch", problem=f"{self._pipeline} makes one picture per call", nearest="1"))
         needs_picture = task is Task.IMAGE_TO_VIDEO
         if needs_picture and "image" not in self._names:
             found.append(self._lacks(f"pipelines.{task.value}", "an image-to-video pipeline"))
@@ -201,3 +212,9 @@ def _guidance_of(pipe: DiffusionPipeline, parameters: Mapping[str, inspect.Param
     if "max_guidance_scale" in parameters:
         return GuidanceBy.RAMP
     return GuidanceBy.GUIDER if "guider" in pipe.components else GuidanceBy.NONE
+
+
+def _takes_lists(parameters: Mapping[str, inspect.Parameter]) -> bool:
+    """Whether one call takes a prompt, a negative prompt and a generator per picture, as the signature says."""
+    asked = [parameters[name] for name in ("prompt", "negative_prompt", "generator") if name in parameters]
+    return {"prompt", "generator"} <= set(parameters) and all("list[" in str(one.annotation).lower() for one in asked)

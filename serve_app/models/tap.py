@@ -6,7 +6,8 @@ reports after the real one. Stopping is an exception raised there: a pipeline's 
 the noise and hand it back as a picture.
 
 Cost per step: one Python frame and the callback. No CUDA tensor is read in the loop: the schedule is turned into plain
-floats once, in `set_timesteps`, before the first step. On a GPU a step counts as done when its kernels are queued.
+floats once, in `set_timesteps`, before the first step. On a GPU a step is reported when the GPU has made it
+(`gpu_steps`); cancel and deadline are looked at when its kernels are queued.
 """
 
 from __future__ import annotations
@@ -19,20 +20,22 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
-from serve_app.models.lifecycle import CancelToken
+from serve_app.models.gpu_steps import MakeMark, StepRelay, marks_for
 from serve_app.models.resume import DenoiserSwitch, StepCheckpoint, checkpoint_now, restore
 from workflows.errors import DeadlineExceeded, ModelFailed, RenderCancelled
 
 log = logging.getLogger(__name__)
 
 ProgressCallback = Callable[[int, int, float], None]
-"""`callback(step, total_steps_count, current_timestep)`, after each denoising step; `step` counts from 0."""
+"""`callback(step, total_steps_count, current_timestep)`, after each denoising step; `step` counts from 0.
+
+On a GPU it is called on a thread of its own, and for the last time before the render is over."""
 
 OnCheckpoint = Callable[[StepCheckpoint], None]
 
@@ -45,13 +48,21 @@ def _unheard(text: str) -> None:
     """Nobody wants to know."""
 
 
+class Asked(Protocol):
+    """Whether a render was asked to stop (`lifecycle.CancelToken`)."""
+
+    @property
+    def is_set(self) -> bool:
+        """Read between two steps, on the rendering thread."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watch:
     """How one render is watched over from outside. The defaults watch nothing."""
 
     label: str = "render"
     """Node id, for errors."""
-    cancel: CancelToken | None = None
+    cancel: Asked | None = None
     """Set from another thread to stop the render within one step."""
     deadline_s: float = math.inf
     """Unix time after which the render is stopped."""
@@ -86,6 +97,11 @@ class SafeCallback:
         self._callback = callback
         self._label = label
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether nobody hears it, or not any more."""
+        return self._callback is None
+
     def __call__(self, step: int, total_steps_count: int, current_timestep: float) -> None:
         """Pass on, if there is anybody."""
         if self._callback is None:
@@ -117,12 +133,17 @@ class SchedulerTap:
     """
 
     def __init__(self, pipe: DiffusionPipeline, *, callback: ProgressCallback | None, watch: Watch,
-                 generator: torch.Generator) -> None:
-        """`generator` is the one given to the pipeline: a checkpoint holds its state."""
+                 generator: torch.Generator, make_mark: MakeMark | None = None) -> None:
+        """`generator` is the one given to the pipeline: a checkpoint holds its state.
+
+        `make_mark` marks steps on the device; None takes what the latents' device has.
+        """
         self._pipe = pipe
         self._callback = SafeCallback(callback if _is_first_rank() else None, label=watch.label)
         self._watch = watch
         self._generator = generator
+        self._make_mark = make_mark
+        self._relay: StepRelay | None = None
         self._lanes: list[_Lane] = []
         self._leader: _Lane | None = None
         self._skipping = watch.resume is not None
@@ -150,6 +171,8 @@ class SchedulerTap:
             hook.remove()
         if self._switch is not None:
             self._switch.remove()
+        if self._relay is not None:
+            self._relay.close(broken_off=error is not None)
         if error is not None:
             # A finished call does this itself; without it offloaded models and caches keep the broken run's state.
             self._pipe.maybe_free_model_hooks()
@@ -173,7 +196,7 @@ class SchedulerTap:
             total = len(lane.schedule)
             # A pipeline that runs its loop several times (a long video in sections) starts again at 0.
             step = (lane.done - 1) % total
-            self._callback(step, total, lane.schedule[step])
+            self._tell(lane.sample, step, total, lane.schedule[step])
         if self._watch.checkpoint_every:
             self._checkpoint(lane)
         self._watch.check()
@@ -191,6 +214,16 @@ class SchedulerTap:
         if self._leader is None:
             self._leader = lane
         return lane
+
+    def _tell(self, sample: torch.Tensor, step: int, total: int, timestep: float) -> None:
+        """Now, or when the device has made the step."""
+        if self._relay is None and not self._callback.is_silent:
+            make_mark = self._make_mark or marks_for(sample.device)
+            self._relay = None if make_mark is None else StepRelay(self._callback, make_mark)
+        if self._relay is None:
+            self._callback(step, total, timestep)
+        else:
+            self._relay.step(step, total, timestep)
 
     def _known(self, scheduler: Any) -> _Lane:
         for lane in self._lanes:

@@ -11,7 +11,7 @@ from workflows.types import Json, NodeKind, NodeStatus
 
 STATUS = {NodeStatus.PENDING: "pending", NodeStatus.RUNNING: "processing", NodeStatus.SUCCEEDED: "completed",
           NodeStatus.FAILED: "failed", NodeStatus.SKIPPED: "failed", NodeStatus.CANCELLED: "failed"}
-NOT_PARAMETERS = frozenset({"card", "card_digest", "width_px", "height_px", "frames", "fps"})
+NOT_PARAMETERS = frozenset({"card", "card_digest", "width_px", "height_px", "frames", "fps", "batch"})
 """Of a node's payload: told elsewhere, or of no meaning for a picture."""
 
 

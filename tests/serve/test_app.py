@@ -84,6 +84,15 @@ def test_every_lane_holds_two_calls_per_replica() -> None:
         "sketch": 6, "placeholder": 4, "cpu": 4, "story": settings.story.parallel}
 
 
+def test_a_lane_of_pictures_that_share_a_run_holds_two_batches_per_replica(tmp_path: Path) -> None:
+    (tmp_path / "many.yaml").write_text(
+        "name: many\ntitle: many\nrepo: nowhere\npipelines: {text_to_image: FluxPipeline}\nbatch: 4\n"
+        "defaults: {guidance: 0, width_px: 64, height_px: 64}\n")
+    settings = settings_of(f"models.card_dirs=[{tmp_path}]", "models.text_to_image=many",
+                           "models.by_card.many.replicas=2")
+    assert lane_capacity(settings, casting(settings, load_cards(settings)))["many"] == 16
+
+
 def test_scripts_for_a_language_model_have_a_lane_of_their_own() -> None:
     settings = settings_of("story.writer=llm", "story.api_url=http://127.0.0.1:9/v1", "story.model_name=x",
                            "story.parallel=3")

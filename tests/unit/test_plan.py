@@ -143,6 +143,14 @@ def test_a_keyframe_is_one_picture_with_its_own_cards_steps_and_guidance() -> No
         "height_px": 480, "frames": 1, "fps": 1.0, "steps": 30, "guidance": 7.5, "seed": 5}
 
 
+def test_keyframes_that_share_a_run_say_how_many_may() -> None:
+    """What is charged for one that was stopped depends on it."""
+    many = SDXL.model_copy(update={"batch": 4})
+    made = plan({"shots": [{"prompt": "a ball", "mode": "keyframe"}]}, {**CARDS, Task.TEXT_TO_IMAGE: many})
+    payloads = {name: node.payload.get("batch") for name, node in nodes_of(made).items()}
+    assert payloads == {"s1.keyframe": 4, "s1.clip": None, "compose": None}
+
+
 def test_a_clip_from_a_picture_names_the_stored_file() -> None:
     made = nodes_of(plan(FILM))
     assert made["d.clip"].payload["image"] == PICTURE.to_json()

@@ -1,8 +1,9 @@
 """What work has cost and how long things waited: rows that outlive their jobs, written in the commits they speak of.
 
 A GPU-second here is a second that a model worked on a node (text, steps, decoding), as its replica measured it; of an
-attempt that ended without a result, the time since it started. A replica counts as one GPU, whatever its share of one,
-and also where it has none. Captions, interpolations and joins cost no GPU-seconds.
+attempt that ended without a result, the time since it started. Pictures that shared a run of the model are charged a
+share of it each, and those without a result their time divided by the card's batch. A replica counts as one GPU,
+whatever its share of one, and also where it has none. Captions, interpolations and joins cost no GPU-seconds.
 """
 
 from __future__ import annotations
@@ -121,7 +122,9 @@ def _row(connection: sa.Connection, found: NodeRow, outcome: Outcome, key_id: st
         gpu_s = connection.scalar(sa.select(sa.func.max(usage.c.gpu_s)).where(
             usage.c.node_key == found.key, usage.c.outcome == Outcome.USEFUL.value)) or 0.0
     elif found.lane not in NO_MODEL_LANES:
-        gpu_s = diffusion_s + found.seconds.get("decode", 0.0) if diffusion_s else wall_s
+        batch = found.payload.get("batch")
+        unmeasured_s = wall_s / batch if isinstance(batch, int) else wall_s
+        gpu_s = diffusion_s + found.seconds.get("decode", 0.0) if diffusion_s else unmeasured_s
         asked = found.payload.get("steps")
         steps = asked if diffusion_s and isinstance(asked, int) else 0
     return {"at": at, "key_id": key_id or None, "outcome": outcome.value, "kind": found.kind.value, "lane": found.lane,

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -108,13 +110,10 @@ class Stage:
         """The model class that a replica runs, with what a replica gives it."""
         call = render_call(self.card, self.take, key="0" * 32, first_frame=None)
         records = RunRecords(self.reporter, lambda: (call,), steps=call.steps)
-
-        def on_step(step: int, total_steps_count: int, current_timestep: float) -> None:
-            records.step(step, total_steps_count, current_timestep)
-            marks()
-
         watch = Watch(label=call.node_id, cancel=CancelToken(), deadline_s=call.deadline_s)
-        self.painter.generate(self.take, progress_callback=on_step, watch=watch)
+        # Not in the progress callback: on a GPU that comes when later kernels are queued already.
+        with _marked(self.pipe.scheduler, marks):
+            self.painter.generate(self.take, progress_callback=records.step, watch=watch)
 
     def stored(self, marks: Marks) -> None:
         """A whole call of the replica; every one under a key of its own, or it would be found in the store."""
@@ -149,6 +148,24 @@ class Way:
     around: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
     prepare: Callable[[], str] | None = None
     """Called once before the first round, inside `around`; returns a note."""
+
+
+@contextmanager
+def _marked(scheduler: Any, marks: Marks) -> Iterator[None]:
+    """Inside, every step of the scheduler is followed by a mark."""
+    own = type(scheduler)
+
+    @functools.wraps(own.step)
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        output = own.step(self, *args, **kwargs)
+        marks()
+        return output
+
+    scheduler.__class__ = type(own.__name__, (own,), {"step": step})
+    try:
+        yield
+    finally:
+        scheduler.__class__ = own
 
 
 def cudnn_first() -> AbstractContextManager[object]:

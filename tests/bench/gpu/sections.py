@@ -9,7 +9,8 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,11 +24,12 @@ from serve_app.models.records import RunRecords
 from serve_app.models.render import tapped
 from serve_app.models.takes import Dialect
 from serve_app.models.tap import Watch
+from serve_app.models.text_to_image import TextToImage
 from tests.bench.bench_tap import GOAL, Nowhere
 from tests.bench.gpu import render
 from tests.bench.gpu.probe import Device, copy_tb_per_s, matmul_tflops
 from tests.bench.gpu.weights import RandomWeights
-from tests.bench.gpu.workload import WORKLOADS, Workload, render_call
+from tests.bench.gpu.workload import PROMPT, WORKLOADS, Workload, render_call
 from tests.bench.report import write_report
 
 
@@ -120,6 +122,42 @@ def progress(run: Run) -> list[str]:
     return []
 
 
+def batching(run: Run) -> list[str]:
+    """Pictures in one call of the pipeline against one by one, and how far they are from those made alone."""
+    workload = WORKLOADS["sdxl"]
+    sizes = (1, 2) if run.tiny else (1, 2, 4, 8)
+    card = workload.card(tiny=run.tiny).model_copy(update={"batch": max(sizes)})
+    painter = TextToImage(RandomWeights(tiny=run.tiny)(card, workload.task, run.device.name), card)
+    takes = [replace(workload.take(card), prompt=f"{PROMPT}, picture {seed}", seed=seed) for seed in range(max(sizes))]
+    alone = [painter.generate(take, progress_callback=_unheard).astype(int) for take in takes]
+    rows: list[tuple[object, ...]] = []
+    failed: list[str] = []
+    each_s: dict[int, float] = {}
+    for size in sizes:
+        try:
+            made = painter.generate_many(takes[:size], progress_callback=_unheard)
+            run.device.fresh()
+            calls = {"many": partial(painter.generate_many, takes[:size], progress_callback=_unheard)}
+            spent_s = min(_in_turns(calls, run.device, rounds=1 if run.tiny else 5)["many"])
+        except torch.OutOfMemoryError:
+            failed.append(f"{size} at once")
+            break
+        apart = [abs(one - other) for one, other in zip(made, alone, strict=False)]
+        each_s[size] = spent_s / size
+        rows.append((size, spent_s, each_s[size], run.device.peak_gb(), max(int(each.max()) for each in apart),
+                     sum(float(each.mean()) for each in apart) / size))
+    gains = [f"{each_s[1] / picture_s:.3f} with {size}" for size, picture_s in each_s.items()]
+    run.report("batching", f"What do several pictures in one call gain with {card.name}?",
+               ("pictures", "s per call", "s per picture", "peak GB", "furthest from alone, of 255", "on average"),
+               rows, f"The time of one picture alone over that of one among several: {', '.join(gains)}. The best of "
+                     f"the rounds counts.{f' Did not fit: {failed[0]}.' if failed else ''}")
+    return failed if len(rows) < 2 else []
+
+
+def _unheard(step: int, total_steps_count: int, current_timestep: float) -> None:
+    """Keeps the pipeline's own bar away."""
+
+
 def _in_turns(runs: Mapping[str, Callable[[], None]], device: Device, *, rounds: int) -> dict[str, list[float]]:
     """Seconds of each, `rounds` times in random order; one more round warms up and is not counted."""
     times_s: dict[str, list[float]] = {name: [] for name in runs}
@@ -175,6 +213,7 @@ def _of(section: str) -> Callable[[Run], list[str]]:
 
 
 SECTIONS: Mapping[str, Callable[[Run], list[str]]] = {
-    "ceiling": ceiling, "sdxl": _of("sdxl"), "progress": progress, "svd": _of("svd"), "wan": _of("wan"), "load": load,
+    "ceiling": ceiling, "sdxl": _of("sdxl"), "progress": progress, "batching": batching,
+    "svd": _of("svd"), "wan": _of("wan"), "load": load,
 }
 """Name -> measurement, which returns the names of its failed parts. The short ones come first."""

@@ -1,11 +1,10 @@
-"""Every shipped card of a hub model, on a tiny checkpoint of its own classes: loaded, rendered, cancelled, encoded.
+"""Every shipped card of a hub model, on a tiny checkpoint of its classes: loaded, rendered, stopped, resumed, encoded.
 
 The card itself is used, with its dtypes, arguments and scheduler settings; repo, variant and shape are the tiny one's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import diffusers
@@ -18,6 +17,7 @@ from configs.load import load_cards, load_settings
 from configs.model_card import GPU_SIZES_GB, CallDefaults, FrameRule, Memory, ModelCard, Peak, SizeRule, Task
 from serve_app.models import pipelines
 from serve_app.models.lifecycle import CancelToken
+from serve_app.models.resume import StepCheckpoint
 from serve_app.models.studio import open_studio
 from serve_app.models.tap import Watch
 from tests.families import FAMILIES, STEPS, Family
@@ -39,12 +39,17 @@ def parts_of(pipe: DiffusionPipeline) -> set[str]:
     return {name for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
 
 
-def family_of(card: ModelCard, task: Task, pipe_of: Callable[[str], DiffusionPipeline]) -> Family:
+def weighed_parts(family: Family, checkpoints: Path) -> set[str]:
+    """The same of a checkpoint, without loading it."""
+    return {path.parent.name for path in Path(family.card(checkpoints).repo).rglob("*.safetensors")}
+
+
+def family_of(card: ModelCard, task: Task, checkpoints: Path) -> Family:
     """The tiny checkpoint with the card's pipeline class and the components that the card weighs."""
     assert card.memory is not None
     # A video model's pictures are its clips of one frame, so the task may differ where the class is the same.
     able = [family for family in FAMILIES if family.pipeline == card.pipelines[task]
-            and parts_of(pipe_of(family.name)) == set(card.memory.weights_gb)]
+            and weighed_parts(family, checkpoints) == set(card.memory.weights_gb)]
     assert able, f"card {card.name} has no tiny checkpoint of its classes: add one to tests/tiny.py"
     return able[0]
 
@@ -69,9 +74,8 @@ def test_the_pipeline_class_exists(name: str, task: Task) -> None:
 
 
 @every_case
-def test_a_card_renders_steps_cancels_and_encodes(name: str, task: Task, pipe_of: Callable[[str], DiffusionPipeline],
-                                                  checkpoints: Path, tmp_path: Path) -> None:
-    family = family_of(CARDS[name], task, pipe_of)
+def test_a_card_renders_stops_goes_on_and_encodes(name: str, task: Task, checkpoints: Path, tmp_path: Path) -> None:
+    family = family_of(CARDS[name], task, checkpoints)
     tiny = tiny_card(CARDS[name], family, checkpoints)
     card = tiny.model_copy(update={"pipelines": {task: CARDS[name].pipelines[task]}})
     painter = open_studio(card, "cpu", pipelines.load)[task]
@@ -81,25 +85,31 @@ def test_a_card_renders_steps_cancels_and_encodes(name: str, task: Task, pipe_of
     heard: list[tuple[int, int]] = []
     pixels = painter.generate(take, progress_callback=lambda step, total, _: heard.append((step, total)))
     assert heard == [(step, STEPS) for step in range(STEPS)]
-    token, until_cancelled = CancelToken(), []
+    token, until_stopped = CancelToken(), []
 
-    def stop(step: int, total: int, timestep: float) -> None:
-        until_cancelled.append(step)
+    def stop(checkpoint: StepCheckpoint) -> None:
+        checkpoint.save(tmp_path / "step.pt")
         token.set()
 
     with pytest.raises(RenderCancelled):
-        painter.generate(take, progress_callback=stop, watch=Watch(cancel=token))
-    assert until_cancelled == [0]
+        painter.generate(take, progress_callback=lambda step, *_: until_stopped.append(step),
+                         watch=Watch(cancel=token, checkpoint_every=2, on_checkpoint=stop))
+    assert until_stopped == [0, 1]
+    after: list[int] = []
+    resumed = painter.generate(take, progress_callback=lambda step, *_: after.append(step),
+                               watch=Watch(resume=StepCheckpoint.load(tmp_path / "step.pt")))
+    assert after == [2, 3]
+    assert np.array_equal(resumed, pixels)
+    assert pixels.std() > 0, "so that the equality can fail"
     frames_THWC = pixels if pixels.ndim == 4 else pixels[None]
     assert frames_THWC.dtype == np.uint8
     encode(frames_THWC, to=tmp_path / "clip.mp4", fps=round(card.defaults.fps), options=EncodeOptions())
     assert len(read_frames(tmp_path / "clip.mp4")) == take.frames
 
 
-def test_components_are_loaded_in_their_own_dtype(pipe_of: Callable[[str], DiffusionPipeline], checkpoints: Path,
-                                                  ) -> None:
+def test_components_are_loaded_in_their_own_dtype(checkpoints: Path) -> None:
     card = CARDS["wan2.1-i2v-14b-480p"]
-    tiny = tiny_card(card, family_of(card, Task.IMAGE_TO_VIDEO, pipe_of), checkpoints)
+    tiny = tiny_card(card, family_of(card, Task.IMAGE_TO_VIDEO, checkpoints), checkpoints)
     pipe = pipelines.load(tiny, Task.IMAGE_TO_VIDEO, "cpu")
     assert {name: pipe.components[name].dtype for name in sorted(parts_of(pipe))} == {
         "image_encoder": torch.float32, "text_encoder": torch.bfloat16, "transformer": torch.bfloat16,

@@ -15,6 +15,7 @@ import torch
 
 from configs.model_card import ModelCard, Task
 from configs.settings import MediaSettings, ModelsSettings
+from serve_app.models.records import DECODED_SHARE, ENCODED_SHARE
 from serve_app.models.replica import ModelReplica
 from tests.fakes_models import STEPS, Gate, RememberingSink, ScriptedLoad, render_call, scripted_card
 from workflows.errors import (
@@ -28,8 +29,9 @@ from workflows.errors import (
 )
 from workflows.media.decode import read_frames, read_picture, write_png
 from workflows.media.encode import EncodeOptions, encode
+from workflows.progress import clip_fraction
 from workflows.store import Store
-from workflows.types import Artifact, MediaType, NodeResult, Phase
+from workflows.types import Artifact, MediaType, NodeResult, Phase, ProgressRecord
 
 WARM_UPS = len(Task)
 
@@ -37,11 +39,12 @@ WARM_UPS = len(Task)
 class Bench:
     """A replica with everything around it."""
 
-    def __init__(self, tmp_path: Path, card: ModelCard, store: type[Store], **settings: float) -> None:
+    def __init__(self, tmp_path: Path, card: ModelCard, store: type[Store], sink: type[RememberingSink],
+                 **settings: float) -> None:
         self.card = card
         self.load = ScriptedLoad()
         self.pipe = self.load.pipe
-        self.sink = RememberingSink()
+        self.sink = sink()
         self.store = store(str(tmp_path / "store"))
         self.replica = ModelReplica(card, ModelsSettings(torch_threads=1, **settings),
                                     MediaSettings(preset="ultrafast"), self.store, self.sink, assigned_gpus=0,
@@ -57,7 +60,7 @@ def bench_of(tmp_path: Path) -> Iterator[Callable[..., Bench]]:
     benches: list[Bench] = []
 
     def make(*tasks: Task, store: type[Store] = Store, **settings: float) -> Bench:
-        benches.append(Bench(tmp_path, scripted_card(*tasks), store, **settings))
+        benches.append(Bench(tmp_path, scripted_card(*tasks), store, RememberingSink, **settings))
         return benches[-1]
 
     yield make
@@ -242,6 +245,31 @@ async def test_the_next_call_denoises_while_the_last_one_is_saved(bench_of: Call
     assert not first.done()
     gate.opened.set()
     await asyncio.gather(first, second)
+
+
+async def test_the_next_call_denoises_while_the_last_ones_frames_are_being_encoded(tmp_path: Path) -> None:
+    """Between two frames the encoder says how far it is; there it is held until the other call has made a step."""
+    gate = Gate(at_step=0)
+
+    class HoldingSink(RememberingSink):
+        def update(self, record: ProgressRecord, *, urgent: bool = False) -> None:
+            super().update(record, urgent=urgent)
+            encoding = clip_fraction(Phase.SAVING, step=STEPS, total_steps=STEPS, saved=DECODED_SHARE)
+            done = clip_fraction(Phase.SAVING, step=STEPS, total_steps=STEPS, saved=ENCODED_SHARE)
+            if record.job_id == "first" and encoding < record.fraction < done and not gate.reached.is_set():
+                gate(0)
+
+    bench = Bench(tmp_path, scripted_card(), Store, HoldingSink)
+    first = asyncio.create_task(bench.replica.clip(render_call(bench.card, key="a" * 32, job_id="first")))
+    await reached(gate)
+    denoised = threading.Event()
+    bench.pipe.denoise = lambda step: denoised.set()
+    second = asyncio.create_task(bench.replica.clip(render_call(bench.card, key="b" * 32, job_id="second")))
+    assert await asyncio.to_thread(denoised.wait, 10)
+    assert not first.done()
+    gate.opened.set()
+    await asyncio.gather(first, second)
+    bench.replica.close()
 
 
 # -- cancel ------------------------------------------------------------------------------------------------------
