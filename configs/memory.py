@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
@@ -29,6 +29,8 @@ TILED = 0.5
 """Of the activations, what is left when the VAE works in tiles. Cards do not say which part of a peak is the VAE's."""
 LEAVES = 0.1
 """Of the largest component, what is on the GPU at one moment when its layers come and go."""
+UNTILED = frozenset({"StableVideoDiffusionPipeline"})
+"""Pipelines with a VAE that knows no tiles."""
 
 
 class Placement(StrEnum):
@@ -65,7 +67,8 @@ class Remedies:
 
 _TOLD = {Placement.PARTS: "moving components in and out of the GPU",
          Placement.LAYERS: "moving layers in and out of the GPU"}
-EVERYTHING = Remedies(tiles=True, placement=Placement.LAYERS)
+RUNGS = tuple(Remedies(tiles=tiles, placement=placement) for placement in Placement for tiles in (False, True))
+"""From nothing to everything, what costs less time first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,9 +204,15 @@ def with_room(card: ModelCard, models: ModelsSettings) -> ModelCard:
 # -- what fits -------------------------------------------------------------------------------------------------------
 
 
-def helpful(card: ModelCard) -> Remedies:
-    """Every remedy that may take something off this card's need: its known peaks count its own tiles."""
-    return Remedies(tiles=not card.vae_tiling, placement=Placement.LAYERS)
+def rungs_of(card: ModelCard) -> tuple[Remedies, ...]:
+    """What may take something off this card's need, from nothing to everything: its known peaks count its own tiles."""
+    tiles = not card.vae_tiling and UNTILED.isdisjoint(card.pipelines.values())
+    return tuple(rung for rung in RUNGS if tiles or not rung.tiles)
+
+
+def first_that_fits(need: Need, room: float, rungs: Iterable[Remedies]) -> Remedies | None:
+    """The first of these remedies with which the need fits `room` GB."""
+    return next((rung for rung in rungs if need.gb(rung) <= room), None)
 
 
 def too_large(card: ModelCard, shape: Shape, room: float, remedies: Remedies) -> str:

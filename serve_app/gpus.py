@@ -20,7 +20,8 @@ TOOL = "nvidia-smi"
 TIMEOUT_S = 10.0
 
 Ask = Callable[[], str]
-"""What `nvidia-smi` says of this machine: MiB of each GPU, one a line; empty where there is none."""
+"""What `nvidia-smi` says of this machine: MiB of each GPU and whether it is cut up (MIG), one GPU a line; empty where
+there is none."""
 
 
 def ask_tool() -> str:
@@ -28,7 +29,7 @@ def ask_tool() -> str:
     path = shutil.which(TOOL)
     if path is None:
         return ""
-    command = [path, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    command = [path, "--query-gpu=memory.total,mig.mode.current", "--format=csv,noheader,nounits"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=True).stdout
     except (OSError, subprocess.SubprocessError):
@@ -36,11 +37,14 @@ def ask_tool() -> str:
 
 
 def local_gb(ask: Ask = ask_tool) -> float | None:
-    """Memory of the smallest GPU of this machine, in 10^9 bytes; None when there is none or it does not say."""
-    sizes = [line.strip() for line in ask().splitlines() if line.strip()]
-    if not sizes or not all(size.isdecimal() for size in sizes):
+    """Memory of the smallest GPU of this machine, in 10^9 bytes; None when there is none or it does not say.
+
+    A GPU that is cut up (MIG) does not: its parts may have any size.
+    """
+    lines = [[cell.strip() for cell in line.split(",")] for line in ask().splitlines() if line.strip()]
+    if not lines or not all(line[0].isdecimal() and "Enabled" not in line for line in lines):
         return None
-    return min(int(size) for size in sizes) * 2**20 / 1e9
+    return min(int(line[0]) for line in lines) * 2**20 / 1e9
 
 
 def cluster_gb(cluster: Mapping[str, float]) -> float | None:

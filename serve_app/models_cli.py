@@ -13,7 +13,7 @@ from rich.text import Text
 
 from configs.chat_card import AnyCard, ChatCard
 from configs.load import SettingsError, cards_in_use, casting, load_all_cards, load_settings, story_card, suggestion
-from configs.memory import share_of
+from configs.memory import Remedies, default_shape, first_that_fits, need_of, room_gb, rungs_of, share_of
 from configs.model_card import GPU_SIZES_GB, ModelCard
 from configs.settings import Settings
 from serve_app.gpus import with_gpu_memory
@@ -72,13 +72,14 @@ def models_show(name: CardArgument, profile: ProfileOption = "", settings_: SetO
                 as_json: JsonOption = False) -> None:
     """Show everything of one card: licence, rules, defaults, memory and the GPUs it fits, sources, its weights here."""
     card = _card(name, profile, settings_)
+    share = share_of(card, with_gpu_memory(load_settings(profile, settings_ or ())).models)
     if as_json:
         fits: Json = {} if card.memory is None else {str(size): card.memory.fit(size) for size in GPU_SIZES_GB}
-        print(json.dumps({**card.model_dump(mode="json"), "fits_gb": fits, "here": _here(card)}, ensure_ascii=False))
+        print(json.dumps({**card.model_dump(mode="json"), "fits_gb": fits, "here": _here(card),
+                          "share": {"gpus": share.gpus, "why": share.why}}, ensure_ascii=False))
         return
     out.print(f"[bold]{card.name}[/bold]  {card.title}", highlight=False)
     table = Table(box=None, show_header=False)
-    share = share_of(card, with_gpu_memory(load_settings(profile, settings_ or ())).models)
     facts = _chat_facts(card) if isinstance(card, ChatCard) else _facts(card)
     for label, text in [*facts, *([("share", str(share))] if share.gpus else [])]:
         table.add_row(Text(label, style="dim"), Text(text, overflow="fold"))
@@ -200,4 +201,11 @@ def _memory_facts(card: AnyCard) -> list[tuple[str, str]]:
     verdicts = ", ".join(f"{gb} GB: {VERDICTS[memory.fit(gb)]}" for gb in GPU_SIZES_GB)
     return [("memory", f"weights {memory.total_gb:.1f} GB ({parts}); {memory.source}"),
             *(("peak", f"{peak.gb:g} GB at {peak.shape}, {peak.how}: {peak.source}") for peak in memory.peaks),
-            ("GPU of", verdicts)]
+            ("GPU of", verdicts), ("on less", _on_less(card) if isinstance(card, ModelCard) else "")]
+
+
+def _on_less(card: ModelCard) -> str:
+    """What is done on GPUs that do not hold the default shape, where it helps."""
+    need = need_of(card, default_shape(card))
+    found = {gb: first_that_fits(need, room_gb(gb, 1), rungs_of(card)) for gb in GPU_SIZES_GB} if need else {}
+    return "; ".join(f"{gb} GB: {remedies}" for gb, remedies in found.items() if remedies and remedies != Remedies())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from configs.memory import Shape, helpful, nearest_that_fits, too_large
+from configs.memory import Shape, nearest_that_fits, rungs_of, too_large
 from configs.model_card import ModelCard, Task
 from workflows.errors import InvalidDocument, Problem
 from workflows.scene import Film, Scene
@@ -35,7 +35,7 @@ def _length_field(shot: Shot) -> str:
 
 
 def _problem(card: ModelCard, film: Film, frames: int, *, shot_id: str, field: str) -> Iterator[Problem]:
-    room, remedies = card.resources.room_gb, helpful(card)
+    room, remedies = card.resources.room_gb, rungs_of(card)[-1]
     if room is None:
         return
     shape = Shape(width_px=film.size.width_px, height_px=film.size.height_px, frames=frames)

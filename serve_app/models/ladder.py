@@ -25,10 +25,11 @@ from diffusers.models import autoencoders
 
 from configs.memory import (
     PLACEMENTS,
-    Need,
+    RUNGS,
     Placement,
     Remedies,
     Shape,
+    first_that_fits,
     nearest_that_fits,
     need_of,
     too_large,
@@ -128,12 +129,10 @@ class Ladder:
         return footing
 
     def _expected(self, task: Task, shape: Shape) -> Remedies:
-        need: Need | None = need_of(self._card, shape)
-        rungs = self._rungs.get(task, (NOTHING,))
+        need, rungs = need_of(self._card, shape), self._rungs.get(task, (NOTHING,))
         if self._room is None or need is None:
             return NOTHING
-        room = self._room
-        return next((rung for rung in rungs if need.gb(rung) <= room), rungs[-1])
+        return first_that_fits(need, self._room, rungs) or rungs[-1]
 
     def stand(self, task: Task, shape: Shape) -> bool:
         """Whether calls of this shape need no remedy; the pipelines then stand as they were loaded."""
@@ -272,8 +271,8 @@ def _rungs_of(pipe: DiffusionPipeline, tiler: Tiler) -> tuple[Remedies, ...]:
     placements: list[Placement] = []
     if modules and not _is_placed(pipe, modules):
         placements = [Placement.PARTS, Placement.LAYERS] if pipe.model_cpu_offload_seq else [Placement.LAYERS]
-    return tuple(Remedies(tiles=tiles, placement=placement) for placement in (Placement.RESIDENT, *placements)
-                 for tiles in ((False, True) if tiler.can else (False,)))
+    return tuple(rung for rung in RUNGS
+                 if rung.placement in (Placement.RESIDENT, *placements) and (tiler.can or not rung.tiles))
 
 
 def _is_placed(pipe: DiffusionPipeline, modules: list[torch.nn.Module]) -> bool:

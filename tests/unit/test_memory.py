@@ -12,10 +12,10 @@ from configs.memory import (
     Remedies,
     Shape,
     default_shape,
-    helpful,
     nearest_that_fits,
     need_of,
     room_gb,
+    rungs_of,
     share_of,
     too_large,
 )
@@ -143,14 +143,14 @@ def test_no_part_of_a_gpu_lies_on_two(shares: list[float], gpus: float) -> None:
 
 def test_too_large_tells_what_is_needed_what_is_there_and_what_would_fit() -> None:
     shape = Shape(width_px=1280, height_px=720, frames=81)
-    text = too_large(BIG, shape, 8.0, helpful(BIG))
+    text = too_large(BIG, shape, 8.0, rungs_of(BIG)[-1])
     assert text == ("1280x720, 81 frames of wan2.1-t2v-14b need 57 GB of GPU memory (estimated), 11.1 GB with decoding "
                     "in tiles and moving layers in and out of the GPU, and a replica has 8 GB")
-    for nearest in nearest_that_fits(BIG, shape, 8.0, helpful(BIG)).split(" or "):
+    for nearest in nearest_that_fits(BIG, shape, 8.0, rungs_of(BIG)[-1]).split(" or "):
         frames = int(nearest.split()[0]) if nearest.endswith("frames") else 81
         width_px, height_px = (1280, 720) if nearest.endswith("frames") else map(int, nearest.split("x"))
         smaller = Shape(width_px=width_px, height_px=height_px, frames=frames)
-        assert not too_large(BIG, smaller, 8.0, helpful(BIG))
+        assert not too_large(BIG, smaller, 8.0, rungs_of(BIG)[-1])
         assert BIG.frames.problem(frames) == BIG.size.problem(width_px) == BIG.size.problem(height_px) == ""
 
 
@@ -203,16 +203,17 @@ def test_a_door_that_does_not_know_the_gpus_refuses_nothing() -> None:
 
 
 def test_nothing_is_proposed_where_nothing_fits() -> None:
-    assert nearest_that_fits(BIG, Shape(width_px=1280, height_px=720, frames=81), 1.0, helpful(BIG)) == ""
+    assert nearest_that_fits(BIG, Shape(width_px=1280, height_px=720, frames=81), 1.0, rungs_of(BIG)[-1]) == ""
 
 
 # -- what the GPUs have ------------------------------------------------------------------------------------------
 
 
 def test_the_smallest_gpu_of_this_machine_counts() -> None:
-    assert local_gb(lambda: "81559\n23034\n") == pytest.approx(24.15, abs=0.01)
+    assert local_gb(lambda: "81559, Disabled\n23034, [N/A]\n") == pytest.approx(24.15, abs=0.01)
     assert local_gb(lambda: "") is None
-    assert local_gb(lambda: "[Not Supported]\n") is None
+    assert local_gb(lambda: "[Not Supported], [N/A]\n") is None
+    assert local_gb(lambda: "81559, Enabled\n") is None
 
 
 def test_a_clusters_gpus_are_known_only_where_every_kind_has_one_size() -> None:
@@ -224,10 +225,11 @@ def test_a_clusters_gpus_are_known_only_where_every_kind_has_one_size() -> None:
 def test_the_setting_wins_and_a_machine_without_gpus_stays_as_it_is() -> None:
     laptop = load_settings("laptop", (), {})
     assert with_gpu_memory(laptop, {"GPU": 1.0}, lambda: "") is laptop
-    assert with_gpu_memory(laptop, {"CPU": 4.0}, lambda: "24000") is laptop
-    assert with_gpu_memory(laptop, {"GPU": 1.0}, lambda: "24000").models.gpu_memory_gb == pytest.approx(25.17, abs=0.01)
+    assert with_gpu_memory(laptop, {"CPU": 4.0}, lambda: "24000, [N/A]") is laptop
+    found = with_gpu_memory(laptop, {"GPU": 1.0}, lambda: "24000, [N/A]")
+    assert found.models.gpu_memory_gb == pytest.approx(25.17, abs=0.01)
     fixed = settings_of("models.gpu_memory_gb=80")
-    assert with_gpu_memory(fixed, {"GPU": 1.0}, lambda: "24000") is fixed
+    assert with_gpu_memory(fixed, {"GPU": 1.0}, lambda: "24000, [N/A]") is fixed
     far = settings_of("ray.address=head:6379")
-    assert with_gpu_memory(far, None, lambda: "24000") is far
-    assert with_gpu_memory(far, {"accelerator_type:H200": 1.0}, lambda: "24000").models.gpu_memory_gb == 141
+    assert with_gpu_memory(far, None, lambda: "24000, [N/A]") is far
+    assert with_gpu_memory(far, {"accelerator_type:H200": 1.0}, lambda: "24000, [N/A]").models.gpu_memory_gb == 141

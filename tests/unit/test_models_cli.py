@@ -43,8 +43,16 @@ def test_show_tells_licence_memory_gpus_and_that_the_weights_are_missing() -> No
     flat = " ".join(text.split())
     assert code == 0
     for part in ("stable-video-diffusion-community", "12 GB: its weights fit, the peak does not", "24 GB: fits",
-                 "not here; `reelray models pull svd-xt`", "25 frames at 6 fps", "estimated"):
+                 "not here; `reelray models pull svd-xt`", "25 frames at 6 fps", "estimated",
+                 "12 GB: moving layers in and out of the GPU"):
         assert part in flat
+
+
+def test_show_tells_the_share_of_a_gpu_and_why() -> None:
+    flat = " ".join(run("show", "svd-xt", "--set", "models.gpu_memory_gb=48")[1].split())
+    assert "share 0.35 GPU per replica: 15 GB at 1024x576, 25 frames (estimated) on a GPU of 48 GB" in flat
+    tree = json.loads(run("show", "svd-xt", "--json")[1])
+    assert tree["share"] == {"gpus": 1.0, "why": "the GPUs' memory is not known; models.gpu_memory_gb sets it"}
 
 
 def test_show_as_json_has_the_whole_card_and_what_it_fits() -> None:

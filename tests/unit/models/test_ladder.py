@@ -194,6 +194,18 @@ async def test_weights_that_do_not_fit_are_never_put_on_the_gpu_as_a_whole(bench
         "32x32 did not fit the GPU as it was: rendered with moving components in and out of the GPU",)
 
 
+async def test_a_pipeline_that_moves_its_weights_already_is_left_to_it(card: ModelCard) -> None:
+    pipe = ScarceLoad()(card, Task.TEXT_TO_IMAGE, "cpu")
+    pipe.enable_model_cpu_offload(device="cpu")
+    ladder, shape = Ladder(card, "cpu", None), Shape(width_px=64, height_px=64)
+    ladder.keeping(lambda card, task, device, components=None: pipe)(card, Task.TEXT_TO_IMAGE, "cpu")
+    assert ladder.higher(Task.TEXT_TO_IMAGE, shape, Remedies(), vae=False) is None
+    assert ladder.higher(Task.TEXT_TO_IMAGE, shape, Remedies(), vae=True) == Remedies(tiles=True)
+    for attempt in ladder.attempts(Task.TEXT_TO_IMAGE, shape):
+        with attempt:
+            assert (placement_of(pipe), pipe.vae.use_tiling) == (PARTS, True)
+
+
 # -- several pipelines of one card -------------------------------------------------------------------------------
 
 
