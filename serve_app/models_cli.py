@@ -138,7 +138,7 @@ def _facts(card: ModelCard) -> list[tuple[str, str]]:
     still = frames.max_frames == 1
     facts = [
         ("does", ", ".join(f"{task.value} ({pipeline})" for task, pipeline in card.pipelines.items())),
-        ("tier", card.tier),
+        ("grade", card.grade),
         ("repo", card.repo + (f" at {card.revision}" if card.revision else "")),
         ("weights", _weights_fact(card)),
         ("licence", " ".join([card.licence, card.licence_url])),

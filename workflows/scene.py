@@ -11,6 +11,7 @@ from workflows.prompt import shot_seed, weave_prompt
 from workflows.shape import Cut, clip_frames, fade_frames, framed_size, interpolated, size_problem
 from workflows.source import closest_or_few
 from workflows.storyboard import Missing, Mode, Shot, Size, Storyboard
+from workflows.tiers import Tier
 from workflows.types import Artifact
 
 Cards = Mapping[Task, ModelCard]
@@ -61,6 +62,11 @@ class Scene:
     def take(self) -> int:
         """Which take the film uses, from 1."""
         return self.shot.take or 1
+
+    @property
+    def tier(self) -> Tier:
+        """Draft or final, of all its takes and of its keyframe."""
+        return self.shot.tier or Tier.FINAL
 
 
 def decide(storyboard: Storyboard, cards: Cards, assets: Mapping[str, Artifact]) -> tuple[Film, tuple[Scene, ...]]:
