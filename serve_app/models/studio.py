@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -12,6 +13,7 @@ from serve_app.models.image_to_video import ImageToVideo
 from serve_app.models.pipelines import LoadPipeline
 from serve_app.models.placeholder import Placeholder
 from serve_app.models.remote import RemotePainter
+from serve_app.models.repo import refused
 from serve_app.models.takes import Take
 from serve_app.models.tap import UNWATCHED, ProgressCallback, Watch
 from serve_app.models.text_to_image import TextToImage
@@ -56,7 +58,8 @@ def open_studio(card: ModelCard, device: str, load: LoadPipeline) -> Mapping[Tas
 
 
 def warm_up(studio: Mapping[Task, Painter], card: ModelCard) -> None:
-    """One step of every task at the default size and the shortest length; what it raises must keep the replica down.
+    """One step of every task at the default size and the shortest length, and another with a draft's cache where there
+    is one; what it raises must keep the replica down.
 
     The default size, because kernels are chosen and memory is reserved by shape. Nothing of a remote model: every call
     of it may cost money.
@@ -64,7 +67,19 @@ def warm_up(studio: Mapping[Task, Painter], card: ModelCard) -> None:
     if card.loader == "remote":
         return
     for task, painter in studio.items():
-        painter.generate(warm_up_take(card, task), progress_callback=_nobody)
+        take = warm_up_take(card, task)
+        painter.generate(take, progress_callback=_nobody)
+        if card.draft and card.draft.cache:
+            _try_cache(painter, replace(take, cache_threshold=card.draft.cache.threshold), card)
+
+
+def _try_cache(painter: Painter, take: Take, card: ModelCard) -> None:
+    """Some denoisers have a cache and break in it; better now than in the first draft."""
+    try:
+        painter.generate(take, progress_callback=_nobody)
+    except (IndexError, TypeError, ValueError, AttributeError) as error:
+        raise refused(card, "draft.cache", f"the model breaks in it: {type(error).__name__}: {error}",
+                      "leave it out") from error
 
 
 def warm_up_take(card: ModelCard, task: Task) -> Take:

@@ -14,6 +14,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from configs.model_card import ModelCard, Task
+from serve_app.models.step_cache import cacheable
 from workflows.errors import InvalidDocument, Problem
 from workflows.media.frames import UInt8Array
 
@@ -42,6 +43,8 @@ class Take:
     """0 .. 2^63 - 1; the same seed and card give the same picture on the same kind of device."""
     picture_HWC: UInt8Array | None = None
     """First frame, exactly `height_px` by `width_px` (image to video)."""
+    cache_threshold: float | None = None
+    """Of the first-block cache, above 0: steps that change less are guessed. None: every step is computed."""
 
     def problems(self, card: ModelCard) -> tuple[Problem, ...]:
         """Where the take breaks the card's rules; empty when it can be rendered."""
@@ -117,6 +120,7 @@ class Dialect:
         parameters = inspect.signature(type(pipe).__call__).parameters
         self._names = frozenset(parameters)
         self._guidance = _guidance_of(pipe, parameters)
+        self._pipe = pipe
         if problems := self._card_problems(task):
             raise InvalidDocument(problems=problems, file=f"model card {card.name}")
 
@@ -132,6 +136,8 @@ class Dialect:
             found.append(self._lacks("negative_prompt", "leave it empty"))
         if take.guidance > 1 and self._guidance is GuidanceBy.NONE:
             found.append(self._lacks("guidance", "0"))
+        if take.cache_threshold is not None and not cacheable(self._pipe):
+            found.append(self._lacks("cache_threshold", "none"))
         return tuple(found)
 
     def call(self, take: Take) -> PipelineCall:
@@ -175,6 +181,8 @@ class Dialect:
             found.append(self._lacks("defaults.negative_prompt", "leave it empty"))
         if card.defaults.guidance > 1 and self._guidance is GuidanceBy.NONE:
             found.append(self._lacks("defaults.guidance", "0"))
+        if card.draft and card.draft.cache and not cacheable(self._pipe):
+            found.append(self._lacks("draft.cache", "leave it out"))
         needs_picture = task is Task.IMAGE_TO_VIDEO
         if needs_picture and "image" not in self._names:
             found.append(self._lacks(f"pipelines.{task.value}", "an image-to-video pipeline"))
