@@ -6,13 +6,16 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+from configs.load import casting, load_cards
 from configs.model_card import ModelCard, Task
+from configs.settings import Settings
 from serve_app.service.forecast import Forecast, work_of
 from serve_app.service.pictures import Pictures
 from serve_app.submit import plan_digest, slug_of, storyboard_document
 from workflows.document import parse_document
 from workflows.durable.graph import FAN_OUT
 from workflows.durable.ledger import Ledger
+from workflows.durable.overview import Overview
 from workflows.durable.revisions import Revision, Revisions
 from workflows.durable.rows import JobRow, Limits, NewJob, NodeRow
 from workflows.durable.takes import Takes
@@ -21,7 +24,7 @@ from workflows.plan import Plan, plan_film, plan_keys, referenced_pictures
 from workflows.revise import at_tier, change_shot, drafts_in, promoted, with_lines
 from workflows.source import closest_or_few
 from workflows.store import Store
-from workflows.story import LAST_STAGE, last_stage_in, script_node, story_nodes, told_at
+from workflows.story import LAST_STAGE, last_stage_in, script_node, story_nodes, told_at, writer_identity
 from workflows.storyboard import (
     FilmFields,
     Storyboard,
@@ -120,7 +123,7 @@ class Films:
             plan = plan_film(storyboard, cards=self._cast, assets=assets, last_stage=last_stage)
         except InvalidDocument as error:
             raise with_lines(error, sent.text, file=sent.file) from None
-        document = {**storyboard_document(storyboard), "warnings": list(plan.warnings), **kept}
+        document: dict[str, Json] = {**storyboard_document(storyboard), "warnings": list(plan.warnings), **kept}
         return Draft(title=storyboard.title, document=document, nodes=plan.nodes, plan=plan)
 
     def submit(self, draft: Draft, order: Order) -> JobRow:
@@ -233,6 +236,12 @@ class Films:
                               nearest=", ".join(str(kept.number) for kept in takes))
         fields = before if kept.shot is None else kept.shot
         return {**dict.fromkeys(before), **fields}, kept.generations
+
+
+def local_films(settings: Settings, ledger: Ledger, store: Store) -> Films:
+    """For who needs no service around it: estimates are the cards' own. Raises SettingsError for the cards."""
+    return Films(ledger, store, Forecast(Overview(ledger.database), {}), casting(settings, load_cards(settings)),
+                 Pictures(store, settings.http), writer_identity(settings.story))
 
 
 @lru_cache(maxsize=16)
