@@ -205,7 +205,7 @@ def test_pictures_alone_come_as_files_and_show_their_shots(place: Path) -> None:
 
 
 def test_a_draft_promoted_shot_by_shot_is_the_final_film(place: Path) -> None:
-    """Real pictures of four and of eight steps: same bytes as the film that was final at once, which renders nothing."""
+    """Four and eight real steps: same bytes as the film that was final at once, which renders nothing."""
     assert render(place, "--tier", "draft").returncode == 0
     [job] = ledger(place).jobs().jobs
     draft = (place / "film.mp4").read_bytes()
