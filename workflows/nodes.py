@@ -103,7 +103,8 @@ def _keyframe(scene: Scene, film: Film) -> NodeSpec:
 
 def _clip(scene: Scene, film: Film, take: int, deps: tuple[str, ...]) -> NodeSpec:
     shot, card = scene.shot, scene.card
-    given = effort(card, scene.tier, shot.steps, shot.guidance)
+    tier = scene.tier if take == scene.take else scene.unused_tier
+    given = effort(card, tier, shot.steps, shot.guidance)
     payload: dict[str, Json] = {
         **_render_payload(scene, film, card), "frames": scene.render_frames, "fps": film.render_fps,
         **given.payload(), "seed": take_seed(scene.seed, take),

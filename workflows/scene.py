@@ -57,6 +57,8 @@ class Scene:
     frames: int
     """In the film, after interpolation."""
     fade_in_frames: int = 0
+    unused_tier: Tier = Tier.FINAL
+    """Of the takes that the film does not use: promoting a shot makes the chosen take final, and no other."""
 
     @property
     def take(self) -> int:
@@ -65,7 +67,7 @@ class Scene:
 
     @property
     def tier(self) -> Tier:
-        """Draft or final, of all its takes and of its keyframe."""
+        """Draft or final: of its keyframe, and of the take that the film uses."""
         return self.shot.tier or Tier.FINAL
 
 
@@ -200,7 +202,8 @@ def _drawn(storyboard: Storyboard, shot: Shot, tasks: tuple[Task, ...], card: Mo
     return Scene(shot=shot, tasks=tasks, card=card, prompt=weave_prompt(shot.prompt, people, storyboard.style),
                  negative_prompt=negative_prompt,
                  seed=shot_seed(storyboard.seed, shot.id) if shot.seed is None else shot.seed,
-                 render_frames=1, frames=1)
+                 render_frames=1, frames=1,
+                 unused_tier=Tier.DRAFT if Tier.DRAFT in (storyboard.tier, shot.tier) else Tier.FINAL)
 
 
 def _fade_s(shot: Shot) -> float:

@@ -218,7 +218,7 @@ class Shot(ShotFields):
     take: Annotated[int, Field(ge=1, le=MAX_TAKES)] | None = None
     """Which take the film uses; not given: 1."""
     tier: Tier | None = None
-    """Draft or final; not given: the film's."""
+    """Draft or final; not given: the film's. Takes that the film does not use are drafts where either is."""
 
 
 class FilmFields(_Part):

@@ -10,7 +10,7 @@ from configs.model_card import ModelCard, Task
 from workflows.drafts import changes, effort
 from workflows.estimate import shape_of
 from workflows.plan import Plan, plan_film, plan_keys
-from workflows.revise import at_tier, drafts_in, promoted
+from workflows.revise import at_tier, change_shot, drafts_in, promoted
 from workflows.scene import Cards
 from workflows.stages.render import render_call
 from workflows.storyboard import Storyboard, dump_storyboard, parse_storyboard
@@ -50,9 +50,19 @@ def keys(storyboard: Storyboard, card: ModelCard = QUICKER) -> dict[str, str]:
 def test_a_film_of_which_every_draft_was_promoted_is_the_film_that_was_final_from_the_start() -> None:
     draft = at_tier(FILM, Tier.DRAFT)
     ended = promoted(promoted(draft, ["s1", "s3"]), drafts_in(promoted(draft, ["s1", "s3"])))
-    assert keys(ended) == keys(FILM)
-    assert planned(ended).nodes == planned(FILM).nodes
+    unused = "s3.clip"  # the film uses the shot's second take: the first stays the draft that it was
+    assert {**keys(ended), unused: ""} == {**keys(FILM), unused: ""}
+    assert keys(ended)[unused] == keys(draft)[unused]
+    assert [node for node in planned(ended).nodes if node.id != unused] == [
+        node for node in planned(FILM).nodes if node.id != unused]
     assert not set(keys(draft).values()) & set(keys(FILM).values())
+
+
+def test_another_take_chosen_after_the_promotion_is_made_final_too() -> None:
+    ended = promoted(at_tier(FILM, Tier.DRAFT), ["s3"])
+    chosen = change_shot(ended, "s3", {"take": 1})
+    assert keys(chosen)["s3.clip"] == keys(FILM)["s3.clip"]
+    assert keys(chosen)["s3.clip.2"] == keys(at_tier(FILM, Tier.DRAFT))["s3.clip.2"]
 
 
 def test_only_the_promoted_shots_cone_has_other_keys() -> None:
