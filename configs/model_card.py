@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from configs.base import Frozen
+from configs.draft import DraftCall
 from configs.endpoint import RemoteModel
 
 Positive = Annotated[int, Field(ge=1)]
@@ -257,8 +258,10 @@ class ModelCard(Frozen):
     """Rough time of one denoising step at the default shape; orders the queue before there is a measurement."""
     prompt_words: Positive = 400
     """Longest prompt, in words, that the text encoder reads to the end; a word is about 4/3 tokens."""
-    tier: Literal["", "draft", "standard", "quality"] = ""
+    grade: Literal["", "fast", "standard", "quality"] = ""
     """How it trades speed for quality, where a family has several."""
+    draft: DraftCall | None = None
+    """What a draft of it changes; without it drafts are rendered as the final film is."""
     memory: Memory | None = None
     sources: tuple[str, ...] = ()
     """Where the card's settings and rules come from."""
@@ -274,7 +277,7 @@ class ModelCard(Frozen):
     def digest(self) -> str:
         """Hex SHA-256 (16 digits) of all that can change a picture; titles, memory and speed do not count."""
         free = {"title", "notes", "licence", "licence_terms", "licence_url", "gated", "resources", "seconds_per_step",
-                "world", "prompt_words", "tier", "memory", "sources"}
+                "world", "prompt_words", "grade", "memory", "sources", "draft"}
         free |= {name for name in LATER_FIELDS if name not in self.model_fields_set}
         if self.batch == 1:
             free.add("batch")
@@ -318,6 +321,13 @@ class ModelCard(Frozen):
             # Clips would queue as deep as pictures: up to twice the batch behind the one that runs.
             raise ValueError(f"batch {self.batch} is for diffusers cards whose only task is text_to_image; nearest "
                              "valid: 1, or a card of its own for pictures")
+        return self
+
+    @model_validator(mode="after")
+    def _draft_is_cheaper(self) -> ModelCard:
+        sends = self.remote.sends if self.remote else None
+        if self.draft and (problem := self.draft.problem(self.defaults.steps, self.defaults.guidance, sends)):
+            raise ValueError(problem)
         return self
 
     @model_validator(mode="after")

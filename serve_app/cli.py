@@ -26,6 +26,7 @@ from serve_app.models_cli import models_app
 from serve_app.options import JsonOption, ProfileOption, ServerOption, SetOption
 from serve_app.webhook_commands import webhooks_app
 from workflows.errors import Fault, InvalidDocument, ReelrayError
+from workflows.tiers import Tier
 from workflows.types import JobStatus, Stage
 
 if TYPE_CHECKING:
@@ -55,6 +56,11 @@ OutputOption = Annotated[Path | None, typer.Option("-o", "--output", help="Where
 StagesOption = Annotated[str, typer.Option(
     help="How far to go: `images` makes the picture of every shot, as PNG files in a directory, and no film.")]
 
+TierOption = Annotated[Tier | None, typer.Option(
+    help="`draft`: quick and less exact, to be looked at; `reelray promote` makes it final. Of the shots that do not "
+         "say their own tier; default: the storyboard's.")]
+ShotsOption = Annotated[str, typer.Option(help="Only these shots, e.g. s2,s5; default: all that are drafts.")]
+
 out = Console()
 err = Console(stderr=True)
 
@@ -62,7 +68,7 @@ err = Console(stderr=True)
 @app.command()
 def render(
     storyboard: Annotated[Path, typer.Argument(help="Storyboard (YAML, JSON) or script (Fountain, paragraphs).")],
-    output: OutputOption = None, stages: StagesOption = EVERY_STAGE, server: ServerOption = "",
+    output: OutputOption = None, stages: StagesOption = EVERY_STAGE, tier: TierOption = None, server: ServerOption = "",
     profile: ProfileOption = "", settings_: SetOption = None, as_json: JsonOption = False,
 ) -> None:
     """Render a film on this machine, or on a server, with a live bar per shot.
@@ -71,6 +77,9 @@ def render(
     shot, and only what depends on it is rendered again. The film's path is printed last.
 
     With --stages images only the shots' pictures are made; the film, rendered later, finds those that it draws.
+
+    With --tier draft every shot is made with less work, as its model's card says; look at the film, then let `reelray
+    promote` render the shots that are good as final.
 
     With --server the server renders it, and the film is downloaded; pictures that the storyboard names are uploaded.
     Ctrl-C leaves the job running there.
@@ -86,7 +95,7 @@ def render(
     output = output or (storyboard.with_suffix(".mp4") if film else storyboard.with_name(storyboard.stem))
     if not film and output.is_file():
         _refuse(f"{output} is a file, and pictures go into a directory; name another with -o")
-    _finish(lambda: site.render(storyboard, screen, last_stage), site, lambda _: output, screen)
+    _finish(lambda: site.render(storyboard, screen, last_stage, tier), site, lambda _: output, screen)
 
 
 @app.command()
@@ -102,8 +111,24 @@ def retry(
         _refuse("--force needs --shots: say which shots get a new take")
     site = _site(server, profile, settings_)
     screen = _screen(as_json)
-    selection = [shot.strip() for shot in shots.split(",") if shot.strip()]
-    _finish(lambda: site.retry(job_id, selection, force, screen), site,
+    _finish(lambda: site.retry(job_id, _listed(shots), force, screen), site,
+            lambda view: output or Path(view.id if view.pictures else f"{view.id}.mp4"), screen)
+
+
+@app.command()
+def promote(
+    job_id: Annotated[str, typer.Argument(metavar="ID", help="Job, as `reelray jobs` shows it.")],
+    shots: ShotsOption = "", output: OutputOption = None, server: ServerOption = "", profile: ProfileOption = "",
+    settings_: SetOption = None, as_json: JsonOption = False,
+) -> None:
+    """Render drafts of a finished film again as final, from their own seeds.
+
+    Only the chosen shots, what continues them, and the film are made again; other shots stay drafts. Once every shot is
+    final the film is the one that would have been rendered without --tier draft, and rendering it so finds all of it.
+    """
+    site = _site(server, profile, settings_)
+    screen = _screen(as_json)
+    _finish(lambda: site.promote(job_id, _listed(shots), screen), site,
             lambda view: output or Path(view.id if view.pictures else f"{view.id}.mp4"), screen)
 
 
@@ -266,6 +291,10 @@ def _screen(as_json: bool, *, live: bool = True) -> Screen:
     return LiveScreen(out) if live and out.is_terminal else PlainScreen(sys.stdout)
 
 
+def _listed(shots: str) -> list[str]:
+    return [shot.strip() for shot in shots.split(",") if shot.strip()]
+
+
 def _finish(run: Callable[[], JobView], site: Site, output: Callable[[JobView], Path], screen: Screen) -> None:
     """See a job through, say how it ended, print the path of what it made last."""
     from serve_app.screen import JsonScreen, summary
@@ -301,6 +330,9 @@ def _print_problems(view: JobView, site: Site) -> None:
         which = view.id + site.option
         err.print(f"`reelray retry {which}` renders what is missing; `reelray log {which}` tells more", style="dim",
                   highlight=False, soft_wrap=True)
+    if view.drafts and view.status in {JobStatus.SUCCEEDED, JobStatus.PARTIAL}:
+        err.print(f"{len(view.drafts)} of {len(view.shots)} shots are drafts; `reelray promote {view.id}{site.option}` "
+                  "makes them final", style="dim", highlight=False, soft_wrap=True)
 
 
 def _refuse(problem: str) -> NoReturn:

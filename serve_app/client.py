@@ -112,18 +112,18 @@ class Client:
         return Film(name=path.name, media_type=media_type, content=content)
 
     def submit(self, film: Path | Film, *, idempotency_key: str = "", priority: str = "interactive",
-               stages: str = "") -> dict[str, Any]:
+               stages: str = "", tier: str = "") -> dict[str, Any]:
         """Queue a film; `id`, `warnings` and `links` of the job. One call makes one job, however often it must be sent.
 
-        `stages`: `story,images` for pictures alone. With an `idempotency_key` of yours, calls within 24 hours are one
-        call.
+        `stages`: `story,images` for pictures alone; `tier`: `draft` for a quick look, before `promote`. With an
+        `idempotency_key` of yours, calls within 24 hours are one call.
         """
         key = idempotency_key or uuid.uuid4().hex
-        return self._film(film, {"priority": priority, **_given(stages=stages)}, {"Idempotency-Key": key})
+        return self._film(film, {"priority": priority, **_given(stages=stages, tier=tier)}, {"Idempotency-Key": key})
 
-    def plan(self, film: Path | Film, *, stages: str = "") -> dict[str, Any]:
+    def plan(self, film: Path | Film, *, stages: str = "", tier: str = "") -> dict[str, Any]:
         """What `submit` would do: nodes, what the store has, estimated seconds. Nothing is rendered."""
-        return self._film(film, {"dry_run": "true", **_given(stages=stages)}, {})
+        return self._film(film, {"dry_run": "true", **_given(stages=stages, tier=tier)}, {})
 
     def jobs(self, *, status: str = "", limit: int = 50, cursor: str = "") -> dict[str, Any]:
         """A page of jobs, newest first, and `next_cursor`."""
@@ -151,6 +151,10 @@ class Client:
         """Change fields of a shot of a finished film; None takes a field away."""
         return self._json(_change("PATCH", f"/api/films/{quote(job_id, safe='')}/shots/{quote(shot, safe='')}",
                                   changes))
+
+    def promote(self, job_id: str, shots: Sequence[str] = ()) -> dict[str, Any]:
+        """Render drafts of a finished film again as final, from their own seeds; no shots: all."""
+        return self._json(_change("POST", f"/api/films/{quote(job_id, safe='')}/promote", {"shots": list(shots)}))
 
     def delete(self, job_id: str) -> None:
         """Forget a finished job."""

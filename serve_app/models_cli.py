@@ -18,6 +18,7 @@ from configs.model_card import GPU_SIZES_GB, ModelCard
 from configs.settings import Settings
 from serve_app.gpus import with_gpu_memory
 from serve_app.options import JsonOption, ProfileOption, SetOption
+from workflows.drafts import changes
 from workflows.types import Json
 
 models_app = typer.Typer(no_args_is_help=True, help="Model cards: what can render, what it needs, and its weights.")
@@ -159,7 +160,8 @@ def _facts(card: ModelCard) -> list[tuple[str, str]]:
     still = frames.max_frames == 1
     facts = [
         ("does", ", ".join(f"{task.value} ({pipeline})" for task, pipeline in card.pipelines.items())),
-        ("tier", card.tier),
+        ("grade", card.grade),
+        ("draft", f"{changes(card)}: {card.draft.approximations}" if card.draft else "as the final film"),
         ("repo", card.repo + (f" at {card.revision}" if card.revision else "")),
         ("weights", _weights_fact(card)),
         ("licence", " ".join([card.licence, card.licence_url])),

@@ -20,6 +20,7 @@ from serve_app.site import Interrupted, JobLine, require_over
 from workflows import errors
 from workflows.status import JobView
 from workflows.storyboard_rules import ID_PATTERN
+from workflows.tiers import Tier
 from workflows.types import JobStatus, Stage
 
 OLDEST = (0, 1, 0)
@@ -66,15 +67,17 @@ class RemoteSite:
                 f"it runs {f'reelray {found}' if found else 'an earlier reelray'}, and this command needs {needed} or "
                 "later there"))
 
-    def render(self, storyboard: Path, screen: Screen, last_stage: Stage = Stage.COMPOSITION) -> JobView:
+    def render(self, storyboard: Path, screen: Screen, last_stage: Stage = Stage.COMPOSITION,
+               tier: Tier | None = None) -> JobView:
         """The same file for the same models is the same job, for a day: the command given again joins it."""
         with self._in_our_words(storyboard.name):
             film = self._steady.film(storyboard)
             stages = "" if last_stage is Stage.COMPOSITION else f"{Stage.STORY},{last_stage}"
-            plan = self._steady.plan(film, stages=stages)
+            tier_asked = tier.value if tier else ""
+            plan = self._steady.plan(film, stages=stages, tier=tier_asked)
             for warning in plan["warnings"]:
                 screen.note(f"note: {warning}")
-            job = self._submitted(film, stages, str(plan["document_digest"]))
+            job = self._submitted(film, stages, tier_asked, str(plan["document_digest"]))
             screen.note(f"job {job['id']} at {self._server}")
             return self._see_through(job, (), False, screen)
 
@@ -84,6 +87,18 @@ class RemoteSite:
             job = self._steady.job(job_id)
             require_over(job_id, JobStatus(job["status"]), shots, force)
             return self._see_through(job, shots, force, screen, again=True)
+
+    def promote(self, job_id: str, shots: Sequence[str], screen: Screen) -> JobView:
+        """On the server."""
+        with self._in_our_words():
+            nodes = self._steady.promote(job_id, shots)["nodes"]
+            if nodes:
+                screen.note(f"rendering as final: {', '.join(nodes)}")
+            view = JobView.from_json(self._steady.job(job_id))
+            if view.status.is_terminal:
+                screen.show(view)
+                return view
+            return self._followed(job_id, screen)
 
     def deliver(self, view: JobView, output: Path) -> Path | None:
         """Downloaded; a broken download goes on where it stopped."""
@@ -129,11 +144,11 @@ class RemoteSite:
         with self._in_our_words():
             return JobStatus(self._steady.cancel(job_id)["status"])
 
-    def _submitted(self, film: Film, stages: str, digest: str) -> dict[str, Any]:
+    def _submitted(self, film: Film, stages: str, tier: str, digest: str) -> dict[str, Any]:
         """The job of this film: an earlier one of the same file and plan, unless it was changed or deleted since."""
-        key = f"render-{digest[:32]}-{hashlib.sha256(film.content).hexdigest()[:32]}"
+        key = f"render{tier}-{digest[:32]}-{hashlib.sha256(film.content).hexdigest()[:32]}"
         for number in itertools.count():
-            accepted = self._steady.submit(film, idempotency_key=f"{key}-{number}", stages=stages)
+            accepted = self._steady.submit(film, idempotency_key=f"{key}-{number}", stages=stages, tier=tier)
             if accepted["document_digest"] != digest:
                 raise errors.ServerRefused(server=self._server, problem=(
                     f"its models were changed just now; job {accepted['id']} is made with the new ones. Give the "
@@ -160,12 +175,15 @@ class RemoteSite:
                 screen.show(view)
                 return view
             screen.note(f"running again: {', '.join(nodes)}")
+        return self._followed(job["id"], screen)
+
+    def _followed(self, job_id: str, screen: Screen) -> JobView:
         try:
-            return followed(self._patient, Mirror(self._brisk, job["id"], screen))
+            return followed(self._patient, Mirror(self._brisk, job_id, screen))
         except KeyboardInterrupt:
             raise Interrupted(
-                f"job {job['id']} goes on at the server; the same command joins it, `reelray log {job['id']} -f"
-                f"{self.option}` follows it, `reelray cancel {job['id']}{self.option}` stops it") from None
+                f"job {job_id} goes on at the server; the same command joins it, `reelray log {job_id} -f"
+                f"{self.option}` follows it, `reelray cancel {job_id}{self.option}` stops it") from None
 
     @contextlib.contextmanager
     def _in_our_words(self, file: str = "") -> Iterator[None]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import shutil
 import signal
 import uuid
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 from configs.load import cards_in_use
@@ -28,13 +30,26 @@ def render(job: NewJob, place: Workplace, screen: Screen) -> JobView:
     A job that already succeeded costs nothing; one that failed or was cancelled runs again where it has no result.
     Raises Interrupted on Ctrl-C.
     """
-    try:
-        place.ledger.job(job.id)
-    except UnknownJob:
+    job, is_new = _under_its_id(job, place)
+    if is_new:
         return _run(job.id, place, screen, job)
-    place.ledger.submit(job)
     reopen(job.id, place, screen)
     return run_to_end(job.id, place, screen)
+
+
+def _under_its_id(job: NewJob, place: Workplace) -> tuple[NewJob, bool]:
+    """The job, and whether it is new. One that was changed since, whose drafts were promoted, keeps its id: what it
+    was before is another job, `ID-2`.
+    """
+    for number in itertools.count(1):
+        named = replace(job, id=job.id if number == 1 else f"{job.id}-{number}")
+        try:
+            found = place.ledger.job(named.id)
+        except UnknownJob:
+            return named, True
+        if found.document_digest == job.identity:
+            return named, False
+    raise AssertionError("there is always a next number")
 
 
 def reopen(job_id: str, place: Workplace, screen: Screen, selection: Collection[str] = (), force: bool = False) -> None:

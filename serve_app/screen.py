@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from workflows.status import JobView, NodeView
+from workflows.tiers import Tier
 from workflows.types import JobStatus, NodeStatus, ProgressRecord
 
 LINE_INTERVAL_S = 2.0
@@ -177,7 +178,8 @@ class JsonScreen:
 
 def _rows(view: JobView) -> list[tuple[str, NodeView, NodeStatus, float]]:
     """What to show, in film order: shots, then the nodes of the whole film."""
-    rows = [(shot.id, shot.current, shot.status, shot.progress) for shot in view.shots]
+    rows = [(f"{shot.id} (draft)" if shot.tier is Tier.DRAFT else shot.id, shot.current, shot.status, shot.progress)
+            for shot in view.shots]
     return rows + [(node.id, node, node.status, node.progress) for node in view.film]
 
 

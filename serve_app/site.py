@@ -16,6 +16,7 @@ from serve_app.screen import Screen
 from serve_app.workplace import Workplace
 from workflows.errors import JobConflict
 from workflows.status import JobView, job_view
+from workflows.tiers import Tier
 from workflows.types import JobStatus, Stage
 
 LOOK_S = 0.2
@@ -52,11 +53,17 @@ class Site(Protocol):
     option: str
     """What a command needs to find this place again: empty, or ` --server URL`."""
 
-    def render(self, storyboard: Path, screen: Screen, last_stage: Stage = Stage.COMPOSITION) -> JobView:
-        """See the film of a file, or its pictures, through from where it stands. Raises Interrupted on Ctrl-C."""
+    def render(self, storyboard: Path, screen: Screen, last_stage: Stage = Stage.COMPOSITION,
+               tier: Tier | None = None) -> JobView:
+        """See the film of a file, or its pictures, through from where it stands; `tier` is that of the shots that do
+        not say their own, None: the file's. Raises Interrupted on Ctrl-C.
+        """
 
     def retry(self, job_id: str, shots: Sequence[str], force: bool, screen: Screen) -> JobView:
         """Run a finished job again where it has no result, or these shots, and see it through."""
+
+    def promote(self, job_id: str, shots: Sequence[str], screen: Screen) -> JobView:
+        """Make these drafts of a finished film final, or all, and see it through."""
 
     def deliver(self, view: JobView, output: Path) -> Path | None:
         """Bring the film, or the pictures to a directory, to where it was asked for; None when there is nothing.
@@ -86,13 +93,15 @@ class LocalSite:
         """Nothing is started before something is rendered."""
         self._place = place
 
-    def render(self, storyboard: Path, screen: Screen, last_stage: Stage = Stage.COMPOSITION) -> JobView:
+    def render(self, storyboard: Path, screen: Screen, last_stage: Stage = Stage.COMPOSITION,
+               tier: Tier | None = None) -> JobView:
         """Embedded: Ray and the models are started for it."""
         from serve_app.render import render
         from serve_app.submit import film_job
 
         # So that what this machine's GPUs cannot render is refused before anything is started.
-        job = film_job(storyboard, with_gpu_memory(self._place.settings), self._place.store, last_stage=last_stage)
+        job = film_job(storyboard, with_gpu_memory(self._place.settings), self._place.store, last_stage=last_stage,
+                       tier=tier)
         for warning in job.warnings:
             screen.note(f"note: {warning}")
         return render(job.new, self._place, screen)
@@ -104,6 +113,17 @@ class LocalSite:
         require_over(job_id, self._place.ledger.job(job_id).status, shots, force)
         reopen(job_id, self._place, screen, shots, force)
         return run_to_end(job_id, self._place, screen)
+
+    def promote(self, job_id: str, shots: Sequence[str], screen: Screen) -> JobView:
+        """Embedded, as `render`."""
+        from serve_app.render import run_to_end
+        from serve_app.service.films import local_films
+
+        place = self._place
+        chosen = local_films(place.settings, place.ledger, place.store).promote(job_id, shots)
+        if chosen:
+            screen.note(f"rendering as final: {', '.join(chosen)}")
+        return run_to_end(job_id, place, screen)
 
     def deliver(self, view: JobView, output: Path) -> Path | None:
         """Copied from the store."""

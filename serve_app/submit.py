@@ -13,13 +13,14 @@ from workflows.durable.rows import NewJob
 from workflows.errors import InvalidDocument, MediaError, Problem
 from workflows.media.decode import read_picture
 from workflows.plan import PictureRef, plan_film, referenced_pictures
-from workflows.revise import with_lines
+from workflows.revise import at_tier, with_lines
 from workflows.scene import Cards
 from workflows.script import looks_like_script
 from workflows.source import read_text
 from workflows.store import Store, sha256_of
-from workflows.story import LAST_STAGE, plan_script, writer_identity
-from workflows.storyboard import dump_storyboard, parse_storyboard
+from workflows.story import LAST_STAGE, plan_script, told_at, writer_identity
+from workflows.storyboard import Storyboard, dump_storyboard, parse_storyboard
+from workflows.tiers import Tier, kept_tiers
 from workflows.types import Artifact, Json, MediaType, NodeSpec, Stage, digest
 
 PICTURE_TYPES = {".png": MediaType.PNG, ".jpg": MediaType.JPEG, ".jpeg": MediaType.JPEG}
@@ -33,8 +34,10 @@ class Submission:
     warnings: tuple[str, ...]
 
 
-def film_job(path: Path, settings: Settings, store: Store, *, last_stage: Stage = Stage.COMPOSITION) -> Submission:
-    """Plan the film of a storyboard or script file, or its pictures alone.
+def film_job(path: Path, settings: Settings, store: Store, *, last_stage: Stage = Stage.COMPOSITION,
+             tier: Tier | None = None) -> Submission:
+    """Plan the film of a storyboard or script file, or its pictures alone; `tier` is that of the shots that do not say
+    their own, None: as the file has it.
 
     The job's id follows from the plan: the same file with the same models is the same job. Raises InvalidDocument with
     every problem, SettingsError for the cards.
@@ -44,18 +47,21 @@ def film_job(path: Path, settings: Settings, store: Store, *, last_stage: Stage 
     if looks_like_script(text, path.name):
         node = plan_script(text, cards=cards, file=path.name, last_stage=last_stage,
                            writer=writer_identity(settings.story, story_card(settings)))
-        return _submission(path, path.stem, {"script": text, LAST_STAGE: last_stage.value}, (node,), ())
-    return _storyboard_job(text, path, cards, store, last_stage)
+        document = {"script": text, LAST_STAGE: last_stage.value, **kept_tiers(tier or Tier.FINAL, {})}
+        return _submission(path, path.stem, document, (told_at(node, tier),), ())
+    storyboard = at_tier(parse_storyboard(text, file=path.name), tier)
+    return _storyboard_job(storyboard, text, path, cards, store, last_stage)
 
 
-def _storyboard_job(text: str, path: Path, cards: Cards, store: Store, last_stage: Stage) -> Submission:
-    storyboard = parse_storyboard(text, file=path.name)
+def _storyboard_job(
+    storyboard: Storyboard, text: str, path: Path, cards: Cards, store: Store, last_stage: Stage,
+) -> Submission:
     try:
         assets = _store_pictures(referenced_pictures(storyboard), path.parent, store)
         plan = plan_film(storyboard, cards=cards, assets=assets, last_stage=last_stage)
     except InvalidDocument as error:
         raise with_lines(error, text, file=path.name) from None
-    document: dict[str, Json] = {"storyboard": dump_storyboard(storyboard), LAST_STAGE: last_stage.value}
+    document = {**storyboard_document(storyboard), LAST_STAGE: last_stage.value}
     return _submission(path, storyboard.title or path.stem, document, plan.nodes, plan.warnings)
 
 
@@ -66,6 +72,12 @@ def _submission(
     new = NewJob(id=f"{slug_of(path.stem)}-{identity[:8]}", title=title, document_digest=identity,
                  document={**document, "file": path.name, "warnings": list(warnings)}, nodes=tuple(nodes))
     return Submission(new=new, warnings=warnings)
+
+
+def storyboard_document(storyboard: Storyboard) -> dict[str, Json]:
+    """What a job's document holds of a storyboard."""
+    tiers = kept_tiers(storyboard.tier, {shot.id: shot.tier for shot in storyboard.shots})
+    return {"storyboard": dump_storyboard(storyboard), **tiers}
 
 
 def plan_digest(nodes: Sequence[NodeSpec]) -> str:

@@ -38,7 +38,8 @@ TWO_SHOTS: dict[str, Json] = {"title": "Two", "shots": [
 
 ROUTES = {
     "/api/pictures": {"post"}, "/api/pictures/{picture_id}": {"get"},
-    "/api/films": {"post"}, "/api/films/{job_id}/shots/{shot_id}": {"patch"}, "/api/jobs": {"get"},
+    "/api/films": {"post"}, "/api/films/{job_id}/promote": {"post"}, "/api/films/{job_id}/shots/{shot_id}": {"patch"},
+    "/api/jobs": {"get"},
     "/api/jobs/{job_id}": {"get", "delete"}, "/api/jobs/{job_id}/log": {"get"},
     "/api/jobs/{job_id}/images": {"get"}, "/api/jobs/{job_id}/events": {"get"},
     "/api/jobs/{job_id}/cancel": {"post"}, "/api/jobs/{job_id}/retry": {"post"}, "/api/jobs/{job_id}/video": {"get"},

@@ -55,7 +55,13 @@ class Eta:
 
 def shape_of(kind: NodeKind, payload: Mapping[str, Json]) -> Shape:
     """What nodes must share for one to tell how long the other takes."""
-    return tuple(payload.get(name) for name in SHAPE_FIELDS) if kind in MODEL_KINDS else ()
+    if kind not in MODEL_KINDS:
+        return ()
+    guidance, cache = payload.get("guidance"), payload.get("cache")
+    # Guidance runs the model twice per step; a cache leaves out parts of it.
+    guided = isinstance(guidance, int | float) and guidance > 1
+    threshold = cache["threshold"] if isinstance(cache, dict) else None
+    return (*(payload.get(name) for name in SHAPE_FIELDS), guided, threshold)
 
 
 class Pace:

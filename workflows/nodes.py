@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from configs.model_card import ModelCard, Task
+from workflows.drafts import Effort, effort
 from workflows.prompt import one_line, take_seed
 from workflows.scene import Film, Scene
 from workflows.storyboard import Missing
@@ -92,28 +93,28 @@ def _shot_nodes(scene: Scene, film: Film, chosen: dict[str, str]) -> Iterator[No
 def _keyframe(scene: Scene, film: Film) -> NodeSpec:
     """One picture for all takes; steps and guidance are its card's, since the shot's are meant for the clip's model."""
     card = film.cards[Task.TEXT_TO_IMAGE]
+    given = effort(card, scene.tier)
     payload: dict[str, Json] = {
-        **_render_payload(scene, film, card), "frames": 1, "fps": 1.0, "steps": card.defaults.steps,
-        "guidance": card.defaults.guidance, "seed": scene.seed,
+        **_render_payload(scene, film, card), "frames": 1, "fps": 1.0, **given.payload(), "seed": scene.seed,
     }
     if card.batch > 1:
         payload["batch"] = card.batch
     return NodeSpec(id=keyframe_node(scene), kind=NodeKind.KEYFRAME, shot_id=scene.shot.id, payload=payload,
-                    lane=card.name, cost=_render_cost(card, card.defaults.steps, 1, film))
+                    lane=card.name, cost=_render_cost(card, given, 1, film))
 
 
 def _clip(scene: Scene, film: Film, take: int, deps: tuple[str, ...]) -> NodeSpec:
     shot, card = scene.shot, scene.card
-    steps = card.defaults.steps if shot.steps is None else shot.steps
-    guidance = card.defaults.guidance if shot.guidance is None else shot.guidance
+    tier = scene.tier if take == scene.take else scene.unused_tier
+    given = effort(card, tier, shot.steps, shot.guidance)
     payload: dict[str, Json] = {
-        **_render_payload(scene, film, card), "frames": scene.render_frames, "fps": film.render_fps, "steps": steps,
-        "guidance": guidance, "seed": take_seed(scene.seed, take),
+        **_render_payload(scene, film, card), "frames": scene.render_frames, "fps": film.render_fps,
+        **given.payload(), "seed": take_seed(scene.seed, take),
     }
     if shot.image is not None:
         payload["image"] = film.assets[shot.image].to_json()
     return NodeSpec(id=_clip_id(scene, take), kind=NodeKind.CLIP, shot_id=shot.id, deps=deps, payload=payload,
-                    lane=card.name, cost=_render_cost(card, steps, scene.render_frames, film))
+                    lane=card.name, cost=_render_cost(card, given, scene.render_frames, film))
 
 
 def _render_payload(scene: Scene, film: Film, card: ModelCard) -> dict[str, Json]:
@@ -136,11 +137,11 @@ def _compose(scenes: Sequence[Scene], film: Film) -> NodeSpec:
                     payload=payload, cost=_cpu_cost(_COMPOSE_S, frames, film), accepts_missing=True)
 
 
-def _render_cost(card: ModelCard, steps: int, frames: int, film: Film) -> float:
-    """Expected seconds: steps at the card's rate, by how much larger or smaller the clip is than the card's default."""
+def _render_cost(card: ModelCard, given: Effort, frames: int, film: Film) -> float:
+    """Expected seconds: steps at their rate, by how much larger or smaller the clip is than the card's default."""
     default = card.defaults
     asked_px = film.size.width_px * film.size.height_px * frames
-    return steps * card.seconds_per_step * asked_px / (default.width_px * default.height_px * default.frames)
+    return given.steps * given.seconds_per_step * asked_px / (default.width_px * default.height_px * default.frames)
 
 
 def _cpu_cost(seconds_per_frame: float, frames: int, film: Film) -> float:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from configs.model_card import Task
 from workflows.admission import refuse_too_large
+from workflows.drafts import draft_hints
 from workflows.errors import InvalidDocument, Problem
 from workflows.hints import Spoken, prompt_hints
 from workflows.nodes import clip_node, film_nodes, final_node, keyframe_node, picture_nodes
@@ -120,7 +121,8 @@ def plan_film(
     frames = shots[-1].start_frame + shots[-1].frames
     shape = FilmShape(width_px=film.size.width_px, height_px=film.size.height_px, fps=film.fps, frames=frames,
                       duration_s=frames / film.fps)
-    return Plan(nodes=film_nodes(scenes, film), warnings=prompt_hints(_spoken(scenes, film)), film=shape, shots=shots)
+    return Plan(nodes=film_nodes(scenes, film), film=shape, shots=shots,
+                warnings=(*prompt_hints(_spoken(scenes, film)), *draft_hints(scenes, film)))
 
 
 def _plan_pictures(storyboard: Storyboard, cards: Cards) -> Plan:
@@ -132,7 +134,8 @@ def _plan_pictures(storyboard: Storyboard, cards: Cards) -> Plan:
         render_frames=1, frames=1, start_frame=0, fade_in_frames=0, clip_node=keyframe_node(scene),
         final_node=keyframe_node(scene)) for scene in scenes)
     return Plan(nodes=picture_nodes(scenes, film), film=shape, shots=shots,
-                warnings=(*_picture_hints(storyboard), *prompt_hints(_spoken(scenes, film))))
+                warnings=(*_picture_hints(storyboard), *prompt_hints(_spoken(scenes, film)),
+                          *draft_hints(scenes, film)))
 
 
 def _picture_hints(storyboard: Storyboard) -> list[str]:

@@ -49,6 +49,8 @@ class RenderCall:
     seed: int
     first_frame: Artifact | None = None
     """The picture the clip starts from (image to video)."""
+    cache_threshold: float | None = None
+    """Of diffusers' first-block cache, in drafts; None: every step is computed."""
 
 
 class Model(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from workflows.document import parse_document
@@ -12,6 +12,7 @@ from workflows.errors import InvalidDocument, Problem
 from workflows.source import DocPath, closest_or_few, shortened
 from workflows.storyboard import Storyboard, parse_storyboard, shot_values, storyboard_value
 from workflows.storyboard_rules import shot_ids
+from workflows.tiers import Tier
 from workflows.types import Json
 
 
@@ -31,6 +32,23 @@ def change_shot(storyboard: Storyboard, shot_id: str, changes: Mapping[str, Json
     except InvalidDocument as error:
         # Lines of a text that nobody wrote would mislead.
         raise InvalidDocument(problems=tuple(replace(problem, line=None) for problem in error.problems)) from error
+
+
+def at_tier(storyboard: Storyboard, tier: Tier | None) -> Storyboard:
+    """The storyboard with another tier for the shots that do not say their own; None: as it is."""
+    return storyboard if tier in (None, storyboard.tier) else storyboard.model_copy(update={"tier": tier})
+
+
+def promoted(storyboard: Storyboard, shot_ids: Collection[str]) -> Storyboard:
+    """The storyboard with these shots final. Nothing that a seed is drawn from changes."""
+    final = {"tier": Tier.FINAL}
+    shots = tuple(shot.model_copy(update=final) if shot.id in shot_ids else shot for shot in storyboard.shots)
+    return storyboard.model_copy(update={"shots": shots})
+
+
+def drafts_in(storyboard: Storyboard) -> tuple[str, ...]:
+    """Ids of the shots that are drafts, in film order."""
+    return tuple(shot.id for shot in storyboard.shots if (shot.tier or storyboard.tier) is Tier.DRAFT)
 
 
 def with_lines(error: InvalidDocument, text: str, *, file: str = "") -> InvalidDocument:

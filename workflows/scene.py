@@ -11,6 +11,7 @@ from workflows.prompt import shot_seed, weave_prompt
 from workflows.shape import Cut, clip_frames, fade_frames, framed_size, interpolated, size_problem
 from workflows.source import closest_or_few
 from workflows.storyboard import Missing, Mode, Shot, Size, Storyboard
+from workflows.tiers import Tier
 from workflows.types import Artifact
 
 Cards = Mapping[Task, ModelCard]
@@ -56,11 +57,18 @@ class Scene:
     frames: int
     """In the film, after interpolation."""
     fade_in_frames: int = 0
+    unused_tier: Tier = Tier.FINAL
+    """Of the takes that the film does not use: promoting a shot makes the chosen take final, and no other."""
 
     @property
     def take(self) -> int:
         """Which take the film uses, from 1."""
         return self.shot.take or 1
+
+    @property
+    def tier(self) -> Tier:
+        """Draft or final: of its keyframe, and of the take that the film uses."""
+        return self.shot.tier or Tier.FINAL
 
 
 def decide(storyboard: Storyboard, cards: Cards, assets: Mapping[str, Artifact]) -> tuple[Film, tuple[Scene, ...]]:
@@ -194,7 +202,8 @@ def _drawn(storyboard: Storyboard, shot: Shot, tasks: tuple[Task, ...], card: Mo
     return Scene(shot=shot, tasks=tasks, card=card, prompt=weave_prompt(shot.prompt, people, storyboard.style),
                  negative_prompt=negative_prompt,
                  seed=shot_seed(storyboard.seed, shot.id) if shot.seed is None else shot.seed,
-                 render_frames=1, frames=1)
+                 render_frames=1, frames=1,
+                 unused_tier=Tier.DRAFT if Tier.DRAFT in (storyboard.tier, shot.tier) else Tier.FINAL)
 
 
 def _fade_s(shot: Shot) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 
 from workflows.durable.rows import JobRow, NodeRow
 from workflows.progress import NodeShare, job_fraction
+from workflows.tiers import Tier, tier_of
 from workflows.types import Artifact, JobStatus, Json, NodeKind, NodeStatus, Priority, ProgressRecord, Stage
 
 
@@ -42,6 +43,7 @@ class ShotView:
     status: NodeStatus
     progress: float
     nodes: tuple[NodeView, ...]
+    tier: Tier = Tier.FINAL
 
     @property
     def current(self) -> NodeView:
@@ -86,6 +88,11 @@ class JobView:
         return None
 
     @property
+    def drafts(self) -> tuple[str, ...]:
+        """The shots that are drafts."""
+        return tuple(shot.id for shot in self.shots if shot.tier is Tier.DRAFT)
+
+    @property
     def pictures(self) -> Mapping[str, Artifact]:
         """The pictures by shot, where they are what the job is for; empty for a film."""
         of_shots = [(shot.id, node) for shot in self.shots for node in shot.nodes]
@@ -113,7 +120,8 @@ class JobView:
             stage=Stage(data["stage"]), progress=data["progress"], priority=Priority(data["priority"]),
             created_at_s=data["created_at"], started_at_s=data["started_at"], finished_at_s=data["finished_at"],
             shots=tuple(ShotView(id=shot["id"], status=NodeStatus(shot["status"]), progress=shot["progress"],
-                                 nodes=tuple(map(_node_of_json, shot["nodes"]))) for shot in data["shots"]),
+                                 nodes=tuple(map(_node_of_json, shot["nodes"])),
+                                 tier=Tier(shot.get("tier", Tier.FINAL))) for shot in data["shots"]),
             film=tuple(map(_node_of_json, data["film"])), warnings=tuple(data["warnings"]), errors=dict(data["errors"]))
 
 
@@ -135,7 +143,7 @@ def job_view(job: JobRow, nodes: Sequence[NodeRow], live: Mapping[str, ProgressR
         stage=job_stage([(node.kind, node.status) for node in nodes], job.status),
         progress=job_fraction(shares, finished=job.status.is_terminal, floor=floor),
         created_at_s=job.created_at_s, started_at_s=job.started_at_s, finished_at_s=job.finished_at_s,
-        shots=tuple(_shot_view(shot_id, mine) for shot_id, mine in shots.items()),
+        shots=tuple(_shot_view(shot_id, mine, tier_of(job.document, shot_id)) for shot_id, mine in shots.items()),
         film=tuple(views[node.id] for node in nodes if not node.shot_id),
         warnings=tuple(dict.fromkeys((*planned_warnings(job), *job.warnings))),
         errors={n.shot_id or n.id: n.error.message for n in nodes if n.status is NodeStatus.FAILED and n.error},
@@ -171,9 +179,9 @@ def shot_status(statuses: Collection[NodeStatus]) -> NodeStatus:
     return NodeStatus.RUNNING if between_two_nodes else status
 
 
-def _shot_view(shot_id: str, nodes: list[NodeView]) -> ShotView:
+def _shot_view(shot_id: str, nodes: list[NodeView], tier: Tier) -> ShotView:
     status = shot_status({node.status for node in nodes})
-    return ShotView(id=shot_id, status=status, nodes=tuple(nodes),
+    return ShotView(id=shot_id, status=status, nodes=tuple(nodes), tier=tier,
                     progress=sum(node.progress for node in nodes) / len(nodes))
 
 
@@ -214,5 +222,5 @@ def _shot_json(shot: ShotView) -> dict[str, Json]:
     return {
         "id": shot.id, "status": shot.status.value, "progress": round(shot.progress, 4), "step": current.step,
         "total_steps": current.total_steps, "timestep": current.timestep, "attempt": current.attempt,
-        "message": current.message, "nodes": [_node_json(node) for node in shot.nodes],
+        "message": current.message, "tier": shot.tier.value, "nodes": [_node_json(node) for node in shot.nodes],
     }

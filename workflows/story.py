@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Protocol
 
 from configs.chat_card import ChatCard
 from configs.settings import StorySettings
 from workflows.plan import Plan, plan_film
+from workflows.revise import at_tier
 from workflows.scene import Cards
 from workflows.script import parse_script
 from workflows.source import refusal
 from workflows.storyboard import FilmFields, Storyboard
+from workflows.tiers import TIER, Tier, film_tier
 from workflows.types import STORY_LANE, Json, NodeKind, NodeSpec, Stage, canonical_json
 
 LAST_STAGE = "last_stage"
@@ -120,11 +122,16 @@ def script_node(
 
 def story_nodes(
     script: str, *, cards: Cards, film: FilmFields | None = None, file: str = "",
-    last_stage: Stage = Stage.COMPOSITION,
+    last_stage: Stage = Stage.COMPOSITION, tier: Tier | None = None,
 ) -> tuple[Storyboard, Plan]:
     """A script as storyboard and film, by the rules. Raises InvalidDocument."""
-    storyboard = parse_script(script, file=file, film=film)
+    storyboard = at_tier(parse_script(script, file=file, film=film), tier)
     return storyboard, plan_film(storyboard, cards=cards, last_stage=last_stage)
+
+
+def told_at(node: NodeSpec, tier: Tier | None) -> NodeSpec:
+    """The story node of a film of this tier; the story itself is the same."""
+    return replace(node, payload={**node.payload, TIER: tier.value}) if tier is Tier.DRAFT else node
 
 
 async def tell_story(payload: Mapping[str, Json], *, cards: Cards, writer: StoryWriter, until_s: float = math.inf,
@@ -143,7 +150,8 @@ async def tell_story(payload: Mapping[str, Json], *, cards: Cards, writer: Story
 def planned(told: Told, payload: Mapping[str, Json], *, cards: Cards) -> Story:
     """A told script as a film or as pictures, told now or found in the store. Raises InvalidDocument."""
     last_stage = last_stage_in(payload)
-    return Story(told=told, plan=plan_film(told.storyboard, cards=cards, last_stage=last_stage))
+    storyboard = at_tier(told.storyboard, film_tier(payload))
+    return Story(told=told, plan=plan_film(storyboard, cards=cards, last_stage=last_stage))
 
 
 def last_stage_in(held: Mapping[str, Json]) -> Stage:

@@ -44,6 +44,7 @@ from workflows.explain import Owner, Owners, not_one_of, refused, say, schema_fi
 from workflows.framing import Ratio, Resolution
 from workflows.source import Document, Finding, dotted, shortened
 from workflows.storyboard_rules import ID_PATTERN, rule_findings, shot_ids
+from workflows.tiers import Tier
 from workflows.types import Json
 
 MAX_SHOTS = 1000
@@ -216,6 +217,8 @@ class Shot(ShotFields):
     """Id of the shot whose last frame is this one's first."""
     take: Annotated[int, Field(ge=1, le=MAX_TAKES)] | None = None
     """Which take the film uses; not given: 1."""
+    tier: Tier | None = None
+    """Draft or final; not given: the film's. Takes that the film does not use are drafts where either is."""
 
 
 class FilmFields(_Part):
@@ -244,12 +247,14 @@ class Storyboard(FilmFields):
     """A film before it is planned. Raises pydantic's ValidationError when built wrong in code."""
 
     title: Annotated[str, Field(max_length=200)] = ""
+    tier: Tier = Tier.FINAL
+    """Of every shot that does not say its own."""
     characters: Annotated[tuple[Character, ...], Field(max_length=200)] = ()
     defaults: ShotFields = ShotFields()
     shots: Annotated[tuple[Shot, ...], Field(min_length=1, max_length=MAX_SHOTS)]
 
     def resolved(self, shot: Shot) -> Shot:
-        """The shot with everything from `defaults` that it does not say itself.
+        """The shot with everything from `defaults`, and the tier, that it does not say itself.
 
         Its mode is None only if it continues another shot.
         """
@@ -265,6 +270,7 @@ class Storyboard(FilmFields):
             taken["mode"] = Mode.IMAGE
         elif shot.mode is None:
             taken.setdefault("mode", Mode.TEXT_TO_VIDEO)
+        taken["tier"] = shot.tier or self.tier
         return shot.model_copy(update=taken)
 
     @model_validator(mode="after")

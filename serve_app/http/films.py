@@ -15,7 +15,7 @@ from serve_app.http.access import TheCaller
 from serve_app.http.deps import JobId, ShotId, TheDesk, refusals
 from serve_app.http.idempotency import IdempotencyKey, fingerprint, once, reserve
 from serve_app.http.problems import Detail, Refused, body_detail, refused_change, refused_document
-from serve_app.http.schemas import Accepted, ChangeReply, FilmQuery, PlanReply, ScriptRequest
+from serve_app.http.schemas import Accepted, ChangeReply, FilmQuery, PlanReply, PromoteRequest, ScriptRequest
 from serve_app.service.desk import Desk
 from serve_app.service.films import Draft, Order, Sent, read_json, shot_ids_in
 from serve_app.service.links import job_links, job_url
@@ -24,6 +24,7 @@ from workflows.durable.rows import Limits
 from workflows.errors import InvalidDocument
 from workflows.plan import last_stage_of
 from workflows.source import decode_text
+from workflows.tiers import Tier
 from workflows.types import Json, Stage
 
 router = APIRouter(tags=["films"])
@@ -72,7 +73,7 @@ async def create_film(request: Request, desk: TheDesk, caller: TheCaller, ask: A
     last_stage = _last_stage(ask.stages)
 
     async def make(token: str) -> Mapping[str, Json]:
-        draft = await _drafted(desk, body, media_type, last_stage)
+        draft = await _drafted(desk, body, media_type, last_stage, ask.tier)
         await _admit(desk, ask.webhook_url)
         row = await asyncio.to_thread(desk.films.submit, draft, Order(
             token=token, priority=ask.priority, key_id=caller.key_id, webhook_url=ask.webhook_url,
@@ -83,7 +84,7 @@ async def create_film(request: Request, desk: TheDesk, caller: TheCaller, ask: A
                 "document_digest": row.document_digest, "links": {**job_links(row.id)}}
 
     if ask.dry_run:
-        draft = await _drafted(desk, body, media_type, last_stage)
+        draft = await _drafted(desk, body, media_type, last_stage, ask.tier)
         await _admit(desk, ask.webhook_url)
         return JSONResponse(await asyncio.to_thread(desk.films.preview, draft))
     if idempotency_key is None:
@@ -112,6 +113,19 @@ async def change_shot(job_id: JobId, shot_id: ShotId, desk: TheDesk,
         nodes = await desk.change_shot(job_id, shot_id, changes)
     except InvalidDocument as error:
         raise refused_change(error, shot_id) from None
+    return JSONResponse(await desk.standing(job_id, nodes), 202 if nodes else 200)
+
+
+@router.post("/api/films/{job_id}/promote", status_code=202, response_model=ChangeReply,
+             responses={200: {"model": ChangeReply, "description": "Nothing has to be rendered"},
+                        **refusals(400, 403, 404, 409, 413, 422)}, summary="Make drafts final")
+async def promote_film(job_id: JobId, desk: TheDesk, asked: PromoteRequest | None = None) -> Response:
+    """Render drafts of a finished film again as final, from their own seeds: the chosen shots, or all. Only they, what
+    continues them, and the film are rendered again; the result is the one that `tier=final` would have given at once.
+
+    The drafts are kept under `takes` of their shots.
+    """
+    nodes = await desk.promote(job_id, (asked or PromoteRequest()).shots)
     return JSONResponse(await desk.standing(job_id, nodes), 202 if nodes else 200)
 
 
@@ -152,13 +166,13 @@ def _last_stage(stages: str) -> Stage:
         raise _refused_parameter(error, "stages") from None
 
 
-async def _drafted(desk: Desk, body: bytes, media_type: str, last_stage: Stage) -> Draft:
+async def _drafted(desk: Desk, body: bytes, media_type: str, last_stage: Stage, tier: Tier | None) -> Draft:
     try:
         sent = await asyncio.to_thread(read_film, body, media_type)
     except InvalidDocument as error:
         raise refused_document(error) from None
     try:
-        return await asyncio.to_thread(desk.films.draft, sent, last_stage)
+        return await asyncio.to_thread(desk.films.draft, sent, last_stage, tier)
     except InvalidDocument as error:
         raise refused_document(error, await asyncio.to_thread(shot_ids_in, sent)) from None
 

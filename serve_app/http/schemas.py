@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictBool
 
 from workflows.storyboard import FilmFields
+from workflows.tiers import Tier
 from workflows.types import JobStatus, MediaType, NodeKind, NodeStatus, Priority, Stage
 
 Seconds = Annotated[float, Field(ge=0)]
@@ -71,6 +71,9 @@ class FilmQuery(BaseModel):
     stages: Annotated[str, Field(max_length=200)] = Field(
         default="story,images,videos,composition", examples=["story,images"])
     """`story,images`: the job is over when every shot has its picture; a film made of them later draws none again."""
+    tier: Tier | None = None
+    """`draft`: made to be looked at, faster and less exact; of the shots that do not say their own. Not given: the
+    document's."""
     concurrency: Annotated[int, Field(ge=1, le=10_000)] | None = None
     """Nodes of this job that may run at the same time; not given: as many as there is room for."""
     timeout_s: Annotated[float, Field(gt=0, le=86_400)] | None = None
@@ -185,6 +188,13 @@ class RetryRequest(Part):
     """New takes, also of shots that succeeded; needs `shots`."""
 
 
+class PromoteRequest(Part):
+    """Which drafts become final; without a body all."""
+
+    shots: tuple[str, ...] = Field(default=(), examples=[["s2", "s5"]])
+    """Shots; those that are final already stay as they are."""
+
+
 class FileReply(Part):
     """A stored file; equal digests mean equal bytes."""
 
@@ -238,6 +248,7 @@ class TakeReply(Part):
     selected: bool
     """The film shows it again."""
     kept_at: UnixTime
+    tier: Tier
     clip: str
     """URL."""
 
@@ -254,6 +265,8 @@ class ShotReply(Part):
     attempt: int
     message: str
     nodes: tuple[NodeReply, ...]
+    tier: Tier
+    """What was asked for; a model without drafts makes the final picture at once."""
     files: ShotFiles
     takes: tuple[TakeReply, ...]
 
@@ -375,25 +388,3 @@ class CapacityReply(Part):
     """Resources of the Ray cluster, e.g. `GPU`."""
     available: dict[str, float]
     """Those that no process holds."""
-
-
-class HealthReply(Part):
-    """The server answers."""
-
-    status: Literal["ok"]
-    version: str = Field(examples=["0.1.0"])
-    """Of reelray."""
-
-
-class Readiness(StrEnum):
-    """Whether jobs will be run."""
-
-    READY = "ready"
-    STARTING = "starting"
-
-
-class ReadyReply(Part):
-    """Whether models and Director are up."""
-
-    status: Readiness
-    parts: dict[str, str] = Field(examples=[{"model-sketch": "HEALTHY", "director": "HEALTHY", "database": "ok"}])

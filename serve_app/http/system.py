@@ -13,14 +13,12 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from configs.memory import share_of
 from configs.model_card import ModelCard
 from serve_app.http.deps import TheDesk, refusals
+from serve_app.http.health_schemas import HealthReply, Readiness, ReadyReply
 from serve_app.http.schemas import (
     CapacityReply,
-    HealthReply,
     LaneReply,
     ModelList,
     ModelReply,
-    Readiness,
-    ReadyReply,
 )
 from serve_app.service.desk import Desk
 from serve_app.service.exposition import CONTENT_TYPE

@@ -27,6 +27,7 @@ from serve_app.service.pages import JOB_WORDS, Draught, Pages, film_url
 from serve_app.web import EXAMPLES, STATIC, TEMPLATES
 from workflows.durable.database import is_down
 from workflows.errors import InvalidDocument, JobConflict, ReelrayError
+from workflows.tiers import Tier
 from workflows.types import JobStatus, Json
 
 log = logging.getLogger(__name__)
@@ -127,7 +128,8 @@ async def submit(request: Request, desk: TheDesk, caller: TheCaller) -> Response
     fields = await _fields(request)
     text, form = _text(fields), _form(fields.get("form", "storyboard"))
     try:
-        job_id = await asyncio.to_thread(Pages(desk, caller).submit, text, form, fields.get("token", ""))
+        tier = Tier.DRAFT if fields.get("tier") == Tier.DRAFT.value else None
+        job_id = await asyncio.to_thread(Pages(desk, caller).submit, text, form, fields.get("token", ""), tier)
     except InvalidDocument:
         draught = await asyncio.to_thread(Pages(desk).check, text, form)
         return _editor(draught, 422)
@@ -174,6 +176,20 @@ async def cancel(job_id: JobId, desk: TheDesk) -> Response:
 async def retry(job_id: JobId, desk: TheDesk) -> Response:
     """Run all that did not succeed."""
     await desk.retry(job_id, (), force=False)
+    return _to(job_id)
+
+
+@router.post("/films/{job_id}/promote")
+async def promote(job_id: JobId, desk: TheDesk) -> Response:
+    """Make all drafts final."""
+    await desk.promote(job_id, ())
+    return _to(job_id)
+
+
+@router.post("/films/{job_id}/shots/{shot_id}/promote")
+async def promote_shot(job_id: JobId, shot_id: ShotId, desk: TheDesk) -> Response:
+    """Make one draft final."""
+    await desk.promote(job_id, (shot_id,))
     return _to(job_id)
 
 

@@ -46,6 +46,7 @@ class ImageToVideo:
         # 1. say it in the pipeline's words   2. run it under the tap   3. make pixels
         self._dialect.guide(self._pipe, take)
         call = self._dialect.call(take)
-        with tapped(self._pipe, seed=take.seed, progress_callback=progress_callback, watch=watch) as generator:
+        with tapped(self._pipe, seed=take.seed, progress_callback=progress_callback, watch=watch,
+                    cache_threshold=take.cache_threshold) as generator:
             output = self._pipe(**call.kwargs(), generator=generator, output_type="pt")
         return to_frames(output.frames[0], take, label=watch.label)

@@ -12,6 +12,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from serve_app.models.lifecycle import seeded
+from serve_app.models.step_cache import step_cache
 from serve_app.models.takes import Take
 from serve_app.models.tap import ProgressCallback, SchedulerTap, Watch
 from workflows.errors import ModelFailed
@@ -20,7 +21,7 @@ from workflows.media.frames import UInt8Array
 
 @contextmanager
 def tapped(pipe: DiffusionPipeline, *, seed: int, progress_callback: ProgressCallback | None, watch: Watch,
-           ) -> Iterator[torch.Generator]:
+           cache_threshold: float | None = None) -> Iterator[torch.Generator]:
     """Around one call of the pipeline, made with the generator that this yields and with `output_type="pt"`.
 
     Without a callback the pipeline shows its own tqdm bar. The call raises RenderCancelled and DeadlineExceeded from
@@ -30,7 +31,8 @@ def tapped(pipe: DiffusionPipeline, *, seed: int, progress_callback: ProgressCal
     # Without settings the pipeline decides itself, and in a process group only rank 0 shows a bar.
     bar = {} if progress_callback is None else {"disable": True}
     pipe.set_progress_bar_config(**bar)
-    with SchedulerTap(pipe, callback=progress_callback, watch=watch, generator=generator):
+    with step_cache(pipe, cache_threshold), SchedulerTap(
+            pipe, callback=progress_callback, watch=watch, generator=generator):
         yield generator
 
 

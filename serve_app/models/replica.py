@@ -263,7 +263,8 @@ class ModelReplica:
             picture_HWC, warnings = picture_of(call, self._store)
         take = Take(prompt=call.prompt, negative_prompt=call.negative_prompt, width_px=call.width_px,
                     height_px=call.height_px, frames=call.frames, fps=call.fps, steps=call.steps,
-                    guidance=call.guidance, seed=call.seed, picture_HWC=picture_HWC)
+                    guidance=call.guidance, seed=call.seed, picture_HWC=picture_HWC,
+                    cache_threshold=call.cache_threshold)
         painter = self._studio[task]
         if problems := (*painter.problems(take), *self._ladder.problems(task, take.shape)):
             raise RenderRefused(node_id=call.node_id, reason="; ".join(problem.render() for problem in problems))

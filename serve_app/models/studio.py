@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -14,6 +15,7 @@ from serve_app.models.ladder import Ladder, is_out_of_memory
 from serve_app.models.pipelines import LoadPipeline
 from serve_app.models.placeholder import Placeholder
 from serve_app.models.remote import RemotePainter
+from serve_app.models.repo import refused
 from serve_app.models.takes import Take
 from serve_app.models.tap import UNWATCHED, ProgressCallback, Watch
 from serve_app.models.text_to_image import TextToImage
@@ -60,7 +62,8 @@ def open_studio(card: ModelCard, device: str, load: LoadPipeline) -> Mapping[Tas
 
 
 def warm_up(studio: Mapping[Task, Painter], card: ModelCard, ladder: Ladder) -> None:
-    """One step of every task at the default size and the shortest length; what it raises must keep the replica down.
+    """One step of every task at the default size and the shortest length, and another with a draft's cache where there
+    is one; what it raises must keep the replica down.
 
     The default size, because kernels are chosen and memory is reserved by shape; the largest batch too. Nothing of a
     remote model: every call of it may cost money.
@@ -72,6 +75,10 @@ def warm_up(studio: Mapping[Task, Painter], card: ModelCard, ladder: Ladder) -> 
         for attempt in ladder.attempts(task, take.shape):
             with attempt:
                 painter.generate(take, progress_callback=_nobody)
+        if card.draft and card.draft.cache:
+            for attempt in ladder.attempts(task, take.shape):
+                with attempt:
+                    _try_cache(painter, replace(take, cache_threshold=card.draft.cache.threshold), card)
         if card.batch > 1 and isinstance(painter, TextToImage) and ladder.stand(task, take.shape):
             _warm_up_batch(painter, take, card)
 
@@ -85,6 +92,15 @@ def _warm_up_batch(painter: TextToImage, take: Take, card: ModelCard) -> None:
             raise
         log.warning("%s: %d pictures at once do not fit the GPU; a smaller `batch` in the card saves the attempts",
                     card.name, card.batch)
+
+
+def _try_cache(painter: Painter, take: Take, card: ModelCard) -> None:
+    """Some denoisers have a cache and break in it; better now than in the first draft."""
+    try:
+        painter.generate(take, progress_callback=_nobody)
+    except (IndexError, TypeError, ValueError, AttributeError) as error:
+        raise refused(card, "draft.cache", f"the model breaks in it: {type(error).__name__}: {error}",
+                      "leave it out") from error
 
 
 def warm_up_take(card: ModelCard, task: Task) -> Take:

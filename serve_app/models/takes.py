@@ -15,6 +15,7 @@ from PIL import Image
 
 from configs.memory import Shape
 from configs.model_card import ModelCard, Task
+from serve_app.models.step_cache import cacheable
 from workflows.errors import InvalidDocument, Problem
 from workflows.media.frames import UInt8Array
 
@@ -43,6 +44,8 @@ class Take:
     """0 .. 2^63 - 1; the same seed and card give the same picture on the same kind of device."""
     picture_HWC: UInt8Array | None = None
     """First frame, exactly `height_px` by `width_px` (image to video)."""
+    cache_threshold: float | None = None
+    """Of the first-block cache, above 0: steps that change less are guessed. None: every step is computed."""
 
     @property
     def shape(self) -> Shape:
@@ -125,6 +128,7 @@ class Dialect:
         self._names = frozenset(parameters)
         self._guidance = _guidance_of(pipe, parameters)
         self._takes_lists = _takes_lists(parameters)
+        self._pipe = pipe
         if problems := self._card_problems(task):
             raise InvalidDocument(problems=problems, file=f"model card {card.name}")
 
@@ -140,6 +144,8 @@ class Dialect:
             found.append(self._lacks("negative_prompt", "leave it empty"))
         if take.guidance > 1 and self._guidance is GuidanceBy.NONE:
             found.append(self._lacks("guidance", "0"))
+        if take.cache_threshold is not None and not cacheable(self._pipe):
+            found.append(self._lacks("cache_threshold", "none"))
         return tuple(found)
 
     def call(self, take: Take) -> PipelineCall:
@@ -192,6 +198,8 @@ class Dialect:
             found.append(self._lacks("defaults.guidance", "0"))
         if card.batch > 1 and not self._takes_lists:
             found.append(Problem(field="batch", problem=f"{self._pipeline} makes one picture per call", nearest="1"))
+        if card.draft and card.draft.cache and not cacheable(self._pipe):
+            found.append(self._lacks("draft.cache", "leave it out"))
         needs_picture = task is Task.IMAGE_TO_VIDEO
         if needs_picture and "image" not in self._names:
             found.append(self._lacks(f"pipelines.{task.value}", "an image-to-video pipeline"))

@@ -134,6 +134,14 @@ class Desk:
         self.submitted(job_id)
         return chosen
 
+    async def promote(self, job_id: str, shots: Collection[str]) -> tuple[str, ...]:
+        """Make drafts of a finished film final; see `Films.promote`."""
+        chosen = await asyncio.to_thread(self.films.promote, job_id, shots)
+        if chosen:
+            await asyncio.to_thread(self._studio.reopened, job_id)
+        self.submitted(job_id)
+        return chosen
+
     async def delete(self, job_id: str) -> None:
         """Forget a finished job. Raises UnknownJob, JobConflict."""
         await asyncio.to_thread(self.ledger.delete, job_id)

@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+from configs.load import casting, load_cards
 from configs.model_card import ModelCard, Task
+from configs.settings import Settings
 from serve_app.service.forecast import Forecast, work_of
 from serve_app.service.pictures import Pictures
-from serve_app.submit import plan_digest, slug_of
+from serve_app.submit import plan_digest, slug_of, storyboard_document
 from workflows.document import parse_document
 from workflows.durable.graph import FAN_OUT
 from workflows.durable.ledger import Ledger
+from workflows.durable.overview import Overview
 from workflows.durable.revisions import Revision, Revisions
 from workflows.durable.rows import JobRow, Limits, NewJob, NodeRow
 from workflows.durable.takes import Takes
 from workflows.errors import InvalidDocument, JobConflict, Problem, UnknownPart
 from workflows.plan import Plan, plan_film, plan_keys, referenced_pictures
-from workflows.revise import change_shot, with_lines
+from workflows.revise import at_tier, change_shot, drafts_in, promoted, with_lines
+from workflows.source import closest_or_few
 from workflows.store import Store
-from workflows.story import LAST_STAGE, last_stage_in, script_node, story_nodes
+from workflows.story import LAST_STAGE, last_stage_in, script_node, story_nodes, told_at, writer_identity
 from workflows.storyboard import (
     FilmFields,
     Storyboard,
-    dump_storyboard,
     parse_storyboard,
     shot_values,
     storyboard_value,
 )
 from workflows.storyboard_rules import shot_ids
+from workflows.tiers import TIER, TIERS, Tier, film_tier, kept_tiers
 from workflows.types import Artifact, Json, NodeKind, NodeSpec, Priority, Stage
 
 RESTORE = "restore_take"
@@ -100,23 +104,26 @@ class Films:
         self._revisions = Revisions(ledger.database)
         self._takes = Takes(ledger.database)
 
-    def draft(self, sent: Sent, last_stage: Stage = Stage.COMPOSITION) -> Draft:
-        """Read and plan, up to composition or images. Raises InvalidDocument with everything that is wrong."""
+    def draft(self, sent: Sent, last_stage: Stage = Stage.COMPOSITION, tier: Tier | None = None) -> Draft:
+        """Read and plan, up to composition or images; `tier` is that of the shots that do not say their own, None: as
+        the document has it. Raises InvalidDocument with everything that is wrong.
+        """
         kept: dict[str, Json] = {LAST_STAGE: last_stage.value}
         if sent.is_script:
             storyboard, plan = story_nodes(sent.text, cards=self._cast, film=sent.film, file=sent.file,
-                                           last_stage=last_stage)
+                                           last_stage=last_stage, tier=tier)
             node = script_node(sent.text, cards=self._cast, film=sent.film, file=sent.file, last_stage=last_stage,
                                writer=self._writer)
-            return Draft(title=sent.title or storyboard.title, document={"script": sent.text, **kept}, nodes=(node,),
+            kept |= {"script": sent.text, **kept_tiers(storyboard.tier, {})}
+            return Draft(title=sent.title or storyboard.title, document=kept, nodes=(told_at(node, tier),),
                          plan=plan, notes=(FORETOLD,) if self._writer else ())
-        storyboard = parse_storyboard(sent.text, file=sent.file)
+        storyboard = at_tier(parse_storyboard(sent.text, file=sent.file), tier)
         try:
             assets = self._pictures.named(referenced_pictures(storyboard), {})
             plan = plan_film(storyboard, cards=self._cast, assets=assets, last_stage=last_stage)
         except InvalidDocument as error:
             raise with_lines(error, sent.text, file=sent.file) from None
-        document: dict[str, Json] = {"storyboard": dump_storyboard(storyboard), "warnings": list(plan.warnings), **kept}
+        document: dict[str, Json] = {**storyboard_document(storyboard), "warnings": list(plan.warnings), **kept}
         return Draft(title=storyboard.title, document=document, nodes=plan.nodes, plan=plan)
 
     def submit(self, draft: Draft, order: Order) -> JobRow:
@@ -167,16 +174,39 @@ class Films:
         if RESTORE in changes:
             changes, generations = self._restored(job_id, shot_id, before, changes)
         _refuse_fields(shot_id, changes)
-        changed = change_shot(storyboard, shot_id, changes)
+        return self._revise(job, nodes, change_shot(storyboard, shot_id, changes), [shot_id], generations)
+
+    def promote(self, job_id: str, shots: Collection[str] = ()) -> tuple[str, ...]:
+        """Make shots of a finished film final, or all that are drafts; returns the nodes that will run.
+
+        Seeds and generations stay, so the result is what the film would be had it been rendered so at once. Shots that
+        are final already stay as they are. Raises UnknownJob, InvalidDocument for shots that do not exist, and
+        JobConflict as `Revisions.apply` does.
+        """
+        job, nodes = self._ledger.job(job_id), self._ledger.nodes(job_id)
+        storyboard = self._storyboard(job, nodes)
+        ids = [shot.id for shot in storyboard.shots]
+        if unknown := [name for name in shots if name not in ids]:
+            raise InvalidDocument(problems=tuple(
+                Problem(field="shots", problem=f"job {job_id} has no shot {name!r}", nearest=closest_or_few(name, ids))
+                for name in unknown))
+        chosen = [shot_id for shot_id in drafts_in(storyboard) if not shots or shot_id in shots]
+        return self._revise(job, nodes, promoted(storyboard, chosen), chosen) if chosen else ()
+
+    def _revise(self, job: JobRow, nodes: tuple[NodeRow, ...], changed: Storyboard, shot_ids: Collection[str],
+                generations: Mapping[str, int] | None = None) -> tuple[str, ...]:
+        """Put a storyboard in which these shots were changed in place of the job's."""
+        storyboard = self._storyboard(job, nodes)
         last_stage = last_stage_in(job.document)
         # Where only pictures are drawn nothing starts from one, and no node remembers which file was meant.
         wanted = () if last_stage is Stage.IMAGES else referenced_pictures(changed)
         assets = self._pictures.named(wanted, _planned_pictures(storyboard, nodes))
         plan = plan_film(changed, cards=self._cast, assets=assets, last_stage=last_stage)
+        kept = {name: value for name, value in job.document.items() if name not in (TIER, TIERS)}
         return self._revisions.apply(Revision(
-            job_id=job_id, based_on=job.document_digest, document_digest=plan_digest(plan.nodes), nodes=plan.nodes,
-            shot_id=shot_id, shot_before=before, generations=generations,
-            document={**job.document, "storyboard": dump_storyboard(changed), "warnings": list(plan.warnings)}))
+            job_id=job.id, based_on=job.document_digest, document_digest=plan_digest(plan.nodes), nodes=plan.nodes,
+            shots=_fields(storyboard, shot_ids), generations=generations or {},
+            document={**kept, **storyboard_document(changed), "warnings": list(plan.warnings)}))
 
     def storyboard_of(self, job_id: str) -> Storyboard:
         """The storyboard in force. Raises UnknownJob, and JobConflict for a script that was not told yet."""
@@ -190,7 +220,8 @@ class Films:
         told = next((node.artifact for node in nodes if node.kind is NodeKind.STORY), None)
         if told is None:
             raise JobConflict(job_id=job.id, problem="its script was not broken into shots yet, or it has none")
-        return _parsed(self._store.fetch(told).read_text(encoding="utf-8"))
+        # The story is the same for drafts and for the final film; which of them this is, the job knows.
+        return at_tier(_parsed(self._store.fetch(told).read_text(encoding="utf-8")), film_tier(job.document))
 
     def _restored(self, job_id: str, shot_id: str, before: Mapping[str, Json], changes: Mapping[str, Json],
                   ) -> tuple[Mapping[str, Json], Mapping[str, int]]:
@@ -207,10 +238,23 @@ class Films:
         return {**dict.fromkeys(before), **fields}, kept.generations
 
 
+def local_films(settings: Settings, ledger: Ledger, store: Store) -> Films:
+    """For who needs no service around it: estimates are the cards' own. Raises SettingsError for the cards."""
+    return Films(ledger, store, Forecast(Overview(ledger.database), {}), casting(settings, load_cards(settings)),
+                 Pictures(store, settings.http), writer_identity(settings.story))
+
+
 @lru_cache(maxsize=16)
 def _parsed(text: str) -> Storyboard:
     """Long ones take a second, and the page asks for the same one at every shot that moves."""
     return parse_storyboard(text)
+
+
+def _fields(storyboard: Storyboard, shot_ids: Collection[str]) -> dict[str, Mapping[str, Json]]:
+    """The fields of these shots, with the tier where the film's is not the usual one: takes keep what they are."""
+    tier: dict[str, Json] = {} if storyboard.tier is Tier.FINAL else {"tier": storyboard.tier.value}
+    return {str(shot["id"]): {**tier, **shot} for shot in shot_values(storyboard_value(storyboard))
+            if shot["id"] in shot_ids}
 
 
 def shot_ids_in(sent: Sent) -> list[str]:

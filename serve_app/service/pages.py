@@ -18,6 +18,7 @@ from serve_app.service.films import Draft, Order, Sent
 from serve_app.service.links import shot_file_url
 from workflows.errors import InvalidDocument, JobConflict, Problem
 from workflows.storyboard import Shot, Storyboard, dump_storyboard
+from workflows.tiers import Tier
 from workflows.types import JobStatus, NodeKind, NodeStatus, Stage
 
 MAX_LOG_LINES = 5000
@@ -64,6 +65,7 @@ class ShotCard:
     poster: str
     """URL of the keyframe or a small picture; empty before there is one."""
     clip: str
+    is_draft: bool
     takes: tuple[TakeChoice, ...]
 
     @property
@@ -114,6 +116,11 @@ class FilmPage:
     def done(self) -> int:
         """Shots that are finished."""
         return sum(shot.status is NodeStatus.SUCCEEDED for shot in self.shots)
+
+    @property
+    def drafts(self) -> int:
+        """Shots that are drafts."""
+        return sum(shot.is_draft for shot in self.shots)
 
     def shot(self, shot_id: str) -> ShotCard | None:
         """The card of one shot."""
@@ -238,10 +245,11 @@ class Pages:
             return Draught(text=text, form=form, issues=issues(error, text))
         return Draught(text=text, form=form, plan=self._plan(draft))
 
-    def submit(self, text: str, form: str, token: str) -> str:
+    def submit(self, text: str, form: str, token: str, tier: Tier | None = None) -> str:
         """Queue a film; its id. The same text with the same token is the same job. Blocking. Raises InvalidDocument."""
-        draft = self._desk.films.draft(_sent(text, form))
-        drawn = hashlib.sha256(f"{self._caller.key_id}\0{token}\0{form}\0{text}".encode("utf-8", "replace")).hexdigest()
+        draft = self._desk.films.draft(_sent(text, form), tier=tier)
+        asked = (self._caller.key_id, token, form, *([tier.value] if tier else []), text)
+        drawn = hashlib.sha256("\0".join(asked).encode("utf-8", "replace")).hexdigest()
         row = self._desk.films.submit(draft, Order(token=drawn, key_id=self._caller.key_id))
         return row.id
 
@@ -313,6 +321,7 @@ def shot_card(job: Mapping[str, Any], shot: Mapping[str, Any], written: Shot | N
         error=job["errors"].get(shot["id"], ""), prompt=written.prompt if written else "",
         caption=(written.caption or "") if written else "", continues=(written.continues or "") if written else "",
         poster=f"{poster}?v={version}" if poster else "", clip=f"{files['clip']}?v={version}" if files["clip"] else "",
+        is_draft=shot["tier"] == Tier.DRAFT.value,
         takes=tuple(TakeChoice(number=take["number"], selected=take["selected"], clip=take["clip"],
                                thumbnail=take["clip"].replace("/clip?", "/thumbnail?")) for take in shot["takes"]))
 

@@ -17,6 +17,7 @@ from workflows.durable.rows import JobRow, NodeRow
 from workflows.durable.takes import Take, Takes, shown_clip
 from workflows.progress import NodeShare, job_fraction
 from workflows.status import JobView, job_stage, job_view
+from workflows.tiers import Tier
 from workflows.types import Artifact, JobStatus, Json, ProgressRecord
 
 FRESH_S = 0.2
@@ -133,7 +134,7 @@ def job_json(view: JobView, nodes: Sequence[NodeRow], takes: Sequence[Take]) -> 
         assert isinstance(shot, dict)
         shot_id = str(shot["id"])
         shot["files"] = _files_json(view.id, shot_id, files[shot_id])
-        shot["takes"] = _takes_json(view.id, shot_id, nodes, takes)
+        shot["takes"] = _takes_json(view.id, shot_id, nodes, takes, str(shot["tier"]))
         _hide_places(shot["nodes"])
     _hide_places(data["film"])
     video = data["video"]
@@ -162,10 +163,12 @@ def _files_json(job_id: str, shot_id: str, found: Mapping[ShotFile, Artifact]) -
     return urls
 
 
-def _takes_json(job_id: str, shot_id: str, nodes: Sequence[NodeRow], takes: Sequence[Take]) -> list[Json]:
+def _takes_json(job_id: str, shot_id: str, nodes: Sequence[NodeRow], takes: Sequence[Take], tier: str) -> list[Json]:
+    """`tier`: the shot's own, which is that of takes whose fields it still has."""
     mine = [kept for kept in takes if kept.shot_id == shot_id]
     clip = shown_clip(nodes, shot_id) if mine else None
     return [{"number": kept.number, "selected": clip is not None and clip.key == kept.key, "kept_at": kept.kept_at_s,
+             "tier": tier if kept.shot is None else kept.shot.get("tier", Tier.FINAL.value),
              "clip": shot_file_url(job_id, shot_id, ShotFile.CLIP.value, take=kept.number)} for kept in mine]
 
 

@@ -204,3 +204,21 @@ def test_pictures_alone_come_as_files_and_show_their_shots(place: Path) -> None:
         corner = np.median(frame_HWC[:8, :8].reshape(-1, 3), axis=0)
         distances = {name: float(np.abs(corner - colour).sum()) for name, colour in WORLD.backgrounds.items()}
         assert min(distances, key=distances.__getitem__) == background
+
+
+def test_a_draft_promoted_shot_by_shot_is_the_final_film(place: Path) -> None:
+    """Four and eight real steps: same bytes as the film that was final at once, which renders nothing."""
+    assert render(place, "--tier", "draft").returncode == 0
+    [job] = ledger(place).jobs().jobs
+    draft = (place / "film.mp4").read_bytes()
+    for shots in (("--shots", "s2,s3"), ()):
+        promoted = run(place, "promote", job.id, "-o", str(place / "promoted.mp4"), *shots)
+        assert promoted.returncode == 0, promoted.stderr
+        assert ("s1 (draft)" in promoted.stdout) == bool(shots)
+    final = render(place, "--json")
+    shots = json.loads(final.stdout.splitlines()[-1])["job"]["shots"]
+    assert all(node["cached"] for shot in shots for node in shot["nodes"])
+    assert (place / "film.mp4").read_bytes() == (place / "promoted.mp4").read_bytes() != draft
+    again = render(place, "--tier", "draft")
+    assert again.returncode == 0, again.stderr
+    assert (place / "film.mp4").read_bytes() == draft, "the film before it was promoted is another job by now"

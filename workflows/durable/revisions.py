@@ -31,10 +31,8 @@ class Revision:
     document_digest: str
     nodes: tuple[NodeSpec, ...]
     """All of them, in order."""
-    shot_id: str
-    """The shot that was changed."""
-    shot_before: Mapping[str, Json]
-    """Its fields until now: they stay with the takes made from them."""
+    shots: Mapping[str, Mapping[str, Json]]
+    """The shots that were changed, with their fields until now: they stay with the takes made from them."""
     generations: Mapping[str, int] = field(default_factory=dict)
     """By node id, where an earlier take is chosen."""
 
@@ -49,9 +47,10 @@ class Revisions:
     def apply(self, revision: Revision) -> tuple[str, ...]:
         """Put the new plan in place of the old; return the ids of the nodes that will run, in the job's order.
 
-        The clip that the changed shot showed is kept among its takes. Nothing runs, and () is returned, when no node
-        differs. Raises UnknownJob, InvalidDocument when the nodes are no DAG, and JobConflict while the job is active,
-        when it was revised meanwhile, when other shots would change too, or when a node lacks what it needs.
+        A clip that a changed shot showed and that is drawn anew is kept among its takes. Nothing runs, and () is
+        returned, when no node differs. Raises UnknownJob, InvalidDocument when the nodes are no DAG, and JobConflict
+        while the job is active, when it was revised meanwhile, when other shots would change too, or when a node lacks
+        what it needs.
         """
         graph.check_graph(revision.nodes)
         job_id = revision.job_id
@@ -65,9 +64,10 @@ class Revisions:
             reached = frozenset(graph.cone(after, changed))
             _check_reach(revision, after, reached)
             check_inputs(job_id, after, reached)
-            if any(found.id in changed and found.kind in graph.TAKES for found in after):
-                keep_takes(connection, job_id, tuple(before.values()), (revision.shot_id,))
-            describe_takes(connection, job_id, revision.shot_id, revision.shot_before)
+            drawn = {found.shot_id for found in after if found.id in changed and found.kind in graph.TAKES}
+            keep_takes(connection, job_id, tuple(before.values()), [shot for shot in revision.shots if shot in drawn])
+            for shot_id, fields in revision.shots.items():
+                describe_takes(connection, job_id, shot_id, fields)
             _write(connection, job_id, before, after)
             connection.execute(sa.update(job).where(job.c.id == job_id).values(
                 document=dict(revision.document), document_digest=revision.document_digest))
@@ -98,7 +98,7 @@ def _changed(before: Mapping[str, NodeRow], after: Sequence[NodeRow], generation
 
 def _check_reach(revision: Revision, after: Sequence[NodeRow], reached: Collection[str]) -> None:
     """A shot's change reaches the shot, what continues it, and the film. More means that the models are others now."""
-    own = frozenset(graph.cone(after, [found.id for found in after if found.shot_id == revision.shot_id]))
+    own = frozenset(graph.cone(after, [found.id for found in after if found.shot_id in revision.shots]))
     strangers = [found.id for found in after if found.id in reached and found.id not in own and found.shot_id]
     if strangers:
         raise JobConflict(job_id=revision.job_id, problem=(

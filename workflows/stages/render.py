@@ -36,6 +36,7 @@ def render_call(call: NodeCall) -> RenderCall:
         negative_prompt=str(p["negative_prompt"]), width_px=integer(p["width_px"]), height_px=integer(p["height_px"]),
         frames=integer(p["frames"]), fps=number(p["fps"]), steps=integer(p["steps"]), guidance=number(p["guidance"]),
         seed=integer(p["seed"]) + call.generation, first_frame=_first_frame(call),
+        cache_threshold=_cache_threshold(p),
     )
 
 
@@ -44,6 +45,11 @@ def _first_frame(call: NodeCall) -> Artifact | None:
         return artifact
     picture = call.payload.get("image")
     return Artifact.from_json(picture) if isinstance(picture, dict) else None
+
+
+def _cache_threshold(payload: Mapping[str, Json]) -> float | None:
+    cache = payload.get("cache")
+    return number(cache["threshold"]) if isinstance(cache, dict) else None
 
 
 def integer(value: Json) -> int:

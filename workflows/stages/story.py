@@ -13,6 +13,7 @@ from workflows.ports import ArtifactStore
 from workflows.scene import Cards
 from workflows.story import LAST_STAGE, RuleWriter, Story, StoryWriter, Told, check_submitted, planned, tell_story
 from workflows.storyboard import parse_storyboard, storyboard_value
+from workflows.tiers import TIER
 from workflows.types import Artifact, Json, MediaType, NodeCall, NodeResult, content_key, substitute_key
 
 RULES = RuleWriter()
@@ -50,8 +51,8 @@ def _known(call: NodeCall, cards: Cards, store: ArtifactStore) -> tuple[Artifact
 
 
 def _key(call: NodeCall) -> str:
-    """The same for pictures and for the film that is made of them later: it must be the same story."""
-    payload = {name: value for name, value in call.payload.items() if name != LAST_STAGE}
+    """The same for pictures, for drafts, and for the film that is made of them later: it must be the same story."""
+    payload = {name: value for name, value in call.payload.items() if name not in (LAST_STAGE, TIER)}
     return content_key(call.kind, payload, (), call.generation)
 
 

@@ -23,7 +23,7 @@ def revised(ledger: Ledger, *, shot: str = "s2", prompt: str = "new", generation
     planned = nodes or tuple(
         replace(node, payload={"prompt": prompt}) if node.id == f"{shot}.clip" else node for node in film().nodes)
     return Revision(job_id="film", based_on=job.document_digest, document={"title": prompt}, document_digest=prompt,
-                    nodes=planned, shot_id=shot, shot_before=before or {"id": shot, "prompt": shot},
+                    nodes=planned, shots={shot: before or {"id": shot, "prompt": shot}},
                     generations=generations or {})
 
 

@@ -126,6 +126,8 @@ class TestRoles:
         reply = shop.client.post("/api/films", json=TWO_SHOTS, headers=bearer(keys[who]))
         assert reply.status_code == changes
         if changes == 403:
+            promoted = shop.client.post("/api/films/any/promote", headers=bearer(keys[who]))
+            assert promoted.status_code == 403
             assert "insufficient_scope" in reply.headers["www-authenticate"]
             assert "role read" in reply.json()["detail"]
 
@@ -140,6 +142,7 @@ class TestRoles:
             assert (reply.status_code, reply.json()["code"]) == (404, "unknown-job"), path
         changed = shop.client.patch(f"/api/films/{theirs}/shots/s1", json={"prompt": "x"}, headers=bearer(keys["user"]))
         assert changed.status_code == 404
+        assert shop.client.post(f"/api/films/{theirs}/promote", headers=bearer(keys["user"])).status_code == 404
         assert not shop.ledger.job(theirs).cancel_requested
 
     @pytest.mark.parametrize("who", ["admin", "read"])

@@ -70,6 +70,7 @@ def test_a_film_is_planned_sent_followed_fetched_changed_and_forgotten(shop: Sho
     assert client.download(job_id, tmp_path / "film.mp4").read_bytes() == shop.client.get(
         f"/api/jobs/{job_id}/video").content
     assert client.log(job_id)["lines"]
+    assert client.promote(job_id, ["s1"])["nodes"] == []
     assert client.retry(job_id, ["s1"], force=True)["id"] == job_id
     assert client.cancel(job_id)["id"] == job_id
     shop.desk.views.forget(job_id)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from serve_app.http.health_schemas import ReadyReply
 from serve_app.http.schemas import (
     CapacityReply,
     ChangeReply,
@@ -15,7 +16,6 @@ from serve_app.http.schemas import (
     LogReply,
     ModelList,
     Problem,
-    ReadyReply,
 )
 from tests.desk import TWO_SHOTS, Shop
 from workflows.types import JobStatus, NodeStatus, Stage

@@ -66,6 +66,7 @@ def test_replies_are_what_it_says(shop: Shop, document: dict[str, Any]) -> None:
     ("post", "/api/jobs/{job_id}/cancel", "200", "application/json"),
     ("post", "/api/jobs/{job_id}/retry", "200", "application/json"),
     ("patch", "/api/films/{job_id}/shots/{shot_id}", "200", "application/json"),
+    ("post", "/api/films/{job_id}/promote", "200", "application/json"),
     ("post", "/v1/videos", "415", "application/json"),
     ("get", "/v1/videos/{video_id}/content", "200", "image/png"),
 ])

@@ -328,3 +328,26 @@ def test_pictures_without_a_film_are_shown_on_the_board_and_nothing_is_played(sh
     page = shop.client.get(f"/films/{job_id}").text
     assert f'src="/api/jobs/{job_id}/shots/s1/thumbnail' in page
     assert "<video" not in page
+
+
+def test_a_draft_is_made_looked_at_and_rendered_final(shop: Shop) -> None:
+    text = "shots: [{prompt: a red circle}, {prompt: a yellow star}]"
+    url = sent(shop, "/new", form="storyboard", text=text, token="t", tier="draft")
+    assert sent(shop, "/new", form="storyboard", text=text, token="t") != url, "the film itself is another job"
+    job_id = url.rsplit("/", 1)[1]
+    shop.render(job_id)
+    page = page_of(shop, url)
+    assert page.count("<span>draft</span>") == 2
+    assert {"promote", "final-s1", "final-s2"} <= {button.get("id") for button in Page(page).all("button")}
+    sent(shop, f"{url}/shots/s1/promote")
+    shop.render(job_id)
+    shop.desk.views.forget(job_id)
+    page = page_of(shop, url)
+    assert page.count("<span>draft</span>") == 1
+    assert "Render the other 1 final" in page
+    sent(shop, f"{url}/promote")
+    shop.render(job_id)
+    shop.desk.views.forget(job_id)
+    page = page_of(shop, url)
+    assert "draft" not in page.replace("drafts", "")
+    assert "Take 1" in page

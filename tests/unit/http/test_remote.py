@@ -38,6 +38,7 @@ from workflows.errors import InvalidDocument, InvalidSettings, JobConflict, Serv
 from workflows.media.decode import write_png
 from workflows.stages.story import story
 from workflows.status import JobView, job_view
+from workflows.tiers import Tier
 from workflows.types import JobStatus, NodeCall, NodeKind, NodeResult, ProgressRecord, Stage
 
 FILM = "title: Two\nshots:\n  - {prompt: a red circle, image: a.png}\n  - prompt: a star\n"
@@ -235,6 +236,21 @@ def test_a_film_with_failed_shots_is_partial_and_the_same_command_renders_what_i
     forced = site.retry(view.id, ["s1"], True, Recorder())
     assert forced.status is JobStatus.SUCCEEDED
     assert served.shop.desk.takes.of(view.id, "s1")
+
+
+def test_a_draft_is_made_there_and_promoted_there(served: Served, board: Path, tmp_path: Path) -> None:
+    board.write_text(FILM.replace("- prompt: a star", "- {prompt: a star, tier: final}"))
+    site, screen = open_remote(served.url), Recorder()
+    draft = site.render(board, Recorder(), tier=Tier.DRAFT)
+    assert draft.drafts == ("s1",)
+    assert site.render(board, Recorder(), tier=Tier.DRAFT).id == draft.id
+    final = site.promote(draft.id, (), screen)
+    assert (final.id, final.status, final.drafts) == (draft.id, JobStatus.SUCCEEDED, ())
+    assert "rendering as final: s1.clip, compose" in screen.notes
+    assert [record.step for record in screen.steps if record.shot_id == "s1"] == [*range(1, STEPS + 1)]
+    assert site.promote(draft.id, ["s1"], Recorder()).id == draft.id, "nothing is left to do"
+    with pytest.raises(InvalidDocument, match="has no shot 's9'"):
+        site.promote(draft.id, ["s9"], Recorder())
 
 
 def test_ctrl_c_leaves_the_job_there_says_how_to_follow_it_and_the_same_command_joins_it(

@@ -141,7 +141,7 @@ def test_tiling_is_switched_on_by_the_card(checkpoints: Path) -> None:
 @pytest.mark.parametrize("name", sorted(NAMES))
 def test_a_card_names_its_licence_its_sources_and_its_memory(name: str) -> None:
     card = CARDS[name]
-    assert "" not in (card.licence, card.licence_terms, card.licence_url, card.tier)
+    assert "" not in (card.licence, card.licence_terms, card.licence_url, card.grade)
     assert card.sources
     assert card.memory is not None
     assert len(card.revision) in (0, 40)
@@ -159,7 +159,7 @@ def test_memory_is_held_against_a_gpu(gpu_gb: int, verdict: str) -> None:
 
 def test_fields_that_change_no_picture_change_no_key_and_new_ones_only_where_they_are_set() -> None:
     card = CARDS["svd-xt"]
-    assert card.model_copy(update={"memory": None, "sources": (), "tier": "draft"}).digest() == card.digest()
+    assert card.model_copy(update={"memory": None, "sources": (), "grade": "fast"}).digest() == card.digest()
     changed = ModelCard(**{**card.model_dump(exclude_unset=True), "dtypes": {"vae": "float32"}})
     assert changed.digest() != card.digest()
 
