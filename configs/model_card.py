@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from configs.base import Frozen
 from configs.endpoint import RemoteModel
+from configs.references import IpAdapter, References, commit
 
 Positive = Annotated[int, Field(ge=1)]
 Dtype = Literal["float32", "float16", "bfloat16"]
@@ -21,7 +22,7 @@ GPU_SIZES_GB = (12, 16, 24, 48, 80, 141)
 """Memory of common GPUs, in 10^9 bytes."""
 CONTEXT_GB = 1.0
 """Of a GPU's memory, what the CUDA context and its libraries keep for themselves."""
-LATER_FIELDS = ("dtypes", "variant", "scheduler", "vae_tiling")
+LATER_FIELDS = ("dtypes", "variant", "scheduler", "vae_tiling", "references")
 """Fields younger than the first artifacts: unset they are no part of a digest, so older results keep their keys."""
 
 
@@ -233,6 +234,8 @@ class ModelCard(Frozen):
     """Settings of the checkpoint's scheduler that are changed after loading, e.g. `flow_shift: 3.0`."""
     vae_tiling: bool = False
     """Decode in tiles: less memory, seams are blended."""
+    references: References | None = None
+    """How its pictures take reference pictures of characters; not given: not at all."""
     defaults: CallDefaults
     size: SizeRule = SizeRule()
     frames: FrameRule = FrameRule()
@@ -274,10 +277,7 @@ class ModelCard(Frozen):
     @field_validator("revision")
     @classmethod
     def _is_a_commit(cls, revision: str) -> str:
-        if revision and not re.fullmatch(r"[0-9a-f]{40}", revision):
-            raise ValueError(f"{revision!r} is not a commit, 40 hex digits, and no branch or tag can be pinned; "
-                             "nearest valid: the commit that it is at now, or empty to follow the main branch")
-        return revision
+        return commit(revision)
 
     @model_validator(mode="after")
     def _defaults_obey_rules(self) -> ModelCard:
@@ -296,6 +296,16 @@ class ModelCard(Frozen):
         if self.name in ("cpu", "story"):
             raise ValueError(f"the name {self.name} is taken: it is a lane of the Director's own; nearest valid: "
                              f"my-{self.name}")
+        return self
+
+    @model_validator(mode="after")
+    def _references_are_drawn(self) -> ModelCard:
+        if self.references is None:
+            return self
+        if self.loader != "diffusers" or Task.TEXT_TO_IMAGE not in self.pipelines:
+            raise ValueError("`references` is for cards with `loader: diffusers` that do text_to_image")
+        if isinstance(self.references, IpAdapter) and len(self.pipelines) > 1:
+            raise ValueError("a card with an IP-Adapter does text_to_image alone: the adapter changes the model itself")
         return self
 
     @model_validator(mode="after")

@@ -21,7 +21,7 @@ from configs.load import SettingsError, api_key, cards_in_use
 from configs.model_card import ModelCard
 from configs.settings import Settings
 from serve_app.capacity import check_resources
-from serve_app.models import weights
+from serve_app.models import adapters, weights
 from workflows.durable.ledger import Ledger
 from workflows.errors import ReelrayError
 from workflows.store import Store
@@ -132,11 +132,12 @@ def _cards(settings: Settings) -> Iterator[Finding]:
 def _weights(card: ModelCard, settings: Settings) -> Finding:
     """A failure only where the session requires them here."""
     try:
-        path = weights.find(card)
+        path = weights.find(card) if adapters.is_here(card) else None
         if path is None and settings.models.auto_download:
             return Finding(level="note", what="model",
                            text=f"{card.name}: {card.repo} is fetched from its hub at start")
         path = path or weights.require(card)
+        adapters.require(card)
     except ReelrayError as error:
         if not settings.ray.address:
             return Finding(level="fail", what="model", text=str(error))

@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 
 from configs.model_card import ModelCard
+from configs.references import IpAdapter
 from serve_app.doctor import Finding
-from serve_app.models import pipelines, weights
+from serve_app.models import adapters, pipelines, weights
 from serve_app.models.studio import open_studio
 from workflows.errors import ReelrayError
 
@@ -34,10 +35,14 @@ def examine_card(card: ModelCard, *, load: bool = False, checksums: bool = False
             pipelines.find_class(card, task)
         yield Finding(level="ok", what="classes", text=", ".join(sorted(set(card.pipelines.values()))))
         directory = weights.require(card)
+        adapter = adapters.adapter_of(card)
+        beside = adapters.require(card)
     except ReelrayError as error:
         yield Finding(level="fail", what="card", text=str(error))
         return
     yield from _files(card, directory, checksums=checksums)
+    if beside is not None and adapter is not None:
+        yield from _adapter(adapter, beside, checksums=checksums)
     if load:
         yield _loaded(card)
 
@@ -51,6 +56,14 @@ def _files(card: ModelCard, directory: Path, *, checksums: bool) -> Iterator[Fin
     yield Finding(level="ok", what="weights", text=f"whole, {size_gb:.2f} GB at {directory}")
     yield from _components(directory)
     yield from _sizes(card, directory)
+    if checksums:
+        yield _checksums(directory)
+
+
+def _adapter(adapter: IpAdapter, directory: Path, *, checksums: bool) -> Iterator[Finding]:
+    size_gb = sum((directory / path).stat().st_size for path in adapter.files) / 1e9
+    yield Finding(level="ok", what="adapter", text=f"{adapter.weight_file} and its picture encoder are whole, "
+                                                   f"{size_gb:.2f} GB at {directory}")
     if checksums:
         yield _checksums(directory)
 
@@ -79,13 +92,21 @@ def _sizes(card: ModelCard, directory: Path) -> Iterator[Finding]:
     """The card's memory against the files' own headers."""
     for name, said_gb in ({} if card.memory is None else card.memory.weights_gb).items():
         wanted = card.dtypes.get(name, card.dtype)
-        folder = directory / name
-        paths = [path for path in folder.glob("*.safetensors")
-                 if bool(card.variant and f".{card.variant}." in path.name) is _has_variant(folder, card.variant)]
-        found_gb = sum(_values(path) for path in paths) * DTYPE_BYTES[wanted] / 1e9
+        found_gb = sum(_values(path) for path in _weight_files(card, directory / name)) * DTYPE_BYTES[wanted] / 1e9
         if abs(found_gb - said_gb) > max(said_gb * TOLERANCE, LEAST_GB):
             yield Finding(level="note", what="memory", text=f"{name}: the card says {said_gb:g} GB in {wanted}, its "
                                                             f"files come to {found_gb:.2f} GB")
+
+
+def _weight_files(card: ModelCard, folder: Path) -> list[Path]:
+    """What is read for a component: of its folder, and of an adapter what becomes a part of it."""
+    paths = [path for path in folder.glob("*.safetensors")
+             if bool(card.variant and f".{card.variant}." in path.name) is _has_variant(folder, card.variant)]
+    adapter, beside = adapters.adapter_of(card), adapters.require(card)
+    if adapter is not None and beside is not None:
+        paths += [beside / adapter.weight_file] if folder.name == "unet" else []
+        paths += [beside / adapter.image_encoder / "model.safetensors"] if folder.name == "image_encoder" else []
+    return paths
 
 
 def _has_variant(folder: Path, variant: str) -> bool:

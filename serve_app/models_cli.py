@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -13,8 +14,12 @@ from rich.text import Text
 
 from configs.load import SettingsError, cards_in_use, casting, load_cards, load_settings, suggestion
 from configs.model_card import GPU_SIZES_GB, ModelCard
+from configs.references import IpAdapter
 from serve_app.options import JsonOption, ProfileOption, SetOption
 from workflows.types import Json
+
+if TYPE_CHECKING:
+    from serve_app.models import weights
 
 models_app = typer.Typer(no_args_is_help=True, help="Model cards: what can render, what it needs, and its weights.")
 out = Console()
@@ -40,6 +45,8 @@ def models_list(profile: ProfileOption = "", settings_: SetOption = None, as_jso
         out.print(f"[bold]{card.name}[/bold]  {card.title}", highlight=False)
         out.print(f"  does {', '.join(card.tasks)}" + (f"; used here for {', '.join(used)}" if used else ""),
                   highlight=False)
+        if fact := _references_fact(card):
+            out.print(f"  takes {fact}", highlight=False)
         default = card.defaults
         out.print(f"  {default.width_px}x{default.height_px}, {default.frames} frames at {default.fps:g} fps, "
                   f"{default.steps} steps; {card.resources.num_gpus:g} GPU per replica", highlight=False)
@@ -71,16 +78,15 @@ def models_show(name: CardArgument, profile: ProfileOption = "", settings_: SetO
 def models_pull(name: CardArgument, profile: ProfileOption = "", settings_: SetOption = None,
                 as_json: JsonOption = False) -> None:
     """Download a hub model's weights: safetensors and configuration only, what is here already is not fetched again.
+    The adapter's files of a card that takes reference pictures through one are fetched too.
 
     The disk is checked before, the SHA-256 of every large file after, unless all were here already. HF_TOKEN opens
     gated models, HF_ENDPOINT names a mirror, HF_HOME the directory, HF_HUB_OFFLINE=1 forbids it.
     """
-    from serve_app.models import weights
-
     card = _card(name, profile, settings_)
     if card.licence_terms:
         err.print(f"licence {card.licence}: {card.licence_terms} {card.licence_url}", style="dim", highlight=False)
-    pulled = weights.pull(card, say=lambda line: err.print(line, highlight=False))
+    pulled = _pulled(card, say=lambda line: err.print(line, highlight=False))
     if as_json:
         print(json.dumps({"directory": str(pulled.directory), "files": pulled.files, "size_bytes": pulled.size_bytes,
                           "fetched_bytes": pulled.fetched_bytes, "checked": pulled.checked}))
@@ -132,6 +138,22 @@ def _here(card: ModelCard) -> str:
     return str(found or "")
 
 
+def _pulled(card: ModelCard, say: Callable[[str], None]) -> weights.Pulled:
+    """The model's files, then those of its adapter; counted together."""
+    from serve_app.models import adapters, weights
+    from serve_app.models.repo import resolve_repo
+
+    adapter = adapters.adapter_of(card)
+    if adapter is None:
+        return weights.pull(card, say=say)
+    if isinstance(resolve_repo(card), Path):  # the model is a directory of this machine; the adapter may be a hub's
+        return adapters.pull(card, adapter, say=say)
+    model, beside = weights.pull(card, say=say), adapters.pull(card, adapter, say=say)
+    return weights.Pulled(
+        directory=model.directory, files=model.files + beside.files, size_bytes=model.size_bytes + beside.size_bytes,
+        fetched_bytes=model.fetched_bytes + beside.fetched_bytes, checked=model.checked + beside.checked)
+
+
 def _facts(card: ModelCard) -> list[tuple[str, str]]:
     """Label and text, in reading order; what a card does not say is left out."""
     default, size, frames = card.defaults, card.size, card.frames
@@ -151,6 +173,7 @@ def _facts(card: ModelCard) -> list[tuple[str, str]]:
         ("frames", "" if still else (f"{frames.step}n+{frames.offset}, " if frames.step > 1 else "")
          + f"{frames.min_frames} to {frames.max_frames}"),
         ("prompt", f"up to about {card.prompt_words} words" if card.prompt_words < UNREAD_WORDS else ""),
+        ("references", _references_fact(card)),
         ("speed", f"about {card.seconds_per_step:g} s per step at the default shape"
                   + (", on a large GPU" if card.loader == "diffusers" and card.resources.num_gpus else "")),
     ]
@@ -159,8 +182,23 @@ def _facts(card: ModelCard) -> list[tuple[str, str]]:
             *([("note", card.notes.strip())] if card.notes else [])]
 
 
+def _references_fact(card: ModelCard) -> str:
+    """How it takes pictures of characters; empty when it does not."""
+    part = card.references
+    if part is None:
+        return ""
+    how = f"up to {part.max_pictures} reference picture{'s' if part.max_pictures > 1 else ''} of characters"
+    if not isinstance(part, IpAdapter):
+        return how + (", and at least one" if part.required else "")
+    return (f"{how}, at weight {part.scale:g}, through {part.repo} {part.weight_file}"
+            + (f" at {part.revision}" if part.revision else ""))
+
+
 def _weights_fact(card: ModelCard) -> str:
-    return "" if card.loader != "diffusers" else _here(card) or f"not here; `reelray models pull {card.name}`"
+    from serve_app.models import adapters
+
+    here = "" if card.loader != "diffusers" else _here(card) or f"not here; `reelray models pull {card.name}`"
+    return here if adapters.is_here(card) else f"{here}; its adapter is not here; `reelray models pull {card.name}`"
 
 
 def _memory_facts(card: ModelCard) -> list[tuple[str, str]]:

@@ -18,7 +18,7 @@ from configs.settings import HttpSettings, Settings
 from serve_app.app import APP_NAME, DIRECTOR, build
 from serve_app.cluster import start_ray
 from serve_app.ingress import ActorBoard
-from serve_app.models import weights
+from serve_app.models import adapters, weights
 from workflows.errors import InvalidDocument, Problem, StartFailed
 
 STOP_TIMEOUT_S = 15.0
@@ -61,6 +61,7 @@ def require_weights(settings: Settings) -> None:
         try:
             if card.loader == "diffusers":
                 weights.require(card)
+                adapters.require(card)
         except InvalidDocument as error:
             problems += [replace(problem, field=f"{error.file}: {problem.field}") for problem in error.problems]
     if problems:

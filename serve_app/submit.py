@@ -12,16 +12,18 @@ from configs.settings import Settings
 from workflows.durable.rows import NewJob
 from workflows.errors import InvalidDocument, MediaError, Problem
 from workflows.media.decode import read_picture
-from workflows.plan import PictureRef, plan_film, referenced_pictures
+from workflows.plan import PictureRef, plan_film, reference_pictures, referenced_pictures
 from workflows.revise import with_lines
 from workflows.scene import Cards
 from workflows.script import looks_like_script
 from workflows.source import read_text
 from workflows.store import Store, sha256_of
 from workflows.story import LAST_STAGE, plan_script, writer_identity
-from workflows.storyboard import dump_storyboard, parse_storyboard
+from workflows.storyboard import Storyboard, dump_storyboard, parse_storyboard
 from workflows.types import Artifact, Json, MediaType, NodeSpec, Stage, digest
 
+REFERENCES = "references"
+"""In a job's document: the stored pictures of its characters by path as written, used by a shot or not."""
 PICTURE_TYPES = {".png": MediaType.PNG, ".jpg": MediaType.JPEG, ".jpeg": MediaType.JPEG}
 
 
@@ -55,7 +57,8 @@ def _storyboard_job(text: str, path: Path, cards: Cards, store: Store, last_stag
         plan = plan_film(storyboard, cards=cards, assets=assets, last_stage=last_stage)
     except InvalidDocument as error:
         raise with_lines(error, text, file=path.name) from None
-    document: dict[str, Json] = {"storyboard": dump_storyboard(storyboard), LAST_STAGE: last_stage.value}
+    document: dict[str, Json] = {"storyboard": dump_storyboard(storyboard), LAST_STAGE: last_stage.value,
+                                 **kept_references(storyboard, assets)}
     return _submission(path, storyboard.title or path.stem, document, plan.nodes, plan.warnings)
 
 
@@ -81,6 +84,12 @@ def slug_of(name: str) -> str:
 def picture_key(sha256: str) -> str:
     """The store's key of a picture with these bytes, wherever it came from."""
     return digest({"picture": sha256})[:32]
+
+
+def kept_references(storyboard: Storyboard, assets: Mapping[str, Artifact]) -> dict[str, Json]:
+    """What a job's document keeps of its characters' pictures, so that a changed shot finds them; empty without any."""
+    kept: dict[str, Json] = {ref.path: assets[ref.path].to_json() for ref in reference_pictures(storyboard)}
+    return {REFERENCES: kept} if kept else {}
 
 
 def _store_pictures(pictures: Sequence[PictureRef], directory: Path, store: Store) -> dict[str, Artifact]:

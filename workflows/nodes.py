@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from configs.model_card import ModelCard, Task
 from workflows.prompt import one_line, take_seed
+from workflows.references import mentioned
 from workflows.scene import Film, Scene
 from workflows.storyboard import Missing
 from workflows.types import Json, NodeKind, NodeSpec
@@ -96,6 +97,9 @@ def _keyframe(scene: Scene, film: Film) -> NodeSpec:
         **_render_payload(scene, film, card), "frames": 1, "fps": 1.0, "steps": card.defaults.steps,
         "guidance": card.defaults.guidance, "seed": scene.seed,
     }
+    if scene.references:
+        payload["prompt"] = mentioned(scene.prompt, card, [who for who, _ in scene.references])
+        payload["references"] = [film.assets[path].to_json() for _, path in scene.references]
     return NodeSpec(id=keyframe_node(scene), kind=NodeKind.KEYFRAME, shot_id=scene.shot.id, payload=payload,
                     lane=card.name, cost=_render_cost(card, card.defaults.steps, 1, film))
 

@@ -15,6 +15,7 @@ from workflows.errors import InvalidDocument, Problem
 from workflows.hints import Spoken, prompt_hints
 from workflows.nodes import clip_node, film_nodes, final_node, keyframe_node, picture_nodes
 from workflows.prompt import take_seed
+from workflows.references import unused_references
 from workflows.scene import Cards, Film, Scene, decide, decide_pictures
 from workflows.source import shortened
 from workflows.storyboard import Storyboard
@@ -26,6 +27,7 @@ class PictureRef:
     """A picture file that a storyboard names."""
 
     shot_id: str
+    """Empty for a character's."""
     field: str
     path: str
     """As written: relative to the storyboard's file."""
@@ -97,8 +99,14 @@ def last_stage_of(stages: str) -> Stage:
 
 def referenced_pictures(storyboard: Storyboard) -> tuple[PictureRef, ...]:
     """The picture files that must be in the store before the film can be planned."""
-    return tuple(PictureRef(shot_id=shot.id, field="image", path=shot.image)
-                 for shot in storyboard.shots if shot.image is not None)
+    return (*(PictureRef(shot_id=shot.id, field="image", path=shot.image)
+              for shot in storyboard.shots if shot.image is not None), *reference_pictures(storyboard))
+
+
+def reference_pictures(storyboard: Storyboard) -> tuple[PictureRef, ...]:
+    """The picture files of its characters: all that pictures are drawn from."""
+    return tuple(PictureRef(shot_id="", field=f"characters[{place}].reference", path=who.reference)
+                 for place, who in enumerate(storyboard.characters) if who.reference is not None)
 
 
 def plan_film(
@@ -112,17 +120,19 @@ def plan_film(
     `workflows.revise.with_lines` finds the lines.
     """
     if last_stage is Stage.IMAGES:
-        return _plan_pictures(storyboard, cards)
+        return _plan_pictures(storyboard, cards, assets or {})
     film, scenes = decide(storyboard, cards, assets or {})
     shots = _shot_plans(scenes, film)
     frames = shots[-1].start_frame + shots[-1].frames
     shape = FilmShape(width_px=film.size.width_px, height_px=film.size.height_px, fps=film.fps, frames=frames,
                       duration_s=frames / film.fps)
-    return Plan(nodes=film_nodes(scenes, film), warnings=prompt_hints(_spoken(scenes, film)), film=shape, shots=shots)
+    unused = unused_references(storyboard, [(scene.shot, scene.tasks) for scene in scenes])
+    return Plan(nodes=film_nodes(scenes, film), film=shape, shots=shots,
+                warnings=(*unused, *prompt_hints(_spoken(scenes, film))))
 
 
-def _plan_pictures(storyboard: Storyboard, cards: Cards) -> Plan:
-    film, scenes = decide_pictures(storyboard, cards)
+def _plan_pictures(storyboard: Storyboard, cards: Cards, assets: Mapping[str, Artifact]) -> Plan:
+    film, scenes = decide_pictures(storyboard, cards, assets)
     shape = FilmShape(width_px=film.size.width_px, height_px=film.size.height_px, fps=film.fps, frames=0, duration_s=0)
     shots = tuple(ShotPlan(
         id=scene.shot.id, prompt=scene.prompt, task=Task.TEXT_TO_IMAGE, card=scene.card.name, seed=scene.seed,

@@ -49,6 +49,8 @@ class RenderCall:
     seed: int
     first_frame: Artifact | None = None
     """The picture the clip starts from (image to video)."""
+    references: tuple[Artifact, ...] = ()
+    """Reference pictures of characters, in the shot's order (text to image)."""
 
 
 class Model(Protocol):

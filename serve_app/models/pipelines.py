@@ -17,6 +17,7 @@ from diffusers import DiffusionPipeline
 
 from configs.model_card import ModelCard, Task
 from serve_app.models import weights
+from serve_app.models.adapters import with_adapter
 from serve_app.models.repo import import_home, refused
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -55,7 +56,7 @@ def load(card: ModelCard, task: Task, device: str, components: Mapping[str, Any]
     except (OSError, ValueError) as error:
         # OSError is also what a file with a wrong content raises.
         raise refused(card, "repo", f"{where} cannot be loaded: {_first_line(error)}") from error
-    return _adjusted(pipe.to(device), card)
+    return with_adapter(_adjusted(pipe.to(device), card), card, DTYPES)
 
 
 def find_class(card: ModelCard, task: Task) -> type[DiffusionPipeline]:

@@ -19,7 +19,7 @@ import torch
 
 from configs.model_card import ModelCard, Task
 from configs.settings import MediaSettings, ModelsSettings
-from serve_app.models import pipelines, weights
+from serve_app.models import adapters, pipelines, weights
 from serve_app.models.lifecycle import (
     CancelToken,
     GpuThread,
@@ -32,7 +32,7 @@ from serve_app.models.lifecycle import (
     set_torch_threads,
 )
 from serve_app.models.records import DECODED_SHARE, RunRecords
-from serve_app.models.saving import Saver, picture_of
+from serve_app.models.saving import Saver, picture_of, references_of
 from serve_app.models.studio import open_studio, warm_up
 from serve_app.models.takes import Take
 from serve_app.models.tap import Watch
@@ -109,6 +109,7 @@ class ModelReplica:
         set_torch_threads(settings)
         if settings.auto_download:
             weights.ensure(card, say=log.info)
+            adapters.ensure(card, say=log.info)
         started = time.perf_counter()
         self._studio = open_studio(card, device, load)
         loaded = time.perf_counter()
@@ -235,7 +236,8 @@ class ModelReplica:
             picture_HWC, warnings = picture_of(call, self._store)
         take = Take(prompt=call.prompt, negative_prompt=call.negative_prompt, width_px=call.width_px,
                     height_px=call.height_px, frames=call.frames, fps=call.fps, steps=call.steps,
-                    guidance=call.guidance, seed=call.seed, picture_HWC=picture_HWC)
+                    guidance=call.guidance, seed=call.seed, picture_HWC=picture_HWC,
+                    references_HWC=references_of(call, self._store))
         painter = self._studio[task]
         if problems := painter.problems(take):
             raise RenderRefused(node_id=call.node_id, reason="; ".join(problem.render() for problem in problems))

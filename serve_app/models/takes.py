@@ -14,11 +14,13 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from configs.model_card import ModelCard, Task
+from serve_app.models.reference_input import ReferenceInput
 from workflows.errors import InvalidDocument, Problem
 from workflows.media.frames import UInt8Array
 
 OURS = frozenset({"prompt", "negative_prompt", "image", "width", "height", "num_frames", "num_inference_steps",
-                  "fps", "frame_rate", "generator", "latents", "output_type", "return_dict", "callback_on_step_end"})
+                  "fps", "frame_rate", "generator", "latents", "output_type", "return_dict", "callback_on_step_end",
+                  "ip_adapter_image", "ip_adapter_image_embeds"})
 """Pipeline arguments that come from the take or from reelray itself; a card may not fix them, nor the guidance."""
 
 
@@ -42,6 +44,8 @@ class Take:
     """0 .. 2^63 - 1; the same seed and card give the same picture on the same kind of device."""
     picture_HWC: UInt8Array | None = None
     """First frame, exactly `height_px` by `width_px` (image to video)."""
+    references_HWC: tuple[UInt8Array, ...] = ()
+    """Reference pictures of any size (text to image)."""
 
     def problems(self, card: ModelCard) -> tuple[Problem, ...]:
         """Where the take breaks the card's rules; empty when it can be rendered."""
@@ -71,7 +75,9 @@ class PipelineCall:
 
     prompt: str | None = None
     negative_prompt: str | None = None
-    image: Image.Image | None = None
+    image: Image.Image | list[Image.Image] | None = None
+    ip_adapter_image: list[list[Image.Image]] | None = None
+    """One list per adapter."""
     width: int | None = None
     height: int | None = None
     num_frames: int | None = None
@@ -117,6 +123,7 @@ class Dialect:
         parameters = inspect.signature(type(pipe).__call__).parameters
         self._names = frozenset(parameters)
         self._guidance = _guidance_of(pipe, parameters)
+        self._references = ReferenceInput(pipe, card.references if task is Task.TEXT_TO_IMAGE else None)
         if problems := self._card_problems(task):
             raise InvalidDocument(problems=problems, file=f"model card {card.name}")
 
@@ -132,7 +139,7 @@ class Dialect:
             found.append(self._lacks("negative_prompt", "leave it empty"))
         if take.guidance > 1 and self._guidance is GuidanceBy.NONE:
             found.append(self._lacks("guidance", "0"))
-        return tuple(found)
+        return (*found, *self._references.problems(take.references_HWC))
 
     def call(self, take: Take) -> PipelineCall:
         """Translate a take that has no problems."""
@@ -141,7 +148,9 @@ class Dialect:
         return PipelineCall(
             prompt=take.prompt if "prompt" in names else None,
             negative_prompt=take.negative_prompt or None,
-            image=None if take.picture_HWC is None else Image.fromarray(take.picture_HWC),
+            image=(self._references.image(take.references_HWC) if take.picture_HWC is None
+                   else Image.fromarray(take.picture_HWC)),
+            ip_adapter_image=self._references.ip_adapter_image(take.references_HWC),
             width=take.width_px if has_size else None,
             height=take.height_px if has_size else None,
             num_frames=take.frames if "num_frames" in names else None,
@@ -156,7 +165,8 @@ class Dialect:
             fixed=fixed)
 
     def guide(self, pipe: DiffusionPipeline, take: Take) -> None:
-        """Set the guidance of a pipeline that holds it in a component; the others get it with the call."""
+        """Set what a pipeline holds in a component: the guidance of some, the weight of an adapter's pictures."""
+        self._references.weigh(pipe, len(take.references_HWC))
         if self._guidance is GuidanceBy.GUIDER:
             pipe.guider = pipe.guider.new(guidance_scale=take.guidance)
 
@@ -180,7 +190,7 @@ class Dialect:
             found.append(self._lacks(f"pipelines.{task.value}", "an image-to-video pipeline"))
         if task is not Task.TEXT_TO_IMAGE and "num_frames" not in self._names:
             found.append(self._lacks(f"pipelines.{task.value}", "a video pipeline"))
-        return tuple(found)
+        return (*found, *self._references.card_problems(self._names))
 
     def _lacks(self, name: str, nearest: str) -> Problem:
         return Problem(field=name, problem=f"{self._pipeline} has nothing to do it with", nearest=nearest)

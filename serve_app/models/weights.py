@@ -61,6 +61,10 @@ class Pulled:
     """Files whose SHA-256 was compared with the hub's."""
 
 
+Listing = Callable[[ModelCard, Path], tuple[str, tuple[RemoteFile, ...]]]
+"""Of a card's repo, with the hub's cache at hand: the commit, and the files that are needed of it."""
+
+
 def free_bytes(directory: Path) -> int:
     """Free space where `directory` is, or will be."""
     while not directory.exists():
@@ -114,8 +118,8 @@ def find(card: ModelCard, *, cache_dir: Path | None = None) -> Path | None:
     where = resolve_repo(card)
     if isinstance(where, Path):
         return where
-    snapshot = _snapshot(card, cache_dir)
-    return snapshot if snapshot is not None and not gaps(snapshot, card) else None
+    here = snapshot(card, cache_dir)
+    return here if here is not None and not gaps(here, card) else None
 
 
 def require(card: ModelCard, *, cache_dir: Path | None = None) -> Path:
@@ -123,8 +127,8 @@ def require(card: ModelCard, *, cache_dir: Path | None = None) -> Path:
     found = find(card, cache_dir=cache_dir)
     if found is not None:
         return found
-    snapshot = _snapshot(card, cache_dir)
-    missing = f" ({'; '.join(gaps(snapshot, card)[:3])})" if snapshot is not None else ""
+    here = snapshot(card, cache_dir)
+    missing = f" ({'; '.join(gaps(here, card)[:3])})" if here is not None else ""
     raise refused(card, "repo", f"the weights of {card.repo} are not on this machine{missing}: run `reelray models "
                                 f"pull {card.name}` first, or set models.auto_download=true. " + by_hand(card))
 
@@ -197,15 +201,15 @@ def _json(path: Path) -> object:
         return None
 
 
-def _snapshot(card: ModelCard, cache_dir: Path | None) -> Path | None:
-    """The snapshot of the hub's cache, complete or not."""
+def snapshot(card: ModelCard, cache_dir: Path | None) -> Path | None:
+    """The snapshot of the card's repo in the hub's cache, complete or not."""
     cache = (cache_dir or Path(HF_HUB_CACHE)) / f"models--{card.repo.replace('/', '--')}"
     revision = card.revision
     if not revision:
         ref = cache / "refs" / "main"
         revision = ref.read_text(encoding="utf-8").strip() if ref.is_file() else ""
-    snapshot = cache / "snapshots" / revision
-    return snapshot if revision and snapshot.is_dir() else None
+    found = cache / "snapshots" / revision
+    return found if revision and found.is_dir() else None
 
 
 def corrupt(directory: Path) -> tuple[tuple[str, ...], int]:
@@ -240,9 +244,18 @@ def pull(card: ModelCard, *, say: Callable[[str], None], free: FreeBytes = free_
         raise refused(card, "loader", f"{card.loader} needs no weights; there is nothing to pull")
     if isinstance(resolve_repo(card), Path):
         raise refused(card, "repo", f"{card.repo} is on this machine already; there is nothing to pull")
+    pulled = fetch(card, _listing, say=say, free=free, cache_dir=cache_dir)
+    if found := gaps(pulled.directory, card):
+        raise refused(card, "repo", f"{card.repo} lacks what its own {INDEX} names: {'; '.join(found[:5])}")
+    return pulled
+
+
+def fetch(card: ModelCard, listing: Listing, *, say: Callable[[str], None], free: FreeBytes = free_bytes,
+          cache_dir: Path | None = None) -> Pulled:
+    """Bring what `listing` names of the card's repo into the hub's cache; see `pull`, which looks for gaps too."""
     cache = cache_dir or Path(HF_HUB_CACHE)
     try:
-        commit, files = _listing(card, cache)
+        commit, files = listing(card, cache)
         missing = [file for file in files if not _is_here(card, cache, commit, file)]
         _require_room(card, missing, cache, free)
         total = sum(file.size_bytes for file in files)
@@ -256,8 +269,6 @@ def pull(card: ModelCard, *, say: Callable[[str], None], free: FreeBytes = free_
         _remember_main(card, cache, commit)
     # A pull that was killed may have left files that nobody compared.
     checked = _verify(card, directory, files if missing else ())
-    if found := gaps(directory, card):
-        raise refused(card, "repo", f"{card.repo} lacks what its own {INDEX} names: {'; '.join(found[:5])}")
     return Pulled(directory=directory, files=len(files), size_bytes=total, checked=checked,
                   fetched_bytes=sum(file.size_bytes for file in missing))
 

@@ -9,7 +9,7 @@ from functools import lru_cache
 from configs.model_card import ModelCard, Task
 from serve_app.service.forecast import Forecast, work_of
 from serve_app.service.pictures import Pictures
-from serve_app.submit import plan_digest, slug_of
+from serve_app.submit import REFERENCES, kept_references, plan_digest, slug_of
 from workflows.document import parse_document
 from workflows.durable.graph import FAN_OUT
 from workflows.durable.ledger import Ledger
@@ -17,7 +17,7 @@ from workflows.durable.revisions import Revision, Revisions
 from workflows.durable.rows import JobRow, Limits, NewJob, NodeRow
 from workflows.durable.takes import Takes
 from workflows.errors import InvalidDocument, JobConflict, Problem, UnknownPart
-from workflows.plan import Plan, plan_film, plan_keys, referenced_pictures
+from workflows.plan import Plan, plan_film, plan_keys, reference_pictures, referenced_pictures
 from workflows.revise import change_shot, with_lines
 from workflows.store import Store
 from workflows.story import LAST_STAGE, last_stage_in, script_node, story_nodes
@@ -116,7 +116,8 @@ class Films:
             plan = plan_film(storyboard, cards=self._cast, assets=assets, last_stage=last_stage)
         except InvalidDocument as error:
             raise with_lines(error, sent.text, file=sent.file) from None
-        document: dict[str, Json] = {"storyboard": dump_storyboard(storyboard), "warnings": list(plan.warnings), **kept}
+        document: dict[str, Json] = {"storyboard": dump_storyboard(storyboard), "warnings": list(plan.warnings), **kept,
+                                     **kept_references(storyboard, assets)}
         return Draft(title=storyboard.title, document=document, nodes=plan.nodes, plan=plan)
 
     def submit(self, draft: Draft, order: Order) -> JobRow:
@@ -170,8 +171,8 @@ class Films:
         changed = change_shot(storyboard, shot_id, changes)
         last_stage = last_stage_in(job.document)
         # Where only pictures are drawn nothing starts from one, and no node remembers which file was meant.
-        wanted = () if last_stage is Stage.IMAGES else referenced_pictures(changed)
-        assets = self._pictures.named(wanted, _planned_pictures(storyboard, nodes))
+        wanted = (reference_pictures if last_stage is Stage.IMAGES else referenced_pictures)(changed)
+        assets = self._pictures.named(wanted, {**_planned_pictures(storyboard, nodes), **_kept_pictures(job)})
         plan = plan_film(changed, cards=self._cast, assets=assets, last_stage=last_stage)
         return self._revisions.apply(Revision(
             job_id=job_id, based_on=job.document_digest, document_digest=plan_digest(plan.nodes), nodes=plan.nodes,
@@ -248,3 +249,10 @@ def _planned_pictures(storyboard: Storyboard, nodes: tuple[NodeRow, ...]) -> dic
               if node.kind is NodeKind.CLIP and "image" in node.payload}
     return {shot.image: Artifact.from_json(picture) for shot in storyboard.shots
             if shot.image is not None and isinstance(picture := stored.get(shot.id), dict)}
+
+
+def _kept_pictures(job: JobRow) -> dict[str, Artifact]:
+    """The stored pictures of its characters."""
+    kept = job.document.get(REFERENCES)
+    pictures = kept.items() if isinstance(kept, dict) else ()
+    return {path: Artifact.from_json(picture) for path, picture in pictures if isinstance(picture, dict)}

@@ -1,0 +1,159 @@
+"""Reference pictures through the real loaders, on tiny checkpoints: seen, in order, counted, harmless when absent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from diffusers import DiffusionPipeline
+from safetensors.torch import load_file, save_file
+
+from configs.model_card import Task
+from serve_app.models import adapters, pipelines
+from serve_app.models.studio import warm_up, warm_up_take
+from serve_app.models.text_to_image import TextToImage
+from serve_app.models.text_to_video import TextToVideo
+from tests.families import BY_NAME
+from tests.tiny_pictures import ADAPTER_FILE
+from workflows.errors import InvalidDocument
+
+PipeOf = Callable[[str], DiffusionPipeline]
+KINDS = pytest.mark.parametrize("name", ["sdxl_ip_adapter", "flux2_klein"])
+NOISE, STRIPES = (np.random.default_rng(0).integers(0, 256, (96, 80, 3), dtype=np.uint8),
+                  np.tile(np.array([[[255, 0, 0]], [[0, 0, 255]]], np.uint8), (40, 70, 1)))
+
+
+def quiet(step: int, total: int, timestep: float) -> None:
+    """No bar in the output of the tests."""
+
+
+def drawn(name: str, pipe_of: PipeOf, checkpoints: Path, *pictures: np.ndarray) -> np.ndarray:
+    family = BY_NAME[name]
+    model = TextToImage(pipe_of(name), family.card(checkpoints))
+    take = family.take(references_HWC=pictures, guidance=3.0 if name.startswith("sdxl") else 1.0)
+    assert model.problems(take) == ()
+    return model.generate(take, progress_callback=quiet)
+
+
+@KINDS
+def test_the_picture_decides_what_is_drawn_and_always_the_same(name: str, pipe_of: PipeOf, checkpoints: Path) -> None:
+    noise, stripes = (drawn(name, pipe_of, checkpoints, picture) for picture in (NOISE, STRIPES))
+    assert not np.array_equal(noise, stripes)
+    both, other_way = (drawn(name, pipe_of, checkpoints, *two) for two in ((NOISE, STRIPES), (STRIPES, NOISE)))
+    assert not np.array_equal(both, noise)
+    assert not np.array_equal(both, other_way) or name == "sdxl_ip_adapter"  # an adapter sees a set, not a row
+    plain = drawn(name, pipe_of, checkpoints)
+    assert not np.array_equal(plain, noise)
+    assert np.array_equal(drawn(name, pipe_of, checkpoints, NOISE), noise)
+
+
+def test_without_a_picture_the_adapter_changes_nothing(pipe_of: PipeOf, checkpoints: Path) -> None:
+    drawn("sdxl_ip_adapter", pipe_of, checkpoints, NOISE)  # what a call leaves behind must not show either
+    plain = BY_NAME["sdxl"].card(checkpoints)
+    bare = TextToImage(pipe_of("sdxl"), plain).generate(BY_NAME["sdxl"].take(), progress_callback=quiet)
+    assert np.array_equal(drawn("sdxl_ip_adapter", pipe_of, checkpoints), bare)
+
+
+def test_all_of_an_oblong_picture_is_seen(pipe_of: PipeOf, checkpoints: Path) -> None:
+    edges = np.full((64, 200, 3), 128, np.uint8)
+    edges[:, :40] = edges[:, -40:] = (255, 0, 0)  # outside the square in the middle
+    grey = np.full((64, 200, 3), 128, np.uint8)
+    assert not np.array_equal(drawn("sdxl_ip_adapter", pipe_of, checkpoints, edges),
+                              drawn("sdxl_ip_adapter", pipe_of, checkpoints, grey))
+
+
+@KINDS
+@pytest.mark.parametrize(("pictures", "problem", "nearest"), [
+    ((NOISE, NOISE, STRIPES), "3 reference pictures, and this model takes 2", "2"),
+    ((NOISE, NOISE[:40]), "reference picture 2 is 80x40", "sides of 64 px at least"),
+    ((np.zeros((70, 700, 3), np.uint8),), "reference picture 1 is 700x70", "at most 8 times"),
+])
+def test_what_cannot_be_looked_at_is_refused(name: str, pictures: tuple[np.ndarray, ...], problem: str, nearest: str,
+                                             pipe_of: PipeOf, checkpoints: Path) -> None:
+    family = BY_NAME[name]
+    model = TextToImage(pipe_of(name), family.card(checkpoints))
+    (found,) = model.problems(family.take(references_HWC=pictures, guidance=1.0))
+    assert found.problem == problem
+    assert nearest in found.nearest
+
+
+@pytest.mark.parametrize(("name", "task"), [("sdxl", Task.TEXT_TO_IMAGE), ("wan_t2v", Task.TEXT_TO_VIDEO)])
+def test_a_model_that_takes_none_refuses_one(name: str, task: Task, pipe_of: PipeOf, checkpoints: Path) -> None:
+    family = BY_NAME[name]
+    model = (TextToImage if task is Task.TEXT_TO_IMAGE else TextToVideo)(pipe_of(name), family.card(checkpoints))
+    (found,) = model.problems(family.take(references_HWC=(NOISE,)))
+    assert (found.field, found.nearest) == ("references", "0")
+
+
+def test_an_editor_draws_nothing_without_a_picture_and_is_warmed_up_with_one(pipe_of: PipeOf, checkpoints: Path,
+                                                                             ) -> None:
+    family = BY_NAME["flux2_klein"]
+    card = family.card(checkpoints, references={"kind": "native", "max_pictures": 1, "required": True})
+    model = TextToImage(pipe_of("flux2_klein"), card)
+    (found,) = model.problems(family.take(guidance=1.0))
+    assert found.problem == "this model draws nothing without a reference picture"
+    assert model.problems(warm_up_take(card, Task.TEXT_TO_IMAGE)) == ()
+    warm_up({Task.TEXT_TO_IMAGE: model}, card)
+
+
+@pytest.mark.parametrize(("family", "references", "field"), [
+    ("wan_t2v", {"kind": "native", "max_pictures": 1}, "references.kind"),
+    ("sdxl", {"kind": "native", "max_pictures": 1}, "references.kind"),
+])
+def test_a_kind_that_the_pipeline_has_no_argument_for_is_refused(
+        family: str, references: dict[str, object], field: str, pipe_of: PipeOf, checkpoints: Path) -> None:
+    card = BY_NAME[family].card(checkpoints, references=references,
+                                pipelines={Task.TEXT_TO_IMAGE: BY_NAME[family].pipeline})
+    with pytest.raises(InvalidDocument) as refusal:
+        TextToImage(pipe_of(family), card)
+    assert [problem.field for problem in refusal.value.problems] == [field]
+
+
+# -- the adapter's files ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("changes", "says"), [
+    ({"weight_file": "sdxl_models/ip-adaptor.safetensors"}, "sdxl_models/ip-adaptor.safetensors: missing"),
+    ({"image_encoder": "models/other"}, "models/other/config.json: missing; models/other/model.safetensors: missing"),
+    ({"image_encoder": ""}, "the checkpoint has no picture encoder"),
+    ({"repo": "acme/adapter"}, "run `reelray models pull sdxl-ip-adapter` first"),
+], ids=["unknown weight file", "unknown encoder", "no encoder", "not pulled"])
+def test_files_that_are_not_there_are_named(changes: dict[str, object], says: str, checkpoints: Path) -> None:
+    card = BY_NAME["sdxl_ip_adapter"].card(checkpoints)
+    assert card.references is not None
+    wrong = card.model_copy(update={"references": card.references.model_copy(update=changes)})
+    with pytest.raises(InvalidDocument) as refusal:
+        pipelines.load(wrong, Task.TEXT_TO_IMAGE, "cpu")
+    assert says in str(refusal.value)
+
+
+def test_a_weight_file_that_is_cut_short_or_of_another_model_is_named(checkpoints: Path, tmp_path: Path) -> None:
+    card = BY_NAME["sdxl_ip_adapter"].card(checkpoints)
+    adapter = adapters.adapter_of(card)
+    assert adapter is not None
+    whole = Path(adapter.repo)
+    moved = tmp_path / "adapter"
+    (moved / "sdxl_models").mkdir(parents=True)
+    (moved / "models").symlink_to(whole / "models")
+    here = replace_repo(card, moved)
+    (moved / ADAPTER_FILE).write_bytes((whole / ADAPTER_FILE).read_bytes()[:-10])
+    with pytest.raises(InvalidDocument, match="cut short"):
+        pipelines.load(here, Task.TEXT_TO_IMAGE, "cpu")
+    tensors = load_file(whole / ADAPTER_FILE)
+    save_file({name: tensor for name, tensor in tensors.items() if not name.startswith("ip_adapter.3.")},
+              moved / ADAPTER_FILE)
+    with pytest.raises(InvalidDocument, match=r"references\.weight_file: .* does not fit"):
+        pipelines.load(here, Task.TEXT_TO_IMAGE, "cpu")
+
+
+def replace_repo(card, repo: Path):
+    return card.model_copy(update={"references": card.references.model_copy(update={"repo": str(repo)})})
+
+
+def test_a_pipeline_of_another_kind_takes_no_adapter(checkpoints: Path) -> None:
+    references = BY_NAME["sdxl_ip_adapter"].card(checkpoints).references
+    card = BY_NAME["flux"].card(checkpoints, references=references)
+    with pytest.raises(InvalidDocument, match="FluxPipeline takes no IP-Adapter"):
+        pipelines.load(card, Task.TEXT_TO_IMAGE, "cpu")
