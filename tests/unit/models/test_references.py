@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from diffusers import DiffusionPipeline
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from configs.model_card import Task
+from configs.settings import MediaSettings, ModelsSettings
 from serve_app.models import adapters, pipelines
+from serve_app.models.replica import ModelReplica
 from serve_app.models.studio import warm_up, warm_up_take
 from serve_app.models.text_to_image import TextToImage
 from serve_app.models.text_to_video import TextToVideo
-from tests.families import BY_NAME
+from tests.fake_hub import fake_hub
+from tests.fakes_models import RememberingSink, render_call
+from tests.families import BY_NAME, STEPS
 from tests.tiny_pictures import ADAPTER_FILE
-from workflows.errors import InvalidDocument
+from tests.unit.models.test_weights import reelray
+from workflows.errors import InvalidDocument, RenderRefused
+from workflows.store import Store
+from workflows.types import MediaType
 
 PipeOf = Callable[[str], DiffusionPipeline]
 KINDS = pytest.mark.parametrize("name", ["sdxl_ip_adapter", "flux2_klein"])
@@ -157,3 +168,72 @@ def test_a_pipeline_of_another_kind_takes_no_adapter(checkpoints: Path) -> None:
     card = BY_NAME["flux"].card(checkpoints, references=references)
     with pytest.raises(InvalidDocument, match="FluxPipeline takes no IP-Adapter"):
         pipelines.load(card, Task.TEXT_TO_IMAGE, "cpu")
+
+
+# -- one replica, and files from a hub ------------------------------------------------------------------------------
+
+
+async def test_a_replica_draws_from_stored_pictures_turned_as_they_say(checkpoints: Path, tmp_path: Path) -> None:
+    card, store = BY_NAME["sdxl_ip_adapter"].card(checkpoints), Store(str(tmp_path / "store"))
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be shown turned by a quarter
+    Image.fromarray(np.rot90(NOISE)).save(tmp_path / "turned.png", exif=turned)
+    Image.fromarray(NOISE).save(tmp_path / "upright.png")
+    Image.fromarray(STRIPES).save(tmp_path / "other.png")
+    kept = {name: store.put(number * 32, tmp_path / f"{name}.png", media_type=MediaType.PNG, manifest={})
+            for number, name in zip("abc", ("turned", "upright", "other"), strict=True)}
+    replica = ModelReplica(card, ModelsSettings(torch_threads=1), MediaSettings(), store, RememberingSink(),
+                           assigned_gpus=0)
+    try:
+        sums = {}
+        for number, names in enumerate([("turned",), ("upright",), ("other",), ()]):
+            call = render_call(card, key=str(number) * 32, frames=1, steps=STEPS,
+                               references=tuple(kept[name] for name in names))
+            sums[names] = (await replica.image(call)).artifact.sha256
+        with pytest.raises(RenderRefused, match="3 reference pictures, and this model takes 2"):
+            await replica.image(replace(call, key="d" * 32, references=tuple(kept.values())))
+    finally:
+        replica.close()
+    assert sums["turned",] == sums["upright",]
+    assert len({sums["upright",], sums["other",], sums[()]}) == 3
+    asked = (store.manifest("0" * 32) or {})["made"]["call"]
+    assert asked["references"] == [kept["turned"].to_json()]
+    assert "references" not in (store.manifest("3" * 32) or {})["made"]["call"]
+
+
+CARD = """
+name: tiny
+title: A tiny SDXL with an adapter
+repo: {model}
+pipelines: {{text_to_image: StableDiffusionXLPipeline}}
+references: {{kind: ip_adapter, max_pictures: 2, repo: acme/adapter, weight_file: {file}, image_encoder: {encoder}}}
+defaults: {{steps: 4, guidance: 3, width_px: 32, height_px: 32}}
+"""
+
+
+@pytest.mark.slow
+def test_the_commands_bring_the_adapters_files_and_nothing_beside_them(checkpoints: Path, tmp_path: Path) -> None:
+    local = BY_NAME["sdxl_ip_adapter"].card(checkpoints)
+    adapter = adapters.adapter_of(local)
+    assert adapter is not None
+    source = Path(shutil.copytree(adapter.repo, tmp_path / "repo"))
+    (source / "models" / "image_encoder" / "pytorch_model.bin").write_bytes(b"pickle" * 1000)
+    (source / "models" / "other.safetensors").write_bytes(b"x" * 5000)
+    (tmp_path / "cards").mkdir()
+    write = (tmp_path / "cards" / "tiny.yaml").write_text
+    write(CARD.format(model=local.repo, file=ADAPTER_FILE, encoder=adapter.image_encoder))
+    with fake_hub() as hub:
+        hub.repos["acme/adapter"] = source
+        missing = reelray(hub, tmp_path, "check", "tiny")
+        assert missing.returncode == 1
+        assert "run `reelray models pull tiny` first" in " ".join(missing.stdout.split())
+        pull = reelray(hub, tmp_path, "pull", "tiny", "--json")
+        assert pull.returncode == 0, pull.stderr
+        assert json.loads(pull.stdout)["files"] == 3
+        assert set(hub.gets) == set(adapter.files)
+        check = reelray(hub, tmp_path, "check", "tiny", "--load", "--checksums")
+        assert (check.returncode, "are whole" in check.stdout) == (0, True), check.stdout
+        write(CARD.format(model=local.repo, file=ADAPTER_FILE.replace("plus", "puls"), encoder=adapter.image_encoder))
+        wrong = reelray(hub, tmp_path, "pull", "tiny")
+        assert wrong.returncode == 2
+        assert f"nearest valid: {ADAPTER_FILE}" in " ".join(wrong.stderr.split())
