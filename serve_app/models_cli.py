@@ -197,8 +197,10 @@ def _references_fact(card: ModelCard) -> str:
 def _weights_fact(card: ModelCard) -> str:
     from serve_app.models import adapters
 
-    here = "" if card.loader != "diffusers" else _here(card) or f"not here; `reelray models pull {card.name}`"
-    return here if adapters.is_here(card) else f"{here}; its adapter is not here; `reelray models pull {card.name}`"
+    if card.loader != "diffusers":
+        return ""
+    here, how = _here(card), f"not here; `reelray models pull {card.name}`"
+    return (here or how) if adapters.is_here(card) else f"{here}; its adapter is {how}" if here else how
 
 
 def _memory_facts(card: ModelCard) -> list[tuple[str, str]]:
