@@ -207,8 +207,9 @@ class ModelCard(Frozen):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
     title: str
     """One line for lists."""
-    loader: Literal["diffusers", "placeholder", "remote"] = "diffusers"
-    """`placeholder` draws the prompt on a colour and needs no weights; `remote` asks somebody else's API."""
+    loader: Literal["diffusers", "placeholder", "remote", "embedding"] = "diffusers"
+    """`placeholder` draws the prompt on a colour and needs no weights; `remote` asks somebody else's API; `embedding`
+    looks at pictures and draws none: a picture model of transformers, whose features `models.scorer` compares."""
     remote: RemoteModel | None = None
     """Of the `remote` loader: where, which model, and where the key is."""
     repo: str = ""
@@ -285,10 +286,12 @@ class ModelCard(Frozen):
                     self.frames.problem(self.defaults.frames)]
         if any(problems):
             raise ValueError("defaults break the card's own rules: " + "; ".join(p for p in problems if p))
-        if not self.pipelines:
+        if not self.pipelines and self.loader != "embedding":
             raise ValueError("a card needs at least one task under `pipelines`")
-        if self.loader == "diffusers" and not self.repo:
-            raise ValueError("a diffusers card needs `repo`")
+        if self.pipelines and self.loader == "embedding":
+            raise ValueError("a card with `loader: embedding` draws nothing; leave `pipelines` empty: {}")
+        if self.loader in ("diffusers", "embedding") and not self.repo:
+            raise ValueError(f"a card with `loader: {self.loader}` needs `repo`")
         return self
 
     @model_validator(mode="after")

@@ -125,19 +125,19 @@ def _cards(settings: Settings) -> Iterator[Finding]:
     for card in cards_in_use(settings):
         if card.remote is not None:
             yield _endpoint(f"{card.name}: {card.remote.model_name}", card.remote)
-        if card.loader == "diffusers":
+        if card.loader in ("diffusers", "embedding"):
             yield _weights(card, settings)
 
 
 def _weights(card: ModelCard, settings: Settings) -> Finding:
     """A failure only where the session requires them here."""
     try:
-        path = weights.find(card) if adapters.is_here(card) else None
+        path = _place(card) if adapters.is_here(card) else None
         if path is None and settings.models.auto_download:
             return Finding(level="note", what="model",
                            text=f"{card.name}: {card.repo} is fetched from its hub at start")
-        path = path or weights.require(card)
-        adapters.require(card)
+        beside = adapters.require(card)
+        path = path or (weights.require(card) if card.loader == "diffusers" else beside or Path())
     except ReelrayError as error:
         if not settings.ray.address:
             return Finding(level="fail", what="model", text=str(error))
@@ -145,6 +145,10 @@ def _weights(card: ModelCard, settings: Settings) -> Finding:
                        text=f"{card.name}: not on this machine; its replicas look on theirs")
     size_mb = sum(file.stat().st_size for file in path.rglob("*.safetensors")) / 1e6
     return Finding(level="ok", what="model", text=f"{card.name}: {size_mb:.0f} MB of weights at {path}")
+
+
+def _place(card: ModelCard) -> Path | None:
+    return weights.find(card) if card.loader == "diffusers" else adapters.require(card)
 
 
 def _writer(settings: Settings) -> Iterator[Finding]:

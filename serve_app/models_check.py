@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 
 from configs.model_card import ModelCard
-from configs.references import IpAdapter
 from serve_app.doctor import Finding
 from serve_app.models import adapters, pipelines, weights
 from serve_app.models.studio import open_studio
@@ -27,6 +26,9 @@ LEAST_GB = 0.05
 
 def examine_card(card: ModelCard, *, load: bool = False, checksums: bool = False) -> Iterator[Finding]:
     """Classes, weights, sizes; with `checksums` every byte of a hub snapshot, with `load` the pipelines themselves."""
+    if card.loader == "embedding":
+        yield from _picture_model(card, load=load, checksums=checksums)
+        return
     if card.loader != "diffusers":
         yield Finding(level="ok", what="weights", text="needs none")
         return
@@ -35,14 +37,13 @@ def examine_card(card: ModelCard, *, load: bool = False, checksums: bool = False
             pipelines.find_class(card, task)
         yield Finding(level="ok", what="classes", text=", ".join(sorted(set(card.pipelines.values()))))
         directory = weights.require(card)
-        adapter = adapters.adapter_of(card)
-        beside = adapters.require(card)
+        extra, beside = adapters.extra_of(card), adapters.require(card)
     except ReelrayError as error:
         yield Finding(level="fail", what="card", text=str(error))
         return
     yield from _files(card, directory, checksums=checksums)
-    if beside is not None and adapter is not None:
-        yield from _adapter(adapter, beside, checksums=checksums)
+    if beside is not None and extra is not None:
+        yield from _extra(extra, beside, "adapter", checksums=checksums)
     if load:
         yield _loaded(card)
 
@@ -60,12 +61,25 @@ def _files(card: ModelCard, directory: Path, *, checksums: bool) -> Iterator[Fin
         yield _checksums(directory)
 
 
-def _adapter(adapter: IpAdapter, directory: Path, *, checksums: bool) -> Iterator[Finding]:
-    size_gb = sum((directory / path).stat().st_size for path in adapter.files) / 1e9
-    yield Finding(level="ok", what="adapter", text=f"{adapter.weight_file} and its picture encoder are whole, "
-                                                   f"{size_gb:.2f} GB at {directory}")
+def _extra(extra: adapters.Extra, directory: Path, what: str, *, checksums: bool) -> Iterator[Finding]:
+    size_gb = sum((directory / path).stat().st_size for path in extra.files) / 1e9
+    yield Finding(level="ok", what=what, text=f"{len(extra.files)} files of {extra.repo} are whole, {size_gb:.2f} GB "
+                                              f"at {directory}")
     if checksums:
         yield _checksums(directory)
+
+
+def _picture_model(card: ModelCard, *, load: bool, checksums: bool) -> Iterator[Finding]:
+    try:
+        extra, directory = adapters.extra_of(card), adapters.require(card)
+        if extra is not None and directory is not None:
+            yield from _extra(extra, directory, "weights", checksums=checksums)
+        if load:
+            started = time.perf_counter()
+            pipelines.load_embedding(card)
+            yield Finding(level="ok", what="load", text=f"in {time.perf_counter() - started:.1f} s on cpu")
+    except ReelrayError as error:
+        yield Finding(level="fail", what="card", text=str(error))
 
 
 def _checksums(directory: Path) -> Finding:

@@ -43,6 +43,9 @@ def models_list(profile: ProfileOption = "", settings_: SetOption = None, as_jso
     for card in cards.values():
         used = [task.value for task, chosen in cast.items() if chosen.name == card.name]
         out.print(f"[bold]{card.name}[/bold]  {card.title}", highlight=False)
+        if card.loader == "embedding":
+            out.print("  compares pictures" + ("; used here" if settings.models.scorer == card.name else ""))
+            continue
         out.print(f"  does {', '.join(card.tasks)}" + (f"; used here for {', '.join(used)}" if used else ""),
                   highlight=False)
         if fact := _references_fact(card):
@@ -132,23 +135,27 @@ def _card(name: str, profile: str, overrides: list[str] | None) -> ModelCard:
 
 def _here(card: ModelCard) -> str:
     """Where the weights are, or empty."""
-    from serve_app.models import weights
+    from serve_app.models import adapters, weights
 
-    found: Path | None = None if card.loader != "diffusers" else weights.find(card)
+    extra = adapters.extra_of(card)
+    found: Path | None = weights.find(card) if card.loader == "diffusers" else None
+    if card.loader == "embedding" and extra is not None:
+        found = adapters.find(card, extra)
     return str(found or "")
 
 
 def _pulled(card: ModelCard, say: Callable[[str], None]) -> weights.Pulled:
-    """The model's files, then those of its adapter; counted together."""
+    """The model's files, then those that are no part of its checkpoint; counted together."""
     from serve_app.models import adapters, weights
     from serve_app.models.repo import resolve_repo
 
-    adapter = adapters.adapter_of(card)
-    if adapter is None:
+    extra = adapters.extra_of(card)
+    if extra is None:
         return weights.pull(card, say=say)
-    if isinstance(resolve_repo(card), Path):  # the model is a directory of this machine; the adapter may be a hub's
-        return adapters.pull(card, adapter, say=say)
-    model, beside = weights.pull(card, say=say), adapters.pull(card, adapter, say=say)
+    # The model may be a directory of this machine, and its adapter a hub's.
+    if card.loader == "embedding" or isinstance(resolve_repo(card), Path):
+        return adapters.pull(card, extra, say=say)
+    model, beside = weights.pull(card, say=say), adapters.pull(card, extra, say=say)
     return weights.Pulled(
         directory=model.directory, files=model.files + beside.files, size_bytes=model.size_bytes + beside.size_bytes,
         fetched_bytes=model.fetched_bytes + beside.fetched_bytes, checked=model.checked + beside.checked)
@@ -159,7 +166,8 @@ def _facts(card: ModelCard) -> list[tuple[str, str]]:
     default, size, frames = card.defaults, card.size, card.frames
     still = frames.max_frames == 1
     facts = [
-        ("does", ", ".join(f"{task.value} ({pipeline})" for task, pipeline in card.pipelines.items())),
+        ("does", ", ".join(f"{task.value} ({pipeline})" for task, pipeline in card.pipelines.items())
+         or "compares clips with reference pictures (models.scorer)"),
         ("tier", card.tier),
         ("repo", card.repo + (f" at {card.revision}" if card.revision else "")),
         ("weights", _weights_fact(card)),
@@ -197,7 +205,7 @@ def _references_fact(card: ModelCard) -> str:
 def _weights_fact(card: ModelCard) -> str:
     from serve_app.models import adapters
 
-    if card.loader != "diffusers":
+    if card.loader not in ("diffusers", "embedding"):
         return ""
     here, how = _here(card), f"not here; `reelray models pull {card.name}`"
     return (here or how) if adapters.is_here(card) else f"{here}; its adapter is {how}" if here else how

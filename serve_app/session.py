@@ -61,7 +61,7 @@ def require_weights(settings: Settings) -> None:
         try:
             if card.loader == "diffusers":
                 weights.require(card)
-                adapters.require(card)
+            adapters.require(card)
         except InvalidDocument as error:
             problems += [replace(problem, field=f"{error.file}: {problem.field}") for problem in error.problems]
     if problems:

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from configs.load import casting, load_cards
+from configs.load import casting, load_cards, scorer_of
+from configs.model_card import ModelCard
 from configs.settings import Settings
 from workflows.durable.rows import NewJob
 from workflows.errors import InvalidDocument, MediaError, Problem
@@ -42,19 +43,21 @@ def film_job(path: Path, settings: Settings, store: Store, *, last_stage: Stage 
     every problem, SettingsError for the cards.
     """
     text = read_text(path)
-    cards = casting(settings, load_cards(settings))
+    every = load_cards(settings)
+    cards = casting(settings, every)
     if looks_like_script(text, path.name):
         node = plan_script(text, cards=cards, file=path.name, last_stage=last_stage,
                            writer=writer_identity(settings.story))
         return _submission(path, path.stem, {"script": text, LAST_STAGE: last_stage.value}, (node,), ())
-    return _storyboard_job(text, path, cards, store, last_stage)
+    return _storyboard_job(text, path, cards, store, last_stage, scorer_of(settings, every))
 
 
-def _storyboard_job(text: str, path: Path, cards: Cards, store: Store, last_stage: Stage) -> Submission:
+def _storyboard_job(text: str, path: Path, cards: Cards, store: Store, last_stage: Stage, scorer: ModelCard | None,
+                    ) -> Submission:
     storyboard = parse_storyboard(text, file=path.name)
     try:
         assets = _store_pictures(referenced_pictures(storyboard), path.parent, store)
-        plan = plan_film(storyboard, cards=cards, assets=assets, last_stage=last_stage)
+        plan = plan_film(storyboard, cards=cards, assets=assets, last_stage=last_stage, scorer=scorer)
     except InvalidDocument as error:
         raise with_lines(error, text, file=path.name) from None
     document: dict[str, Json] = {"storyboard": dump_storyboard(storyboard), LAST_STAGE: last_stage.value,

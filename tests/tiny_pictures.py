@@ -23,7 +23,10 @@ from diffusers import (
 from diffusers.models.embeddings import IPAdapterPlusImageProjection
 from safetensors.torch import save_file
 from transformers import (
+    BitImageProcessorPil,
     CLIPVisionModelWithProjection,
+    Dinov2Config,
+    Dinov2Model,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -149,3 +152,17 @@ def _authors_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             value = tensors[name.replace("to_k", "to_v")]
             named[f"layers.{layer}.0.to_kv.{kind}"] = torch.cat([tensor, value])
     return named
+
+
+def write_picture_model(directory: Path, kind: str = "dinov2") -> Path:
+    """A picture model of transformers (`dinov2`, `clip`) with its processor, weights from seed 0; its folder."""
+    target = directory / kind
+    if not target.exists():
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            dino = Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=2, image_size=56,
+                                patch_size=14)
+            model = CLIPVisionModelWithProjection(clip_vision_config()) if kind == "clip" else Dinov2Model(dino)
+            model.eval().save_pretrained(target)
+        BitImageProcessorPil(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}).save_pretrained(target)
+    return target

@@ -19,6 +19,8 @@ from workflows.types import Json, NodeKind, NodeSpec
 _INTERPOLATE_S, _CAPTION_S, _COMPOSE_S = 0.015, 0.01, 0.001
 _MEASURED_PX = 832 * 480
 _LEAST_COST_S = 0.01
+_SCORED_FRAMES = 8
+"""Of a clip, compared with reference pictures."""
 
 
 def film_nodes(scenes: Sequence[Scene], film: Film) -> tuple[NodeSpec, ...]:
@@ -80,6 +82,8 @@ def _shot_nodes(scene: Scene, film: Film, chosen: dict[str, str]) -> Iterator[No
     for take in range(1, (shot.takes or 1) + 1):
         yield _clip(scene, film, take, deps)
     last = clip_node(scene)
+    if film.scorer is not None and scene.references:
+        yield _score(scene, film, film.scorer)
     if film.factor > 1:
         cost = _cpu_cost(_INTERPOLATE_S, scene.frames - scene.render_frames, film)
         yield NodeSpec(id=f"{shot.id}.interpolate", kind=NodeKind.INTERPOLATE, shot_id=shot.id, deps=(last,),
@@ -116,6 +120,16 @@ def _clip(scene: Scene, film: Film, take: int, deps: tuple[str, ...]) -> NodeSpe
         payload["image"] = film.assets[shot.image].to_json()
     return NodeSpec(id=_clip_id(scene, take), kind=NodeKind.CLIP, shot_id=shot.id, deps=deps, payload=payload,
                     lane=card.name, cost=_render_cost(card, steps, scene.render_frames, film))
+
+
+def _score(scene: Scene, film: Film, scorer: ModelCard) -> NodeSpec:
+    """Of the clip that the film uses, before interpolation and caption."""
+    payload: dict[str, Json] = {"card": scorer.name, "card_digest": scorer.digest(), "frames": _SCORED_FRAMES,
+                                "characters": [{"id": who, "reference": film.assets[path].to_json()}
+                                               for who, path in scene.references]}
+    pictures = min(_SCORED_FRAMES, scene.render_frames) + len(scene.references)
+    return NodeSpec(id=f"{scene.shot.id}.score", kind=NodeKind.SCORE, shot_id=scene.shot.id, deps=(clip_node(scene),),
+                    payload=payload, cost=max(scorer.seconds_per_step * pictures, _LEAST_COST_S))
 
 
 def _render_payload(scene: Scene, film: Film, card: ModelCard) -> dict[str, Json]:

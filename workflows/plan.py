@@ -1,16 +1,17 @@
 """Storyboard -> a film as nodes: the one door to planning. Pure; runs nothing, stores nothing, reads no file.
 
 Nodes of a shot `s1`: `s1.keyframe` (a drawn first frame), `s1.clip` and for further takes `s1.clip.2` ..., then for the
-take that the film uses `s1.interpolate` and `s1.caption` where asked for. `compose` joins the last node of every shot.
+take that the film uses `s1.score`, `s1.interpolate` and `s1.caption` where asked for. `compose` joins the last node
+of every shot but the score.
 A job that stops after its pictures has `s1.keyframe` of every shot and nothing else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from configs.model_card import Task
+from configs.model_card import ModelCard, Task
 from workflows.errors import InvalidDocument, Problem
 from workflows.hints import Spoken, prompt_hints
 from workflows.nodes import clip_node, film_nodes, final_node, keyframe_node, picture_nodes
@@ -111,9 +112,10 @@ def reference_pictures(storyboard: Storyboard) -> tuple[PictureRef, ...]:
 
 def plan_film(
     storyboard: Storyboard, *, cards: Cards, assets: Mapping[str, Artifact] | None = None,
-    last_stage: Stage = Stage.COMPOSITION,
+    last_stage: Stage = Stage.COMPOSITION, scorer: ModelCard | None = None,
 ) -> Plan:
-    """Plan a film for the models that answer each task; `assets` are the stored pictures by path as written.
+    """Plan a film for the models that answer each task; `assets` are the stored pictures by path as written; `scorer`
+    compares the clips of characters with their reference pictures.
 
     With `last_stage` images only the shots' pictures are made; no other stage can be the last but composition.
     Raises InvalidDocument with everything that the models or the lengths of the clips forbid;
@@ -122,6 +124,7 @@ def plan_film(
     if last_stage is Stage.IMAGES:
         return _plan_pictures(storyboard, cards, assets or {})
     film, scenes = decide(storyboard, cards, assets or {})
+    film = replace(film, scorer=scorer)
     shots = _shot_plans(scenes, film)
     frames = shots[-1].start_frame + shots[-1].frames
     shape = FilmShape(width_px=film.size.width_px, height_px=film.size.height_px, fps=film.fps, frames=frames,

@@ -16,7 +16,8 @@ class ArtifactStore(Protocol):
     def find(self, key: str) -> Artifact | None:
         """The artifact committed under this key, or None."""
 
-    def put(self, key: str, source: Path, *, media_type: MediaType, manifest: Mapping[str, Json]) -> Artifact:
+    def put(self, key: str, source: Path, *, media_type: MediaType, manifest: Mapping[str, Json],
+            score: float | None = None) -> Artifact:
         """Commit a local file under a key, atomically; a second commit of the same key is harmless."""
 
     def fetch(self, artifact: Artifact) -> Path:

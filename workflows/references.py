@@ -36,8 +36,12 @@ def reference_problems(storyboard: Storyboard, shots: Iterable[tuple[Shot, tuple
     """
     for shot, tasks in shots:
         people = referenced(storyboard, shot)
+        for who in people:
+            if who.reference not in assets:
+                yield Problem(field=_field(storyboard, who), problem=f"the picture {who.reference!r} was not found",
+                              nearest=closest_or_few(str(who.reference), list(assets)))
         if Task.TEXT_TO_IMAGE in tasks and card is not None:
-            yield from _drawn(storyboard, shot, people, card, assets)
+            yield from _drawn(storyboard, shot, people, card)
         elif people and tasks == (Task.TEXT_TO_VIDEO,):
             names = ", ".join(who.id for who in people)
             yield Problem(shot_id=shot.id, field="mode", nearest="mode: keyframe, or no mode", problem=(
@@ -52,8 +56,7 @@ def unused_references(storyboard: Storyboard, shots: Iterable[tuple[Shot, tuple[
                f"ends: {', '.join(names)}")
 
 
-def _drawn(storyboard: Storyboard, shot: Shot, people: Sequence[Character], card: ModelCard,
-           assets: Mapping[str, Artifact]) -> Iterator[Problem]:
+def _drawn(storyboard: Storyboard, shot: Shot, people: Sequence[Character], card: ModelCard) -> Iterator[Problem]:
     takes = card.references
     if takes is None:
         for who in people:
@@ -67,10 +70,6 @@ def _drawn(storyboard: Storyboard, shot: Shot, people: Sequence[Character], card
     if not people and isinstance(takes, NativeReferences) and takes.required:
         yield Problem(shot_id=shot.id, field="characters", nearest="name a character with a `reference`", problem=(
             f"model {card.name} draws nothing without a reference picture, and no character of this shot has one"))
-    for who in people:
-        if who.reference not in assets:
-            yield Problem(field=_field(storyboard, who), problem=f"the picture {who.reference!r} was not found",
-                          nearest=closest_or_few(str(who.reference), list(assets)))
 
 
 def _field(storyboard: Storyboard, who: Character) -> str:

@@ -30,6 +30,8 @@ class Film:
     factor: int
     """Clips are rendered at `fps / factor`."""
     missing: Missing
+    scorer: ModelCard | None = None
+    """Compares clips with reference pictures."""
 
     @property
     def render_fps(self) -> float:

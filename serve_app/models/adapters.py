@@ -1,12 +1,14 @@
-"""An IP-Adapter's files on this machine, and the adapter on its pipeline. Loads torch only when it is put there.
+"""Files that are no diffusers checkpoint: an IP-Adapter's, and a picture model's. And the adapter on its pipeline.
 
-Safetensors only, as everywhere: the adapter's weights, and the picture encoder's configuration and weights.
+Safetensors only, as everywhere: an adapter's weights, and a picture encoder's configuration and weights. Loads torch
+only where an adapter is put on a pipeline.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -21,7 +23,18 @@ if TYPE_CHECKING:
     import torch
     from diffusers import DiffusionPipeline
 
-FIELD = "references.repo"
+PICTURE_MODEL = ("config.json", "preprocessor_config.json", "model.safetensors")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extra:
+    """What a card reads of a repo that is no diffusers checkpoint."""
+
+    repo: str
+    revision: str
+    files: tuple[str, ...]
+    field: str
+    """Of the card, that names the repo."""
 
 
 def adapter_of(card: ModelCard) -> IpAdapter | None:
@@ -29,46 +42,57 @@ def adapter_of(card: ModelCard) -> IpAdapter | None:
     return card.references if isinstance(card.references, IpAdapter) else None
 
 
+def extra_of(card: ModelCard) -> Extra | None:
+    """An adapter's files, or those of a card that is a picture model itself; None: all is in the checkpoint."""
+    adapter = adapter_of(card)
+    if adapter is not None:
+        return Extra(repo=adapter.repo, revision=adapter.revision, files=adapter.files, field="references.repo")
+    if card.loader == "embedding":
+        return Extra(repo=card.repo, revision=card.revision, files=PICTURE_MODEL, field="repo")
+    return None
+
+
 # -- what is here ----------------------------------------------------------------------------------------------------
 
 
-def find(card: ModelCard, adapter: IpAdapter, *, cache_dir: Path | None = None) -> Path | None:
-    """The directory that holds the adapter's files; None when it is a hub's and not (wholly) here.
+def find(card: ModelCard, extra: Extra, *, cache_dir: Path | None = None) -> Path | None:
+    """The directory that holds the files; None when it is a hub's and not (wholly) here.
 
     Asks no network. Raises InvalidDocument for a local path that is missing or lacks a file.
     """
-    directory = local_path(card, adapter.repo, FIELD)
+    directory = local_path(card, extra.repo, extra.field)
     if directory is None:
-        snapshot = weights.snapshot(_as_repo(card, adapter), cache_dir)
-        return snapshot if snapshot is not None and not gaps(snapshot, adapter) else None
-    if found := gaps(directory, adapter):
-        raise refused(card, FIELD, f"{directory} lacks what the card names: {'; '.join(found)}")
+        snapshot = weights.snapshot(_as_repo(card, extra), cache_dir)
+        return snapshot if snapshot is not None and not gaps(snapshot, extra) else None
+    if found := gaps(directory, extra):
+        raise refused(card, extra.field, f"{directory} lacks what the card names: {'; '.join(found)}")
     return directory
 
 
-def require(card: ModelCard) -> Path | None:
-    """As `find`, but raises InvalidDocument that names the command which brings the files here; None: no adapter."""
-    adapter = adapter_of(card)
-    found = None if adapter is None else find(card, adapter)
-    if adapter is None or found is not None:
-        return found
-    revision = f" --revision {adapter.revision}" if adapter.revision else ""
-    raise refused(card, FIELD, f"the adapter's files of {adapter.repo} are not on this machine: run `reelray models "
-                               f"pull {card.name}` first. By hand: on a machine with network run `hf download "
-                               f"{adapter.repo} {' '.join(adapter.files)}{revision} --local-dir DIR`, bring DIR here "
-                               "and set `repo: DIR` under `references` in a card of your own")
-
-
 def is_here(card: ModelCard) -> bool:
-    """Whether nothing of the card's adapter is to be fetched; a card without one lacks nothing."""
-    adapter = adapter_of(card)
-    return adapter is None or find(card, adapter) is not None
+    """Whether nothing of these files is to be fetched; a card without any lacks nothing."""
+    extra = extra_of(card)
+    return extra is None or find(card, extra) is not None
 
 
-def gaps(directory: Path, adapter: IpAdapter) -> tuple[str, ...]:
-    """What of the adapter is missing or cut short in `directory`; empty when it is whole."""
-    missing = [path for path in adapter.files if not (directory / path).is_file()]
-    short = [path for path in adapter.files if path not in missing and path.endswith(".safetensors")
+def require(card: ModelCard) -> Path | None:
+    """As `find`, but raises InvalidDocument that names the command which brings them here; None: there are none."""
+    extra = extra_of(card)
+    found = None if extra is None else find(card, extra)
+    if extra is None or found is not None:
+        return found
+    revision = f" --revision {extra.revision}" if extra.revision else ""
+    inside = "under `references` in" if extra.field.startswith("references") else "in"
+    raise refused(card, extra.field, f"the files of {extra.repo} are not on this machine: run `reelray models pull "
+                                     f"{card.name}` first. By hand: on a machine with network run `hf download "
+                                     f"{extra.repo} {' '.join(extra.files)}{revision} --local-dir DIR`, bring DIR here "
+                                     f"and set `repo: DIR` {inside} a card of your own")
+
+
+def gaps(directory: Path, extra: Extra) -> tuple[str, ...]:
+    """What of the files is missing or cut short in `directory`; empty when all are whole."""
+    missing = [path for path in extra.files if not (directory / path).is_file()]
+    short = [path for path in extra.files if path not in missing and path.endswith(".safetensors")
              and not weights.whole(directory / path)]
     return (*(f"{path}: missing" for path in missing), *(f"{path}: cut short" for path in short))
 
@@ -76,40 +100,41 @@ def gaps(directory: Path, adapter: IpAdapter) -> tuple[str, ...]:
 # -- bringing it here ------------------------------------------------------------------------------------------------
 
 
-def pull(card: ModelCard, adapter: IpAdapter, *, say: Callable[[str], None],
+def pull(card: ModelCard, extra: Extra, *, say: Callable[[str], None],
          free: weights.FreeBytes = weights.free_bytes, cache_dir: Path | None = None) -> weights.Pulled:
-    """Bring the adapter's files into the hub's cache, as `weights.pull` does with a model's."""
-    pulled = weights.fetch(_as_repo(card, adapter), lambda repo, _: _listing(repo, adapter), say=say, free=free,
+    """Bring the files into the hub's cache, as `weights.pull` does with a checkpoint's."""
+    if local_path(card, extra.repo, extra.field) is not None:
+        raise refused(card, extra.field, f"{extra.repo} is on this machine already; there is nothing to pull")
+    pulled = weights.fetch(_as_repo(card, extra), lambda repo, _: _listing(repo, extra), say=say, free=free,
                            cache_dir=cache_dir)
-    if found := gaps(pulled.directory, adapter):
-        raise refused(card, FIELD, f"{adapter.repo} lacks what the card names: {'; '.join(found)}")
+    if found := gaps(pulled.directory, extra):
+        raise refused(card, extra.field, f"{extra.repo} lacks what the card names: {'; '.join(found)}")
     return pulled
 
 
 def ensure(card: ModelCard, *, say: Callable[[str], None]) -> None:
     """Before loading: files that are not here are brought here. Raises InvalidDocument as `pull` does."""
-    adapter = adapter_of(card)
-    if adapter is not None and not is_here(card):
-        pull(card, adapter, say=say)
+    extra = extra_of(card)
+    if extra is not None and not is_here(card):
+        pull(card, extra, say=say)
 
 
-def _listing(repo: ModelCard, adapter: IpAdapter) -> tuple[str, tuple[weights.RemoteFile, ...]]:
+def _listing(repo: ModelCard, extra: Extra) -> tuple[str, tuple[weights.RemoteFile, ...]]:
     info = HfApi().model_info(repo.repo, revision=repo.revision or None, files_metadata=True)
     found = {file.rfilename: file for file in info.siblings or ()}
-    if lacking := [path for path in adapter.files if path not in found]:
+    if lacking := [path for path in extra.files if path not in found]:
         near = [path for path in found if path.endswith(PurePosixPath(lacking[0]).suffix)]
-        raise refused(repo, "references.weight_file" if lacking[0] == adapter.weight_file
-                      else "references.image_encoder", f"{repo.repo} has no {lacking[0]}",
+        raise refused(repo, extra.field, f"{repo.repo} has no {lacking[0]}",
                       ", ".join(difflib.get_close_matches(lacking[0], near, n=1)))
-    files = [found[path] for path in adapter.files]
+    files = [found[path] for path in extra.files]
     return str(info.sha), tuple(weights.RemoteFile(
         path=file.rfilename, size_bytes=file.size or 0, sha256=file.lfs.sha256 if file.lfs is not None else "")
         for file in files)
 
 
-def _as_repo(card: ModelCard, adapter: IpAdapter) -> ModelCard:
-    """The card with the adapter's repo in place of its own: what `weights` knows how to look for and to fetch."""
-    return card.model_copy(update={"repo": adapter.repo, "revision": adapter.revision})
+def _as_repo(card: ModelCard, extra: Extra) -> ModelCard:
+    """The card with this repo in place of its own: what `weights` knows how to look for and to fetch."""
+    return card.model_copy(update={"repo": extra.repo, "revision": extra.revision})
 
 
 # -- on the pipeline -------------------------------------------------------------------------------------------------

@@ -86,11 +86,14 @@ class Draft:
 class Films:
     """Films of one ledger and one store, planned for one cast of models."""
 
-    def __init__(self, ledger: Ledger, store: Store, forecast: Forecast, cast: Mapping[Task, ModelCard],
-                 pictures: Pictures, writer: Mapping[str, Json]) -> None:
+    def __init__(  # noqa: PLR0913 - where films are put together; each is one port or one choice of the settings
+        self, ledger: Ledger, store: Store, forecast: Forecast, cast: Mapping[Task, ModelCard], pictures: Pictures,
+        writer: Mapping[str, Json], scorer: ModelCard | None = None,
+    ) -> None:
         """`cast`: which model answers which task; `pictures`: those that storyboards may name; `writer`: identity of
-        who breaks scripts into shots.
+        who breaks scripts into shots; `scorer`: compares clips with reference pictures.
         """
+        self._scorer = scorer
         self._writer = writer
         self._ledger = ledger
         self._store = store
@@ -113,7 +116,8 @@ class Films:
         storyboard = parse_storyboard(sent.text, file=sent.file)
         try:
             assets = self._pictures.named(referenced_pictures(storyboard), {})
-            plan = plan_film(storyboard, cards=self._cast, assets=assets, last_stage=last_stage)
+            plan = plan_film(storyboard, cards=self._cast, assets=assets, last_stage=last_stage,
+                             scorer=self._scorer)
         except InvalidDocument as error:
             raise with_lines(error, sent.text, file=sent.file) from None
         document: dict[str, Json] = {"storyboard": dump_storyboard(storyboard), "warnings": list(plan.warnings), **kept,
@@ -173,7 +177,7 @@ class Films:
         # Where only pictures are drawn nothing starts from one, and no node remembers which file was meant.
         wanted = (reference_pictures if last_stage is Stage.IMAGES else referenced_pictures)(changed)
         assets = self._pictures.named(wanted, {**_planned_pictures(storyboard, nodes), **_kept_pictures(job)})
-        plan = plan_film(changed, cards=self._cast, assets=assets, last_stage=last_stage)
+        plan = plan_film(changed, cards=self._cast, assets=assets, last_stage=last_stage, scorer=self._scorer)
         return self._revisions.apply(Revision(
             job_id=job_id, based_on=job.document_digest, document_digest=plan_digest(plan.nodes), nodes=plan.nodes,
             shot_id=shot_id, shot_before=before, generations=generations,

@@ -1,4 +1,4 @@
-"""Reference pictures in a plan: which nodes hold them and under which keys, in what order, and what is refused."""
+"""Reference pictures in a plan: which nodes hold them, under which keys and in what order, and what is refused."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from collections.abc import Mapping
 
 import pytest
 
-from configs.model_card import ModelCard, Task
+from configs.load import SettingsError, cards_in_use, load_settings
+from configs.model_card import CallDefaults, ModelCard, Task
 from configs.references import IpAdapter, NativeReferences
 from tests.unit.test_plan import CARDS, SDXL, nodes_of
 from workflows.errors import InvalidDocument
 from workflows.plan import Plan, plan_film, plan_keys, reference_pictures, referenced_pictures
 from workflows.stages.render import render_call
 from workflows.storyboard import parse_storyboard
-from workflows.types import Artifact, Json, MediaType, NodeCall, Stage
+from workflows.types import Artifact, Json, MediaType, NodeCall, NodeKind, Stage
 
 ADAPTER = IpAdapter(kind="ip_adapter", max_pictures=2, repo="x/adapter", weight_file="a.safetensors")
 DRAWS = {**CARDS, Task.TEXT_TO_IMAGE: SDXL.model_copy(update={"references": ADAPTER})}
@@ -172,3 +173,54 @@ def test_a_part_of_a_card_that_is_none_is_refused(part: dict[str, object], says:
 def test_only_what_draws_pictures_takes_references(changes: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"`references` is for|does text_to_image alone"):
         ModelCard(**{**SDXL.model_dump(exclude_unset=True), "references": ADAPTER, **changes})
+
+
+# -- scores -------------------------------------------------------------------------------------------------------
+
+SCORER = ModelCard(name="looks", title="Compares", loader="embedding", repo="x/looks", pipelines={},
+                   defaults=CallDefaults(width_px=224, height_px=224), seconds_per_step=0.1)
+
+
+def scored(film: Mapping[str, object] = FILM) -> Plan:
+    return plan_film(parse_storyboard(json.dumps(film)), cards=DRAWS, assets=PICTURES, scorer=SCORER)
+
+
+def test_every_clip_of_a_character_with_a_picture_is_compared_and_nothing_else_changes() -> None:
+    made, keys = nodes_of(scored()), plan_keys(scored().nodes)
+    assert {name: (made[name].kind, made[name].deps, made[name].lane) for name in made if name.endswith(".score")} == {
+        "both.score": (NodeKind.SCORE, ("both.clip",), "cpu"), "next.score": (NodeKind.SCORE, ("next.clip",), "cpu")}
+    assert made["both.score"].payload["characters"] == [
+        {"id": who, "reference": PICTURES[f"{name}.png"].to_json()} for who, name in (("mia", "b"), ("rex", "a"))]
+    assert list(made)[-1] == "compose"
+    assert not [dep for dep in made["compose"].deps if dep.endswith(".score")]
+    plain = plan_keys(plan().nodes)
+    assert {name: keys[name] for name in plain} == plain
+
+
+def test_a_score_is_of_the_take_that_the_film_uses_before_its_caption() -> None:
+    shot = {"id": "both", "prompt": "rex", "characters": ["rex"], "takes": 2, "take": 2, "caption": "walk"}
+    made = nodes_of(scored({**FILM, "interpolate": 2, "shots": [shot]}))
+    assert made["both.score"].deps == ("both.clip.2",)
+
+
+@pytest.mark.parametrize(("name", "says"), [
+    ("dinov2", "models.scorer: no card 'dinov2'; cards that can: dinov2-base"),
+    ("sdxl", "models.scorer: card 'sdxl' draws, and compares nothing; cards that can: dinov2-base")])
+def test_a_scorer_that_is_none_is_refused(name: str, says: str) -> None:
+    settings = load_settings("laptop", [f"models.scorer={name}"], {})
+    with pytest.raises(SettingsError) as refused:
+        cards_in_use(settings)
+    assert str(refused.value) == says
+
+
+def test_a_scorer_is_in_use_beside_the_models_that_draw() -> None:
+    settings = load_settings("laptop", ["models.scorer=dinov2-base"], {})
+    assert [card.name for card in cards_in_use(settings)] == ["sketch", "dinov2-base"]
+    with pytest.raises(SettingsError, match=r"models\.text_to_image: card 'dinov2-base' does comparisons only"):
+        cards_in_use(load_settings("laptop", ["models.text_to_image=dinov2-base"], {}))
+
+
+@pytest.mark.parametrize("changes", [{"pipelines": {Task.TEXT_TO_IMAGE: "A"}}, {"repo": ""}])
+def test_a_card_that_compares_draws_nothing(changes: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="loader: embedding"):
+        ModelCard(**{**SCORER.model_dump(exclude_unset=True), **changes})
