@@ -71,8 +71,9 @@ class MediaDeployment(MediaWorker):
         """Ready at once."""
         reporter = _reporter(settings, self.cancel_job)
         scorer = scorer_of(settings, load_cards(settings))
+        embedder = None if scorer is None else CardEmbedder(scorer, fetch=settings.models.auto_download)
         super().__init__(settings.media, open_store(settings), reporter, slots=settings.cpu_slots,
-                         embedder=scorer and CardEmbedder(scorer, fetch=settings.models.auto_download))
+                         embedder=embedder)
 
 
 class DirectorDeployment(Director):

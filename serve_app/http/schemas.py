@@ -243,7 +243,7 @@ class TakeReply(Part):
 
 
 class ShotReply(Part):
-    """One shot; `step` to `message`: of the node that runs, failed or was last; `consistency`: likeness, if measured."""
+    """One shot; `step` to `message`: of the node that runs, failed or was last; `consistency`: likeness, if known."""
 
     id: str
     status: NodeStatus
