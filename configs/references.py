@@ -12,6 +12,8 @@ from configs.base import Frozen
 SHIPPED = ("flux2-klein-4b", "sdxl-ip-adapter")
 """The shipped cards that take reference pictures, for messages of code that reads no files."""
 MAX_PICTURES = 16
+MIN_SIDE_PX, MAX_RATIO = 64, 8
+"""What FLUX.2's preparation insists on; below it there is nothing to recognise anybody by."""
 _INSIDE = r"\w[\w.-]*(/\w[\w.-]*)*"
 """A path that does not leave its repo."""
 
@@ -70,6 +72,15 @@ class IpAdapter(Frozen):
 
 
 References = Annotated[NativeReferences | IpAdapter, Field(discriminator="kind")]
+
+
+def size_problem(width_px: int, height_px: int) -> tuple[str, str]:
+    """What is wrong with a reference picture of this size, and the nearest valid one; both empty when nothing is."""
+    short_px, long_px = sorted((width_px, height_px))
+    if short_px >= MIN_SIDE_PX and long_px <= short_px * MAX_RATIO:
+        return "", ""
+    return (f"a reference picture of {width_px}x{height_px} px",
+            f"sides of {MIN_SIDE_PX} px at least, the longer one at most {MAX_RATIO} times the shorter")
 
 
 def commit(revision: str) -> str:

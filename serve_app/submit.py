@@ -9,6 +9,7 @@ from pathlib import Path
 
 from configs.load import casting, load_cards, scorer_of
 from configs.model_card import ModelCard
+from configs.references import size_problem
 from configs.settings import Settings
 from workflows.durable.rows import NewJob
 from workflows.errors import InvalidDocument, MediaError, Problem
@@ -107,9 +108,13 @@ def _store_pictures(pictures: Sequence[PictureRef], directory: Path, store: Stor
             problems.append(Problem(shot_id=ref.shot_id, field=ref.field, problem=problem))
             continue
         try:
-            read_picture(source)
+            height_px, width_px = read_picture(source).shape[:2]
         except MediaError as error:
             problems.append(Problem(shot_id=ref.shot_id, field=ref.field, problem=error.problem + f" ({ref.path})"))
+            continue
+        problem, nearest = ("", "") if ref.shot_id else size_problem(width_px, height_px)
+        if problem:
+            problems.append(Problem(field=ref.field, problem=f"{problem} ({ref.path})", nearest=nearest))
             continue
         key = picture_key(sha256_of(source))
         assets[ref.path] = store.find(key) or store.put(key, source, media_type=media_type,

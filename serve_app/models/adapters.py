@@ -81,12 +81,16 @@ def require(card: ModelCard) -> Path | None:
     found = None if extra is None else find(card, extra)
     if extra is None or found is not None:
         return found
+    raise refused(card, extra.field, f"the files of {extra.repo} are not on this machine: run `reelray models pull "
+                                     f"{card.name}` first, or set models.auto_download=true. {by_hand(extra)}")
+
+
+def by_hand(extra: Extra) -> str:
+    """The way for machines without a network; the repo may hold far more than these files."""
     revision = f" --revision {extra.revision}" if extra.revision else ""
     inside = "under `references` in" if extra.field.startswith("references") else "in"
-    raise refused(card, extra.field, f"the files of {extra.repo} are not on this machine: run `reelray models pull "
-                                     f"{card.name}` first. By hand: on a machine with network run `hf download "
-                                     f"{extra.repo} {' '.join(extra.files)}{revision} --local-dir DIR`, bring DIR here "
-                                     f"and set `repo: DIR` {inside} a card of your own")
+    return (f"By hand: on a machine with network run `hf download {extra.repo} {' '.join(extra.files)}{revision} "
+            f"--local-dir DIR`, bring DIR here and set `repo: DIR` {inside} a card of your own")
 
 
 def gaps(directory: Path, extra: Extra) -> tuple[str, ...]:
@@ -106,7 +110,7 @@ def pull(card: ModelCard, extra: Extra, *, say: Callable[[str], None],
     if local_path(card, extra.repo, extra.field) is not None:
         raise refused(card, extra.field, f"{extra.repo} is on this machine already; there is nothing to pull")
     pulled = weights.fetch(_as_repo(card, extra), lambda repo, _: _listing(repo, extra), say=say, free=free,
-                           cache_dir=cache_dir)
+                           cache_dir=cache_dir, way=by_hand(extra))
     if found := gaps(pulled.directory, extra):
         raise refused(card, extra.field, f"{extra.repo} lacks what the card names: {'; '.join(found)}")
     return pulled

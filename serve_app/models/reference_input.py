@@ -11,12 +11,10 @@ import numpy as np
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from configs.references import IpAdapter, NativeReferences, References
+from configs.references import IpAdapter, NativeReferences, References, size_problem
 from workflows.errors import Problem
 from workflows.media.frames import UInt8Array
 
-MIN_SIDE_PX, MAX_RATIO = 64, 8
-"""What FLUX.2's preparation insists on; below it there is nothing to recognise anybody by."""
 GREY_HWC: UInt8Array = np.full((224, 224, 3), 128, np.uint8)
 """What is looked at where there is no picture: an adapter wants one even when it is switched off."""
 
@@ -46,11 +44,9 @@ class ReferenceInput:
             yield Problem(field="references", nearest=str(most),
                           problem=f"{len(pictures)} reference pictures, and this model takes {most}")
         for number, picture_HWC in enumerate(pictures, 1):
-            short_px, long_px = sorted(picture_HWC.shape[:2])
-            if short_px < MIN_SIDE_PX or long_px > short_px * MAX_RATIO:
-                yield Problem(field="references", nearest=f"sides of {MIN_SIDE_PX} px at least, the longer one at most "
-                              f"{MAX_RATIO} times the shorter", problem=f"reference picture {number} is "
-                              f"{picture_HWC.shape[1]}x{picture_HWC.shape[0]}")
+            problem, nearest = size_problem(picture_HWC.shape[1], picture_HWC.shape[0])
+            if problem:
+                yield Problem(field="references", problem=f"number {number} is {problem}", nearest=nearest)
         if not pictures and isinstance(self._part, NativeReferences) and self._part.required:
             yield Problem(field="references", problem="this model draws nothing without a reference picture",
                           nearest="1")

@@ -251,8 +251,11 @@ def pull(card: ModelCard, *, say: Callable[[str], None], free: FreeBytes = free_
 
 
 def fetch(card: ModelCard, listing: Listing, *, say: Callable[[str], None], free: FreeBytes = free_bytes,
-          cache_dir: Path | None = None) -> Pulled:
-    """Bring what `listing` names of the card's repo into the hub's cache; see `pull`, which looks for gaps too."""
+          cache_dir: Path | None = None, way: str = "") -> Pulled:
+    """Bring what `listing` names of the card's repo into the hub's cache; see `pull`, which looks for gaps too.
+
+    `way`: how to do it without a network; empty: `by_hand`.
+    """
     cache = cache_dir or Path(HF_HUB_CACHE)
     try:
         commit, files = listing(card, cache)
@@ -264,7 +267,7 @@ def fetch(card: ModelCard, listing: Listing, *, say: Callable[[str], None], free
         directory = Path(snapshot_download(card.repo, revision=commit, cache_dir=cache,
                                            allow_patterns=[file.path for file in files]))
     except (HTTPError, OSError) as error:  # the first is also what comes of no reply at all
-        raise refused(card, "repo", _why_not_pulled(card, error)) from error
+        raise refused(card, "repo", _why_not_pulled(card, error, way or by_hand(card))) from error
     if not card.revision:
         _remember_main(card, cache, commit)
     # A pull that was killed may have left files that nobody compared.
@@ -317,7 +320,7 @@ def _verify(card: ModelCard, directory: Path, files: Iterable[RemoteFile]) -> in
     return len(checked)
 
 
-def _why_not_pulled(card: ModelCard, error: Exception) -> str:
+def _why_not_pulled(card: ModelCard, error: Exception, way: str) -> str:
     page = f"{ENDPOINT}/{card.repo}"
     if isinstance(error, GatedRepoError):
         return (f"{card.repo} is given only to those who accepted its terms: log in and accept them at {page}, then "
@@ -327,10 +330,10 @@ def _why_not_pulled(card: ModelCard, error: Exception) -> str:
     if isinstance(error, RepositoryNotFoundError):
         return f"there is no {page}, or it is private: then set HF_TOKEN to a token of an account that may read it"
     if isinstance(error, OfflineModeIsEnabled):
-        return f"HF_HUB_OFFLINE is set, so nothing is downloaded; unset it. {by_hand(card)}"
+        return f"HF_HUB_OFFLINE is set, so nothing is downloaded; unset it. {way}"
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return (f"{page} cannot be reached or stopped answering: {reason}. What has arrived is kept, the same command goes "
-            f"on; behind a mirror set HF_ENDPOINT. {by_hand(card)}")
+            f"on; behind a mirror set HF_ENDPOINT. {way}")
 
 
 def ensure(card: ModelCard, *, say: Callable[[str], None]) -> None:

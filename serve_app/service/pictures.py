@@ -10,9 +10,10 @@ import hashlib
 import re
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from configs.references import size_problem
 from configs.settings import HttpSettings
 from serve_app.submit import picture_key
 from workflows.errors import InvalidDocument, MediaError, Problem, UnknownPicture
@@ -101,8 +102,7 @@ class Pictures:
             except UnknownPicture as error:
                 problems.append(Problem(shot_id=ref.shot_id, field=ref.field, problem=str(error)))
             except InvalidDocument as error:
-                problems.append(Problem(shot_id=ref.shot_id, field=ref.field, problem=error.problems[0].problem,
-                                        nearest="mode: keyframe" if ref.shot_id else "no reference"))
+                problems.append(replace(error.problems[0], shot_id=ref.shot_id, field=ref.field))
         if problems:
             raise InvalidDocument(problems=tuple(problems))
         return {**known, **found}
@@ -111,8 +111,15 @@ class Pictures:
         if not ref.path.startswith(SCHEME):
             write, otherwise = (("image", ", or have the first frame drawn") if ref.shot_id else ("reference", ""))
             raise _refusal("over HTTP a path would name a file of the server; upload the picture with "
-                           f"POST /api/pictures and write `{write}: {SCHEME}ID`{otherwise}")
-        return self.find(ref.path.removeprefix(SCHEME))
+                           f"POST /api/pictures and write `{write}: {SCHEME}ID`{otherwise}",
+                           "mode: keyframe" if ref.shot_id else "no reference")
+        found = self.find(ref.path.removeprefix(SCHEME))
+        if not ref.shot_id:
+            with self._store.open(found) as file:
+                problem, nearest = size_problem(*(stored_size(file.read()) or (0, 0)))
+            if problem:
+                raise _refusal(problem, nearest)
+        return found
 
     def _require_small_picture(self, data: bytes) -> MediaType:
         media_type = media_type_of(data)

@@ -9,14 +9,17 @@ import numpy as np
 import pytest
 import yaml
 
-from configs.load import CARDS_DIR
-from serve_app.client import Client
+from configs.load import CARDS_DIR, casting, load_cards
+from serve_app.client import ApiError, Client
+from serve_app.http.schemas import JobReply
 from serve_app.submit import film_job
 from tests.desk import Shop, open_shop
 from workflows.durable.rows import NewJob
 from workflows.errors import InvalidDocument
 from workflows.media.decode import write_png
-from workflows.types import JobStatus, Json
+from workflows.plan import plan_film, plan_keys
+from workflows.storyboard import parse_storyboard
+from workflows.types import JobStatus, Json, MediaType
 
 FILM = """
 characters:
@@ -91,6 +94,35 @@ def test_a_reference_that_was_not_uploaded_is_a_problem_of_its_field(shop: Shop,
     [error] = reply.json()["errors"]
     assert (reply.status_code, error["pointer"]) == (422, "#/characters/0/reference")
     assert said in error["detail"]
+
+
+def test_a_reference_in_which_nobody_can_be_recognised_is_refused(shop: Shop, tmp_path: Path) -> None:
+    write_png(np.full((40, 80, 3), 7, np.uint8), tmp_path / "rex.png")
+    with pytest.raises(InvalidDocument) as caught:
+        film_job(tmp_path / "film.yaml", shop.settings, shop.store)
+    said = "a reference picture of 80x40 px"
+    assert [(problem.line, problem.problem) for problem in caught.value.problems] == [(5, f"{said} (rex.png)")]
+    with pytest.raises(ApiError) as refused:
+        Client(http=shop.client).submit(tmp_path / "film.yaml")
+    [problem] = refused.value.problems
+    assert (problem.line, problem.detail, "64 px" in problem.nearest) == (5, said, True)
+
+
+def test_a_score_is_shown_in_the_reply_and_on_the_page(shop: Shop, tmp_path: Path) -> None:
+    board = parse_storyboard(FILM)
+    cast = casting(shop.settings, load_cards(shop.settings))
+    pictures = {f"{name}.png": shop.store.put(name, tmp_path / f"{name}.png", media_type=MediaType.PNG, manifest={})
+                for name in ("rex", "mia")}
+    nodes = plan_film(board, cards=cast, assets=pictures, scorer=load_cards(shop.settings)["dinov2-base"]).nodes
+    (tmp_path / "score.json").write_text("{}")
+    shop.store.put(plan_keys(nodes)["a.score"], tmp_path / "score.json", media_type=MediaType.JSON, manifest={},
+                   score=0.874)
+    shop.ledger.submit(NewJob(id="film", title="Rex", document={"storyboard": FILM}, nodes=nodes))
+    shop.render("film")
+    first, second = shop.status("film")["shots"]  # type: ignore[misc]
+    assert (first["consistency"], second["consistency"]) == (0.874, None)  # type: ignore[index,call-overload]
+    assert JobReply.model_validate(shop.status("film")).shots[0].consistency == 0.874
+    assert "consistency 0.87" in shop.client.get("/films/film").text
 
 
 def test_a_reference_that_cannot_be_read_is_told_with_its_line(shop: Shop, tmp_path: Path) -> None:

@@ -78,8 +78,8 @@ def test_all_of_an_oblong_picture_is_seen(pipe_of: PipeOf, checkpoints: Path) ->
 @KINDS
 @pytest.mark.parametrize(("pictures", "problem", "nearest"), [
     ((NOISE, NOISE, STRIPES), "3 reference pictures, and this model takes 2", "2"),
-    ((NOISE, NOISE[:40]), "reference picture 2 is 80x40", "sides of 64 px at least"),
-    ((np.zeros((70, 700, 3), np.uint8),), "reference picture 1 is 700x70", "at most 8 times"),
+    ((NOISE, NOISE[:40]), "number 2 is a reference picture of 80x40 px", "sides of 64 px at least"),
+    ((np.zeros((70, 700, 3), np.uint8),), "number 1 is a reference picture of 700x70 px", "at most 8 times"),
 ])
 def test_what_cannot_be_looked_at_is_refused(name: str, pictures: tuple[np.ndarray, ...], problem: str, nearest: str,
                                              pipe_of: PipeOf, checkpoints: Path) -> None:
