@@ -75,7 +75,9 @@ class Family:
                watch: Watch = UNWATCHED, **changes: object) -> torch.Tensor:
         """The pipeline's own floats, before they are rounded to pixels."""
         take = self.take(**changes)
-        call = self.dialect(pipe, checkpoints).call(take)
+        dialect = self.dialect(pipe, checkpoints)
+        dialect.guide(pipe, take)
+        call = dialect.call(take)
         with tapped(pipe, seed=take.seed, progress_callback=callback, watch=watch) as generator:
             output = pipe(**call.kwargs(), generator=generator, output_type="pt")
         floats: torch.Tensor = output.frames if "frames" in output else output.images
