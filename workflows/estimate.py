@@ -54,8 +54,10 @@ class Eta:
 
 
 def shape_of(kind: NodeKind, payload: Mapping[str, Json]) -> Shape:
-    """What nodes must share for one to tell how long the other takes."""
-    return tuple(payload.get(name) for name in SHAPE_FIELDS) if kind in MODEL_KINDS else ()
+    """What nodes must share for one to tell how long the other takes; each reference picture makes a call longer."""
+    pictures = payload.get("references")
+    looked_at = len(pictures) if isinstance(pictures, list) else 0
+    return (*(payload.get(name) for name in SHAPE_FIELDS), looked_at) if kind in MODEL_KINDS else ()
 
 
 class Pace:
