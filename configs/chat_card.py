@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from configs.base import Frozen
-from configs.model_card import Dtype, Memory, ModelCard, Positive, Resources, pinned
+from configs.model_card import Dtype, Memory, ModelCard, Positive, Resources
+from configs.references import pinned
 
 
 class Sampling(Frozen):

@@ -136,10 +136,25 @@ def load_card(path: Path) -> AnyCard:
 
 
 def cards_in_use(settings: Settings) -> tuple[AnyCard, ...]:
-    """The cards that answer some task, each once, and the one that writes stories. Raises SettingsError."""
-    writer = story_card(settings)
-    return (*{card.name: card for card in casting(settings, load_cards(settings)).values()}.values(),
-            *([writer] if writer else []))
+    """The cards that answer some task, each once, the one that compares pictures, and the one that writes stories.
+    Raises SettingsError.
+    """
+    cards = load_cards(settings)
+    drawing = {card.name: card for card in casting(settings, cards).values()}
+    others = (scorer_of(settings, cards), story_card(settings))
+    return (*drawing.values(), *(card for card in others if card is not None))
+
+
+def scorer_of(settings: Settings, cards: Mapping[str, ModelCard]) -> ModelCard | None:
+    """The card that compares clips with reference pictures; None: nobody does. Raises SettingsError."""
+    name = settings.models.scorer
+    if not name:
+        return None
+    able = [card.name for card in cards.values() if card.loader == "embedding"]
+    if name not in able:
+        known = f"card {name!r} draws, and compares nothing" if name in cards else f"no card {name!r}"
+        raise SettingsError(f"models.scorer: {known}; cards that can: {', '.join(able)}")
+    return cards[name]
 
 
 def casting(settings: Settings, cards: Mapping[str, ModelCard]) -> dict[Task, ModelCard]:
@@ -160,8 +175,8 @@ def casting(settings: Settings, cards: Mapping[str, ModelCard]) -> dict[Task, Mo
         animates = task is Task.TEXT_TO_VIDEO and Task.IMAGE_TO_VIDEO in cards[name].pipelines
         if task not in cards[name].pipelines and not (animates and settings.models.image_to_video == name):
             able = ", ".join(card.name for card in cards.values() if task in card.pipelines)
-            raise SettingsError(f"models.{task.value}: card {name!r} does {', '.join(cards[name].tasks)} only; "
-                                f"cards that can: {able}" + (
+            does = ", ".join(cards[name].tasks) or "comparisons"
+            raise SettingsError(f"models.{task.value}: card {name!r} does {does} only; cards that can: {able}" + (
                                     f"; to draw each shot's first frame and animate it with {name!r}, set "
                                     f"models.image_to_video={name} too" if animates else ""))
     return {task: with_room(cards[name], settings.models) for task, name in chosen.items()}

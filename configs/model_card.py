@@ -14,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 from configs.base import Frozen
 from configs.draft import DraftCall
 from configs.endpoint import RemoteModel
+from configs.references import IpAdapter, References, pinned
 
 Positive = Annotated[int, Field(ge=1)]
 Dtype = Literal["float32", "float16", "bfloat16"]
@@ -22,7 +23,7 @@ GPU_SIZES_GB = (12, 16, 24, 48, 80, 141)
 """Memory of common GPUs, in 10^9 bytes."""
 CONTEXT_GB = 1.0
 """Of a GPU's memory, what the CUDA context and its libraries keep for themselves."""
-LATER_FIELDS = ("dtypes", "variant", "scheduler", "vae_tiling")
+LATER_FIELDS = ("dtypes", "variant", "scheduler", "vae_tiling", "references")
 """Fields younger than the first artifacts: unset they are no part of a digest, so older results keep their keys."""
 
 
@@ -204,22 +205,15 @@ def _with_synonyms(meanings: Iterable[tuple[str, Iterable[str]]]) -> str:
     return ", ".join(told)
 
 
-def pinned(revision: str) -> str:
-    """The revision itself, a commit or empty. Raises ValueError for what can move."""
-    if revision and not re.fullmatch(r"[0-9a-f]{40}", revision):
-        raise ValueError(f"{revision!r} is not a commit, 40 hex digits, and no branch or tag can be pinned; "
-                         "nearest valid: the commit that it is at now, or empty to follow the main branch")
-    return revision
-
-
 class ModelCard(Frozen):
     """One model: where it is, what it can do, what it needs, what its defaults and rules are."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
     title: str
     """One line for lists."""
-    loader: Literal["diffusers", "placeholder", "remote"] = "diffusers"
-    """`placeholder` draws the prompt on a colour and needs no weights; `remote` asks somebody else's API."""
+    loader: Literal["diffusers", "placeholder", "remote", "embedding"] = "diffusers"
+    """`placeholder` draws the prompt on a colour and needs no weights; `remote` asks somebody else's API; `embedding`
+    looks at pictures and draws none: a picture model of transformers, whose features `models.scorer` compares."""
     remote: RemoteModel | None = None
     """Of the `remote` loader: where, which model, and where the key is."""
     repo: str = ""
@@ -248,6 +242,8 @@ class ModelCard(Frozen):
     batch: Annotated[int, Field(ge=1, le=64)] = 1
     """Most pictures of one size, steps and guidance that a replica makes in one call of its pipeline, out of those that
     wait when the GPU is free. Above 1 pictures are equal to those of a single call within rounding, not bit by bit."""
+    references: References | None = None
+    """How its pictures take reference pictures of characters; not given: not at all."""
     defaults: CallDefaults
     size: SizeRule = SizeRule()
     frames: FrameRule = FrameRule()
@@ -301,10 +297,12 @@ class ModelCard(Frozen):
                     self.frames.problem(self.defaults.frames)]
         if any(problems):
             raise ValueError("defaults break the card's own rules: " + "; ".join(p for p in problems if p))
-        if not self.pipelines:
+        if not self.pipelines and self.loader != "embedding":
             raise ValueError("a card needs at least one task under `pipelines`")
-        if self.loader == "diffusers" and not self.repo:
-            raise ValueError("a diffusers card needs `repo`")
+        if self.pipelines and self.loader == "embedding":
+            raise ValueError("a card with `loader: embedding` draws nothing; leave `pipelines` empty: {}")
+        if self.loader in ("diffusers", "embedding") and not self.repo:
+            raise ValueError(f"a card with `loader: {self.loader}` needs `repo`")
         return self
 
     @model_validator(mode="after")
@@ -321,6 +319,9 @@ class ModelCard(Frozen):
             # Clips would queue as deep as pictures: up to twice the batch behind the one that runs.
             raise ValueError(f"batch {self.batch} is for diffusers cards whose only task is text_to_image; nearest "
                              "valid: 1, or a card of its own for pictures")
+        if self.batch > 1 and isinstance(self.references, IpAdapter):
+            raise ValueError(f"batch {self.batch}: through an IP-Adapter pictures are drawn one by one; "
+                             "nearest valid: 1")
         return self
 
     @model_validator(mode="after")
@@ -335,6 +336,16 @@ class ModelCard(Frozen):
         if self.name in ("cpu", "story"):
             raise ValueError(f"the name {self.name} is taken: it is a lane of the Director's own; nearest valid: "
                              f"my-{self.name}")
+        return self
+
+    @model_validator(mode="after")
+    def _references_are_drawn(self) -> ModelCard:
+        if self.references is None:
+            return self
+        if self.loader != "diffusers" or Task.TEXT_TO_IMAGE not in self.pipelines:
+            raise ValueError("`references` is for cards with `loader: diffusers` that do text_to_image")
+        if isinstance(self.references, IpAdapter) and len(self.pipelines) > 1:
+            raise ValueError("a card with an IP-Adapter does text_to_image alone: the adapter changes the model itself")
         return self
 
     @model_validator(mode="after")

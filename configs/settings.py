@@ -38,7 +38,8 @@ class EngineSettings(Frozen):
     interruption_limit: Count = 20
     """A node during which the Director itself dies this often is failed as poison."""
     timeout_s: dict[str, Seconds] = Field(default_factory=lambda: {
-        "story": 300.0, "keyframe": 900.0, "clip": 7200.0, "interpolate": 1800.0, "caption": 1800.0, "compose": 3600.0})
+        "story": 300.0, "keyframe": 900.0, "clip": 7200.0, "interpolate": 1800.0, "caption": 1800.0, "compose": 3600.0,
+        "score": 1800.0})
     """Longest run of one attempt, by node kind."""
 
     @model_validator(mode="after")
@@ -65,6 +66,9 @@ class ModelsSettings(Frozen):
     text_to_image: str = "sketch"
     text_to_video: str = "sketch"
     image_to_video: str = "sketch"
+    scorer: str = ""
+    """Card with `loader: embedding` that says how much each clip looks like its characters' reference pictures; empty:
+    nobody does."""
     card_dirs: tuple[Path, ...] = ()
     """Directories with your own cards (`*.yaml`); a name found there wins over a shipped one."""
     auto_download: bool = False

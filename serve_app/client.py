@@ -107,7 +107,7 @@ class Client:
         if media_type is None:
             raise ApiError(415, "unsupported-media-type", f"{path}: a film is a file of {', '.join(TYPE_OF_SUFFIX)}")
         content = path.read_bytes()
-        if media_type in BOARD_TYPES and b"image" in content:
+        if media_type in BOARD_TYPES and (b"image" in content or b"reference" in content):
             content = self._with_pictures(content, path.parent)
         return Film(name=path.name, media_type=media_type, content=content)
 

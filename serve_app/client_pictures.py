@@ -21,25 +21,27 @@ class Named:
     start: int
     end: int
     line: int
-    shot: int
+    pointer: str
+    """`/shots/0/image` or `/characters/0/reference`."""
 
     def problem(self, detail: str) -> Problem:
         """What is wrong with it."""
-        return Problem(detail=detail, pointer=f"#/shots/{self.shot}/image", line=self.line)
+        return Problem(detail=detail, pointer=f"#{self.pointer}", line=self.line)
 
 
 def pictures_in(text: str) -> list[Named]:
     """In order of their places. JSON is read as the YAML that it is, but for tabs, which YAML does not have."""
     board = yaml.compose(text.replace("\t", " "), Loader=yaml.SafeLoader)
-    shots = _value_of(board, "shots")
     found = []
-    for number, shot in enumerate(shots.value if isinstance(shots, yaml.SequenceNode) else ()):
-        image = _value_of(shot, "image")
-        if (isinstance(image, yaml.ScalarNode) and image.tag == "tag:yaml.org,2002:str" and image.value
-                and image.style not in ("|", ">") and not image.value.startswith(PICTURE)):
-            found.append(Named(path=image.value, start=image.start_mark.index, end=image.end_mark.index,
-                                line=image.start_mark.line + 1, shot=number))
-    return found
+    for parts, field in (("shots", "image"), ("characters", "reference")):
+        rows = _value_of(board, parts)
+        for number, row in enumerate(rows.value if isinstance(rows, yaml.SequenceNode) else ()):
+            image = _value_of(row, field)
+            if (isinstance(image, yaml.ScalarNode) and image.tag == "tag:yaml.org,2002:str" and image.value
+                    and image.style not in ("|", ">") and not image.value.startswith(PICTURE)):
+                found.append(Named(path=image.value, start=image.start_mark.index, end=image.end_mark.index,
+                                   line=image.start_mark.line + 1, pointer=f"/{parts}/{number}/{field}"))
+    return sorted(found, key=lambda one: one.start)
 
 
 def renamed(text: str, named: Sequence[Named], ids: Mapping[str, str]) -> str:

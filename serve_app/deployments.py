@@ -16,13 +16,14 @@ from ray.serve.handle import DeploymentHandle
 from actors.progress import ActorTransport
 from actors.reporter import Reporter
 from configs.chat_card import ChatCard
-from configs.load import story_card
+from configs.load import load_cards, scorer_of, story_card
 from configs.model_card import ModelCard
 from configs.settings import Settings
 from serve_app.cluster import scratch_dir
 from serve_app.director import Director, Ports
 from serve_app.handles import ChatHandle, MediaHandle, model_handles
 from serve_app.media_worker import MediaWorker
+from serve_app.models.embedding import CardEmbedder
 from serve_app.providers.local import Answer, Question
 from serve_app.webhooks.courier import SocketCourier
 from serve_app.webhooks.guard import Guard
@@ -91,7 +92,10 @@ class MediaDeployment(MediaWorker):
     def __init__(self, settings: Settings) -> None:
         """Ready at once."""
         reporter = _reporter(settings, self.cancel_job)
-        super().__init__(settings.media, open_store(settings), reporter, slots=settings.cpu_slots)
+        scorer = scorer_of(settings, load_cards(settings))
+        embedder = None if scorer is None else CardEmbedder(scorer, fetch=settings.models.auto_download)
+        super().__init__(settings.media, open_store(settings), reporter, slots=settings.cpu_slots,
+                         embedder=embedder)
 
 
 class DirectorDeployment(Director):

@@ -23,7 +23,7 @@ from configs.model_card import ModelCard
 from configs.settings import Settings
 from serve_app.capacity import check_resources, told_shares
 from serve_app.gpus import with_gpu_memory
-from serve_app.models import weights
+from serve_app.models import adapters, weights
 from workflows.durable.ledger import Ledger
 from workflows.errors import ReelrayError
 from workflows.store import Store
@@ -130,18 +130,19 @@ def _cards(settings: Settings) -> Iterator[Finding]:
     for card in cards_in_use(settings):
         if isinstance(card, ModelCard) and card.remote is not None:
             yield _endpoint(f"{card.name}: {card.remote.model_name}", card.remote)
-        if weights.has_weights(card):
+        if weights.has_weights(card) or card.loader == "embedding":
             yield _weights(card, settings)
 
 
 def _weights(card: AnyCard, settings: Settings) -> Finding:
     """A failure only where the session requires them here."""
     try:
-        path = weights.find(card)
+        path = _place(card) if adapters.is_here(card) else None
         if path is None and settings.models.auto_download:
             return Finding(level="note", what="model",
                            text=f"{card.name}: {card.repo} is fetched from its hub at start")
-        path = path or weights.require(card)
+        beside = adapters.require(card)
+        path = path or (weights.require(card) if weights.has_weights(card) else beside or Path())
     except ReelrayError as error:
         if not settings.ray.address:
             return Finding(level="fail", what="model", text=str(error))
@@ -149,6 +150,10 @@ def _weights(card: AnyCard, settings: Settings) -> Finding:
                        text=f"{card.name}: not on this machine; its replicas look on theirs")
     size_mb = sum(file.stat().st_size for file in path.rglob("*.safetensors")) / 1e6
     return Finding(level="ok", what="model", text=f"{card.name}: {size_mb:.0f} MB of weights at {path}")
+
+
+def _place(card: AnyCard) -> Path | None:
+    return weights.find(card) if weights.has_weights(card) else adapters.require(card)
 
 
 def _writer(settings: Settings) -> Iterator[Finding]:

@@ -12,21 +12,26 @@ from workflows.errors import DeadlineExceeded, RenderCancelled
 from workflows.media.encode import EncodeOptions
 from workflows.ports import ArtifactStore, ProgressSink
 from workflows.stages.finish import Finisher
-from workflows.types import NodeCall, NodeResult, Phase, ProgressRecord
+from workflows.stages.score import Embedder, Scorer
+from workflows.types import NodeCall, NodeKind, NodeResult, Phase, ProgressRecord
 
 
 class MediaWorker:
     """Captions, interpolations and compositions, `slots` at a time."""
 
-    def __init__(self, media: MediaSettings, store: ArtifactStore, sink: ProgressSink, *, slots: int) -> None:
-        """`slots` threads; frames are decoded, changed and encoded in C, which releases the interpreter."""
+    def __init__(self, media: MediaSettings, store: ArtifactStore, sink: ProgressSink, *, slots: int,
+                 embedder: Embedder | None = None) -> None:
+        """`slots` threads; frames are decoded, changed and encoded in C, which releases the interpreter. `embedder`
+        compares clips with reference pictures.
+        """
+        self._scorer = Scorer(store, embedder)
         self._finisher = Finisher(store, EncodeOptions(crf=media.crf, preset=media.preset, gop_s=media.gop_s))
         self._sink = sink
         self._threads = ThreadPoolExecutor(slots, thread_name_prefix="media")
         self._running: dict[tuple[str, str], threading.Event] = {}
 
     async def run(self, call: NodeCall) -> NodeResult:
-        """One interpolate, caption or compose node; a cancelled call stops at the next frame."""
+        """One interpolate, caption, score or compose node; a cancelled call stops at the next frame."""
         stop = threading.Event()
         self._running[call.job_id, call.node_id] = stop
         work = asyncio.get_running_loop().run_in_executor(self._threads, self._finish, call, stop)
@@ -49,7 +54,7 @@ class MediaWorker:
     def _finish(self, call: NodeCall, stop: threading.Event) -> NodeResult:
         watch = _Watch(call, stop, self._sink)
         watch(0, 1)
-        return self._finisher.run(call, watch)
+        return (self._scorer if call.kind is NodeKind.SCORE else self._finisher).run(call, watch)
 
 
 class _Watch:

@@ -12,7 +12,7 @@ import torch
 
 from configs.model_card import ModelCard
 from serve_app.doctor import Finding
-from serve_app.models import pipelines, weights
+from serve_app.models import adapters, pipelines, weights
 from serve_app.models.studio import open_studio
 from workflows.errors import ReelrayError
 
@@ -26,6 +26,9 @@ LEAST_GB = 0.05
 
 def examine_card(card: ModelCard, *, load: bool = False, checksums: bool = False) -> Iterator[Finding]:
     """Classes, weights, sizes; with `checksums` every byte of a hub snapshot, with `load` the pipelines themselves."""
+    if card.loader == "embedding":
+        yield from _picture_model(card, load=load, checksums=checksums)
+        return
     if card.loader != "diffusers":
         yield Finding(level="ok", what="weights", text="needs none")
         return
@@ -34,10 +37,13 @@ def examine_card(card: ModelCard, *, load: bool = False, checksums: bool = False
             pipelines.find_class(card, task)
         yield Finding(level="ok", what="classes", text=", ".join(sorted(set(card.pipelines.values()))))
         directory = weights.require(card)
+        extra, beside = adapters.extra_of(card), adapters.require(card)
     except ReelrayError as error:
         yield Finding(level="fail", what="card", text=str(error))
         return
     yield from _files(card, directory, checksums=checksums)
+    if beside is not None and extra is not None:
+        yield from _extra(extra, beside, "adapter", checksums=checksums)
     if load:
         yield _loaded(card)
 
@@ -53,6 +59,27 @@ def _files(card: ModelCard, directory: Path, *, checksums: bool) -> Iterator[Fin
     yield from _sizes(card, directory)
     if checksums:
         yield compared(directory)
+
+
+def _extra(extra: adapters.Extra, directory: Path, what: str, *, checksums: bool) -> Iterator[Finding]:
+    size_gb = sum((directory / path).stat().st_size for path in extra.files) / 1e9
+    yield Finding(level="ok", what=what, text=f"{len(extra.files)} files of {extra.repo} are whole, {size_gb:.2f} GB "
+                                              f"at {directory}")
+    if checksums:
+        yield compared(directory)
+
+
+def _picture_model(card: ModelCard, *, load: bool, checksums: bool) -> Iterator[Finding]:
+    try:
+        extra, directory = adapters.extra_of(card), adapters.require(card)
+        if extra is not None and directory is not None:
+            yield from _extra(extra, directory, "weights", checksums=checksums)
+        if load:
+            started = time.perf_counter()
+            pipelines.load_embedding(card)
+            yield Finding(level="ok", what="load", text=f"in {time.perf_counter() - started:.1f} s on cpu")
+    except ReelrayError as error:
+        yield Finding(level="fail", what="card", text=str(error))
 
 
 def compared(directory: Path) -> Finding:
@@ -80,13 +107,21 @@ def _sizes(card: ModelCard, directory: Path) -> Iterator[Finding]:
     """The card's memory against the files' own headers."""
     for name, said_gb in ({} if card.memory is None else card.memory.weights_gb).items():
         wanted = card.dtypes.get(name, card.dtype)
-        folder = directory / name
-        paths = [path for path in folder.glob("*.safetensors")
-                 if bool(card.variant and f".{card.variant}." in path.name) is _has_variant(folder, card.variant)]
-        found_gb = sum(values(path) for path in paths) * DTYPE_BYTES[wanted] / 1e9
+        found_gb = sum(values(path) for path in _weight_files(card, directory / name)) * DTYPE_BYTES[wanted] / 1e9
         if abs(found_gb - said_gb) > max(said_gb * TOLERANCE, LEAST_GB):
             yield Finding(level="note", what="memory", text=f"{name}: the card says {said_gb:g} GB in {wanted}, its "
                                                             f"files come to {found_gb:.2f} GB")
+
+
+def _weight_files(card: ModelCard, folder: Path) -> list[Path]:
+    """What is read for a component: of its folder, and of an adapter what becomes a part of it."""
+    paths = [path for path in folder.glob("*.safetensors")
+             if bool(card.variant and f".{card.variant}." in path.name) is _has_variant(folder, card.variant)]
+    adapter, beside = adapters.adapter_of(card), adapters.require(card)
+    if adapter is not None and beside is not None:
+        paths += [beside / adapter.weight_file] if folder.name == "unet" else []
+        paths += [beside / adapter.image_encoder / "model.safetensors"] if folder.name == "image_encoder" else []
+    return paths
 
 
 def _has_variant(folder: Path, variant: str) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -15,11 +16,15 @@ from configs.chat_card import AnyCard, ChatCard
 from configs.load import SettingsError, cards_in_use, casting, load_all_cards, load_settings, story_card, suggestion
 from configs.memory import Remedies, default_shape, first_that_fits, need_of, room_gb, rungs_of, share_of
 from configs.model_card import GPU_SIZES_GB, ModelCard
+from configs.references import IpAdapter
 from configs.settings import Settings
 from serve_app.gpus import with_gpu_memory
 from serve_app.options import JsonOption, ProfileOption, SetOption
 from workflows.drafts import changes
 from workflows.types import Json
+
+if TYPE_CHECKING:
+    from serve_app.models import weights
 
 models_app = typer.Typer(no_args_is_help=True, help="Model cards: what can render, what it needs, and its weights.")
 out = Console()
@@ -44,8 +49,13 @@ def models_list(profile: ProfileOption = "", settings_: SetOption = None, as_jso
     for card in cards.values():
         used = [task.value for task, chosen in cast.items() if chosen.name == card.name]
         out.print(f"[bold]{card.name}[/bold]  {card.title}", highlight=False)
+        if card.loader == "embedding":
+            out.print("  compares pictures" + ("; used here" if settings.models.scorer == card.name else ""))
+            continue
         out.print(f"  does {', '.join(card.tasks)}" + (f"; used here for {', '.join(used)}" if used else ""),
                   highlight=False)
+        if fact := _references_fact(card):
+            out.print(f"  takes {fact}", highlight=False)
         default = card.defaults
         out.print(f"  {default.width_px}x{default.height_px}, {default.frames} frames at {default.fps:g} fps, "
                   f"{default.steps} steps; {share_of(card, settings.models).gpus:g} GPU per replica", highlight=False)
@@ -91,16 +101,15 @@ def models_show(name: CardArgument, profile: ProfileOption = "", settings_: SetO
 def models_pull(name: CardArgument, profile: ProfileOption = "", settings_: SetOption = None,
                 as_json: JsonOption = False) -> None:
     """Download a hub model's weights: safetensors and configuration only, what is here already is not fetched again.
+    The adapter's files of a card that takes reference pictures through one are fetched too.
 
     The disk is checked before, the SHA-256 of every large file after, unless all were here already. HF_TOKEN opens
     gated models, HF_ENDPOINT names a mirror, HF_HOME the directory, HF_HUB_OFFLINE=1 forbids it.
     """
-    from serve_app.models import weights
-
     card = _card(name, profile, settings_)
     if card.licence_terms:
         err.print(f"licence {card.licence}: {card.licence_terms} {card.licence_url}", style="dim", highlight=False)
-    pulled = weights.pull(card, say=lambda line: err.print(line, highlight=False))
+    pulled = _pulled(card, say=lambda line: err.print(line, highlight=False))
     if as_json:
         print(json.dumps({"directory": str(pulled.directory), "files": pulled.files, "size_bytes": pulled.size_bytes,
                           "fetched_bytes": pulled.fetched_bytes, "checked": pulled.checked}))
@@ -148,10 +157,30 @@ def _card(name: str, profile: str, overrides: list[str] | None) -> AnyCard:
 
 def _here(card: AnyCard) -> str:
     """Where the weights are, or empty."""
-    from serve_app.models import weights
+    from serve_app.models import adapters, weights
 
+    extra = adapters.extra_of(card)
     found: Path | None = weights.find(card) if weights.has_weights(card) else None
+    if card.loader == "embedding" and extra is not None:
+        found = adapters.find(card, extra)
     return str(found or "")
+
+
+def _pulled(card: AnyCard, say: Callable[[str], None]) -> weights.Pulled:
+    """The model's files, then those that are no part of its checkpoint; counted together."""
+    from serve_app.models import adapters, weights
+    from serve_app.models.repo import resolve_repo
+
+    extra = adapters.extra_of(card)
+    if extra is None:
+        return weights.pull(card, say=say)
+    # The model may be a directory of this machine, and its adapter a hub's.
+    if card.loader == "embedding" or isinstance(resolve_repo(card), Path):
+        return adapters.pull(card, extra, say=say)
+    model, beside = weights.pull(card, say=say), adapters.pull(card, extra, say=say)
+    return weights.Pulled(
+        directory=model.directory, files=model.files + beside.files, size_bytes=model.size_bytes + beside.size_bytes,
+        fetched_bytes=model.fetched_bytes + beside.fetched_bytes, checked=model.checked + beside.checked)
 
 
 def _facts(card: ModelCard) -> list[tuple[str, str]]:
@@ -159,7 +188,8 @@ def _facts(card: ModelCard) -> list[tuple[str, str]]:
     default, size, frames = card.defaults, card.size, card.frames
     still = frames.max_frames == 1
     facts = [
-        ("does", ", ".join(f"{task.value} ({pipeline})" for task, pipeline in card.pipelines.items())),
+        ("does", ", ".join(f"{task.value} ({pipeline})" for task, pipeline in card.pipelines.items())
+         or "compares clips with reference pictures (models.scorer)"),
         ("grade", card.grade),
         ("draft", f"{changes(card)}: {card.draft.approximations}" if card.draft else "as the final film"),
         ("repo", card.repo + (f" at {card.revision}" if card.revision else "")),
@@ -175,6 +205,7 @@ def _facts(card: ModelCard) -> list[tuple[str, str]]:
          + f"{frames.min_frames} to {frames.max_frames}"),
         ("prompt", f"up to about {card.prompt_words} words" if card.prompt_words < UNREAD_WORDS else ""),
         ("batch", f"up to {card.batch} pictures in one call" if card.batch > 1 else ""),
+        ("references", _references_fact(card)),
         ("speed", f"about {card.seconds_per_step:g} s per step at the default shape"
                   + (", on a large GPU" if card.loader == "diffusers" and card.resources.num_gpus != 0 else "")),
     ]
@@ -191,8 +222,25 @@ def _chat_facts(card: ChatCard) -> list[tuple[str, str]]:
             *([("note", card.notes.strip())] if card.notes else [])]
 
 
+def _references_fact(card: ModelCard) -> str:
+    """How it takes pictures of characters; empty when it does not."""
+    part = card.references
+    if part is None:
+        return ""
+    how = f"up to {part.max_pictures} reference picture{'s' if part.max_pictures > 1 else ''} of characters"
+    if not isinstance(part, IpAdapter):
+        return how + (", and at least one" if part.required else "")
+    return (f"{how}, at weight {part.scale:g}, through {part.repo} {part.weight_file}"
+            + (f" at {part.revision}" if part.revision else ""))
+
+
 def _weights_fact(card: ModelCard) -> str:
-    return "" if card.loader != "diffusers" else _here(card) or f"not here; `reelray models pull {card.name}`"
+    from serve_app.models import adapters
+
+    if card.loader not in ("diffusers", "embedding"):
+        return ""
+    here, how = _here(card), f"not here; `reelray models pull {card.name}`"
+    return (here or how) if adapters.is_here(card) else f"{here}; its adapter is {how}" if here else how
 
 
 def _memory_facts(card: AnyCard) -> list[tuple[str, str]]:

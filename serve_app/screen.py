@@ -100,13 +100,14 @@ class LiveScreen:
 
     def _shots(self, view: JobView) -> RenderableType:
         grid = Table.grid(padding=(0, 1))
-        for name, node, status, progress in _rows(view):
+        for name, node, status, progress, consistency in _rows(view):
             mark, style = MARKS[status]
             left = ""
             if status is NodeStatus.RUNNING:
                 left = eta_text(self._clock.remaining_s(node.id, node.attempt, node.progress))
-            grid.add_row(Text(mark, style=style), name, ProgressBar(total=1.0, completed=progress, width=20),
-                         Text(_detail(node, status), style="dim" if status is not NodeStatus.FAILED else "red"), left)
+            detail = Text(_detail(node, status, consistency), style="dim" if status is not NodeStatus.FAILED else "red")
+            grid.add_row(Text(mark, style=style), name, ProgressBar(total=1.0, completed=progress, width=20), detail,
+                         left)
         return grid
 
 
@@ -124,13 +125,13 @@ class PlainScreen:
 
     def show(self, view: JobView) -> None:
         """Lines for the shots whose status changed, and now and then for those that run."""
-        for name, node, status, progress in _rows(view):
+        for name, node, status, progress, consistency in _rows(view):
             old, at_s = self._shown.get(name, (NodeStatus.PENDING, 0.0))
             now = time.monotonic()
             due = status is NodeStatus.RUNNING and progress > 0 and now - at_s >= LINE_INTERVAL_S
             if status is not old or due:
                 self._shown[name] = (status, now)
-                self.note(f"{view.progress:6.1%}  {name}: {_detail(node, status) or status.value}")
+                self.note(f"{view.progress:6.1%}  {name}: {_detail(node, status, consistency) or status.value}")
 
     def step(self, record: ProgressRecord) -> None:
         """Nothing: a log of every step is what `--json` is for."""
@@ -176,20 +177,21 @@ class JsonScreen:
         print(json.dumps(value, ensure_ascii=False), file=self._stream, flush=True)
 
 
-def _rows(view: JobView) -> list[tuple[str, NodeView, NodeStatus, float]]:
+def _rows(view: JobView) -> list[tuple[str, NodeView, NodeStatus, float, float | None]]:
     """What to show, in film order: shots, then the nodes of the whole film."""
-    rows = [(f"{shot.id} (draft)" if shot.tier is Tier.DRAFT else shot.id, shot.current, shot.status, shot.progress)
-            for shot in view.shots]
-    return rows + [(node.id, node, node.status, node.progress) for node in view.film]
+    rows = [(f"{shot.id} (draft)" if shot.tier is Tier.DRAFT else shot.id, shot.current, shot.status, shot.progress,
+             shot.consistency) for shot in view.shots]
+    return rows + [(node.id, node, node.status, node.progress, None) for node in view.film]
 
 
-def _detail(node: NodeView, status: NodeStatus) -> str:
+def _detail(node: NodeView, status: NodeStatus, consistency: float | None = None) -> str:
     kind = node.kind.value
     if node.message:
         attempt = f" (attempt {node.attempt})" if node.attempt > 1 else ""
         return f"{kind}: {node.message}{attempt}"
     if status is NodeStatus.SUCCEEDED:
-        return "reused" if node.cached else f"{kind} done in {node.seconds:.1f} s"
+        alike = "" if consistency is None else f", consistency {consistency:.2f}"
+        return ("reused" if node.cached else f"{kind} done in {node.seconds:.1f} s") + alike
     return f"{kind} {status.value}" if status is not NodeStatus.PENDING else ""
 
 

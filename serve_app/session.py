@@ -20,7 +20,7 @@ from serve_app.capacity import told_shares
 from serve_app.cluster import start_ray
 from serve_app.gpus import with_gpu_memory
 from serve_app.ingress import ActorBoard
-from serve_app.models import weights
+from serve_app.models import adapters, weights
 from workflows.errors import InvalidDocument, Problem, StartFailed
 
 STOP_TIMEOUT_S = 15.0
@@ -63,6 +63,7 @@ def require_weights(settings: Settings) -> None:
         try:
             if weights.has_weights(card):
                 weights.require(card)
+            adapters.require(card)
         except InvalidDocument as error:
             problems += [replace(problem, field=f"{error.file}: {problem.field}") for problem in error.problems]
     if problems:

@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from configs.load import casting, load_cards, story_card
+from configs.load import casting, load_cards, scorer_of, story_card
+from configs.model_card import ModelCard
+from configs.references import size_problem
 from configs.settings import Settings
 from workflows.durable.rows import NewJob
 from workflows.errors import InvalidDocument, MediaError, Problem
 from workflows.media.decode import read_picture
-from workflows.plan import PictureRef, plan_film, referenced_pictures
+from workflows.plan import PictureRef, plan_film, reference_pictures, referenced_pictures
 from workflows.revise import at_tier, with_lines
 from workflows.scene import Cards
 from workflows.script import looks_like_script
@@ -23,6 +25,8 @@ from workflows.storyboard import Storyboard, dump_storyboard, parse_storyboard
 from workflows.tiers import Tier, kept_tiers
 from workflows.types import Artifact, Json, MediaType, NodeSpec, Stage, digest
 
+REFERENCES = "references"
+"""In a job's document: the stored pictures of its characters by path as written, used by a shot or not."""
 PICTURE_TYPES = {".png": MediaType.PNG, ".jpg": MediaType.JPEG, ".jpeg": MediaType.JPEG}
 
 
@@ -43,25 +47,28 @@ def film_job(path: Path, settings: Settings, store: Store, *, last_stage: Stage 
     every problem, SettingsError for the cards.
     """
     text = read_text(path)
-    cards = casting(settings, load_cards(settings))
+    every = load_cards(settings)
+    cards = casting(settings, every)
     if looks_like_script(text, path.name):
         node = plan_script(text, cards=cards, file=path.name, last_stage=last_stage,
                            writer=writer_identity(settings.story, story_card(settings)))
         document = {"script": text, LAST_STAGE: last_stage.value, **kept_tiers(tier or Tier.FINAL, {})}
         return _submission(path, path.stem, document, (told_at(node, tier),), ())
     storyboard = at_tier(parse_storyboard(text, file=path.name), tier)
-    return _storyboard_job(storyboard, text, path, cards, store, last_stage)
+    return _storyboard_job(storyboard, text, path, cards, store, last_stage, scorer_of(settings, every))
 
 
-def _storyboard_job(
+def _storyboard_job(  # noqa: PLR0913 - all that decides the job's plan
     storyboard: Storyboard, text: str, path: Path, cards: Cards, store: Store, last_stage: Stage,
+    scorer: ModelCard | None,
 ) -> Submission:
     try:
         assets = _store_pictures(referenced_pictures(storyboard), path.parent, store)
-        plan = plan_film(storyboard, cards=cards, assets=assets, last_stage=last_stage)
+        plan = plan_film(storyboard, cards=cards, assets=assets, last_stage=last_stage, scorer=scorer)
     except InvalidDocument as error:
         raise with_lines(error, text, file=path.name) from None
-    document = {**storyboard_document(storyboard), LAST_STAGE: last_stage.value}
+    document: dict[str, Json] = {**storyboard_document(storyboard), LAST_STAGE: last_stage.value,
+                                 **kept_references(storyboard, assets)}
     return _submission(path, storyboard.title or path.stem, document, plan.nodes, plan.warnings)
 
 
@@ -95,6 +102,12 @@ def picture_key(sha256: str) -> str:
     return digest({"picture": sha256})[:32]
 
 
+def kept_references(storyboard: Storyboard, assets: Mapping[str, Artifact]) -> dict[str, Json]:
+    """What a job's document keeps of its characters' pictures, so that a changed shot finds them; empty without any."""
+    kept: dict[str, Json] = {ref.path: assets[ref.path].to_json() for ref in reference_pictures(storyboard)}
+    return {REFERENCES: kept} if kept else {}
+
+
 def _store_pictures(pictures: Sequence[PictureRef], directory: Path, store: Store) -> dict[str, Artifact]:
     """Put every picture that can be read into the store; raise with all that cannot."""
     assets: dict[str, Artifact] = {}
@@ -107,9 +120,13 @@ def _store_pictures(pictures: Sequence[PictureRef], directory: Path, store: Stor
             problems.append(Problem(shot_id=ref.shot_id, field=ref.field, problem=problem))
             continue
         try:
-            read_picture(source)
+            height_px, width_px = read_picture(source).shape[:2]
         except MediaError as error:
             problems.append(Problem(shot_id=ref.shot_id, field=ref.field, problem=error.problem + f" ({ref.path})"))
+            continue
+        problem, nearest = ("", "") if ref.shot_id else size_problem(width_px, height_px)
+        if problem:
+            problems.append(Problem(field=ref.field, problem=f"{problem} ({ref.path})", nearest=nearest))
             continue
         key = picture_key(sha256_of(source))
         assets[ref.path] = store.find(key) or store.put(key, source, media_type=media_type,

@@ -23,7 +23,8 @@ class FakeStore:
     def find(self, key: str) -> Artifact | None:
         return self._artifacts.get(key)
 
-    def put(self, key: str, source: Path, *, media_type: MediaType, manifest: Mapping[str, Json]) -> Artifact:
+    def put(self, key: str, source: Path, *, media_type: MediaType, manifest: Mapping[str, Json],
+            score: float | None = None) -> Artifact:
         return self.keep(key, source.read_bytes(), media_type=media_type)
 
     def fetch(self, artifact: Artifact) -> Path:

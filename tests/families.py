@@ -16,6 +16,7 @@ from serve_app.models.render import tapped
 from serve_app.models.takes import Dialect, Take
 from serve_app.models.tap import UNWATCHED, ProgressCallback, Watch
 from tests import tiny
+from tests.tiny_pictures import ADAPTER_ENCODER, ADAPTER_FILE
 
 STEPS = 4
 
@@ -30,6 +31,8 @@ class Family:
     side_px: int = 32
     frames: int = 1
     frame_step: int = 1
+    references: str = ""
+    """Kind of reference pictures that it takes."""
 
     def card(self, checkpoints: Path, **changes: object) -> ModelCard:
         """A card for the family's checkpoint below `checkpoints`."""
@@ -41,7 +44,15 @@ class Family:
             "size": SizeRule(multiple_px=self.side_px, min_px=self.side_px, max_px=128),
             "frames": FrameRule(step=self.frame_step, offset=1 % self.frame_step, max_frames=64),
         }
+        if self.references:
+            fields["references"] = {"kind": self.references, "max_pictures": 2, **self._adapter(checkpoints)}
         return ModelCard.model_validate({**fields, **changes})
+
+    def _adapter(self, checkpoints: Path) -> dict[str, object]:
+        if self.references != "ip_adapter":
+            return {}
+        return {"repo": str(tiny.build_ip_adapter(checkpoints)), "weight_file": ADAPTER_FILE,
+                "image_encoder": ADAPTER_ENCODER}
 
     def take(self, **changes: object) -> Take:
         """A call of STEPS steps with a fixed seed."""
@@ -64,7 +75,9 @@ class Family:
                watch: Watch = UNWATCHED, **changes: object) -> torch.Tensor:
         """The pipeline's own floats, before they are rounded to pixels."""
         take = self.take(**changes)
-        call = self.dialect(pipe, checkpoints).call(take)
+        dialect = self.dialect(pipe, checkpoints)
+        dialect.guide(pipe, take)
+        call = dialect.call(take)
         with tapped(pipe, seed=take.seed, progress_callback=callback, watch=watch) as generator:
             output = pipe(**call.kwargs(), generator=generator, output_type="pt")
         floats: torch.Tensor = output.frames if "frames" in output else output.images
@@ -87,6 +100,9 @@ FAMILIES = [
     Family(name="flux", pipeline="FluxPipeline", task=Task.TEXT_TO_IMAGE),
     Family(name="z_image", pipeline="ZImagePipeline", task=Task.TEXT_TO_IMAGE),
     Family(name="qwen_image", pipeline="QwenImagePipeline", task=Task.TEXT_TO_IMAGE),
+    Family(name="flux2_klein", pipeline="Flux2KleinPipeline", task=Task.TEXT_TO_IMAGE, references="native"),
+    Family(name="sdxl_ip_adapter", pipeline="StableDiffusionXLPipeline", task=Task.TEXT_TO_IMAGE,
+           references="ip_adapter"),
 ]
 FAST = ("wan_t2v", "svd", "sdxl", "sdxl_turbo")
 """The families that every run of the tests covers; the others are marked slow."""

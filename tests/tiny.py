@@ -51,7 +51,7 @@ from transformers import (
     UMT5EncoderModel,
 )
 
-from tests.tiny_pictures import flux, qwen_image, z_image
+from tests.tiny_pictures import flux, flux2_klein, qwen_image, write_ip_adapter, z_image
 from tests.tiny_text import (
     CHAT_TEMPLATE,
     byte_tokenizer,
@@ -273,7 +273,7 @@ def hv15() -> DiffusionPipeline:
 FAMILIES: Mapping[str, Callable[[], DiffusionPipeline]] = {
     "wan_t2v": wan_t2v, "wan_ti2v": wan_ti2v, "wan21_i2v": wan21_i2v, "wan22_t2v": wan22_t2v,
     "wan22_i2v": wan22_i2v, "svd": svd, "sdxl": sdxl, "sdxl_turbo": sdxl_turbo, "ltx": ltx, "ltx2": ltx2, "hv15": hv15,
-    "flux": flux, "z_image": z_image, "qwen_image": qwen_image,
+    "flux": flux, "flux2_klein": flux2_klein, "z_image": z_image, "qwen_image": qwen_image, "sdxl_ip_adapter": sdxl,
 }
 
 
@@ -284,4 +284,14 @@ def build(family: str, directory: Path) -> Path:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             FAMILIES[family]().save_pretrained(target)
+    return target
+
+
+def build_ip_adapter(directory: Path) -> Path:
+    """Write an IP-Adapter for the tiny SDXL below `directory` (weights from seed 0); return its folder."""
+    target = directory / "ip_adapter"
+    if not target.exists():
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            write_ip_adapter(sdxl(), target)
     return target

@@ -57,11 +57,12 @@ def shape_of(kind: NodeKind, payload: Mapping[str, Json]) -> Shape:
     """What nodes must share for one to tell how long the other takes."""
     if kind not in MODEL_KINDS:
         return ()
-    guidance, cache = payload.get("guidance"), payload.get("cache")
-    # Guidance runs the model twice per step; a cache leaves out parts of it.
+    guidance, cache, pictures = payload.get("guidance"), payload.get("cache"), payload.get("references")
+    # Guidance runs the model twice per step; a cache leaves out parts of it; each reference picture makes it longer.
     guided = isinstance(guidance, int | float) and guidance > 1
     threshold = cache["threshold"] if isinstance(cache, dict) else None
-    return (*(payload.get(name) for name in SHAPE_FIELDS), guided, threshold)
+    looked_at = len(pictures) if isinstance(pictures, list) else 0
+    return (*(payload.get(name) for name in SHAPE_FIELDS), guided, threshold, looked_at)
 
 
 class Pace:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from configs.model_card import ModelCard, Task
 from workflows.drafts import Effort, effort
 from workflows.prompt import one_line, take_seed
+from workflows.references import mentioned
 from workflows.scene import Film, Scene
 from workflows.storyboard import Missing
 from workflows.types import Json, NodeKind, NodeSpec
@@ -19,6 +20,8 @@ from workflows.types import Json, NodeKind, NodeSpec
 _INTERPOLATE_S, _CAPTION_S, _COMPOSE_S = 0.015, 0.01, 0.001
 _MEASURED_PX = 832 * 480
 _LEAST_COST_S = 0.01
+_SCORED_FRAMES = 8
+"""Of a clip, compared with reference pictures."""
 
 
 def film_nodes(scenes: Sequence[Scene], film: Film) -> tuple[NodeSpec, ...]:
@@ -80,6 +83,8 @@ def _shot_nodes(scene: Scene, film: Film, chosen: dict[str, str]) -> Iterator[No
     for take in range(1, (shot.takes or 1) + 1):
         yield _clip(scene, film, take, deps)
     last = clip_node(scene)
+    if film.scorer is not None and scene.references:
+        yield _score(scene, film, film.scorer)
     if film.factor > 1:
         cost = _cpu_cost(_INTERPOLATE_S, scene.frames - scene.render_frames, film)
         yield NodeSpec(id=f"{shot.id}.interpolate", kind=NodeKind.INTERPOLATE, shot_id=shot.id, deps=(last,),
@@ -99,6 +104,9 @@ def _keyframe(scene: Scene, film: Film) -> NodeSpec:
     }
     if card.batch > 1:
         payload["batch"] = card.batch
+    if scene.references:
+        payload["prompt"] = mentioned(scene.prompt, card, [who for who, _ in scene.references])
+        payload["references"] = [film.assets[path].to_json() for _, path in scene.references]
     return NodeSpec(id=keyframe_node(scene), kind=NodeKind.KEYFRAME, shot_id=scene.shot.id, payload=payload,
                     lane=card.name, cost=_render_cost(card, given, 1, film))
 
@@ -115,6 +123,16 @@ def _clip(scene: Scene, film: Film, take: int, deps: tuple[str, ...]) -> NodeSpe
         payload["image"] = film.assets[shot.image].to_json()
     return NodeSpec(id=_clip_id(scene, take), kind=NodeKind.CLIP, shot_id=shot.id, deps=deps, payload=payload,
                     lane=card.name, cost=_render_cost(card, given, scene.render_frames, film))
+
+
+def _score(scene: Scene, film: Film, scorer: ModelCard) -> NodeSpec:
+    """Of the clip that the film uses, before interpolation and caption."""
+    payload: dict[str, Json] = {"card": scorer.name, "card_digest": scorer.digest(), "frames": _SCORED_FRAMES,
+                                "characters": [{"id": who, "reference": film.assets[path].to_json()}
+                                               for who, path in scene.references]}
+    pictures = min(_SCORED_FRAMES, scene.render_frames) + len(scene.references)
+    return NodeSpec(id=f"{scene.shot.id}.score", kind=NodeKind.SCORE, shot_id=scene.shot.id, deps=(clip_node(scene),),
+                    payload=payload, cost=max(scorer.seconds_per_step * pictures, _LEAST_COST_S))
 
 
 def _render_payload(scene: Scene, film: Film, card: ModelCard) -> dict[str, Json]:

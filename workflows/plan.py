@@ -1,22 +1,24 @@
 """Storyboard -> a film as nodes: the one door to planning. Pure; runs nothing, stores nothing, reads no file.
 
 Nodes of a shot `s1`: `s1.keyframe` (a drawn first frame), `s1.clip` and for further takes `s1.clip.2` ..., then for the
-take that the film uses `s1.interpolate` and `s1.caption` where asked for. `compose` joins the last node of every shot.
+take that the film uses `s1.score`, `s1.interpolate` and `s1.caption` where asked for. `compose` joins the last node
+of every shot but the score.
 A job that stops after its pictures has `s1.keyframe` of every shot and nothing else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from configs.model_card import Task
+from configs.model_card import ModelCard, Task
 from workflows.admission import refuse_too_large
 from workflows.drafts import draft_hints
 from workflows.errors import InvalidDocument, Problem
 from workflows.hints import Spoken, prompt_hints
 from workflows.nodes import clip_node, film_nodes, final_node, keyframe_node, picture_nodes
 from workflows.prompt import take_seed
+from workflows.references import unused_references
 from workflows.scene import Cards, Film, Scene, decide, decide_pictures
 from workflows.source import shortened
 from workflows.storyboard import Storyboard
@@ -28,6 +30,7 @@ class PictureRef:
     """A picture file that a storyboard names."""
 
     shot_id: str
+    """Empty for a character's."""
     field: str
     path: str
     """As written: relative to the storyboard's file."""
@@ -99,34 +102,43 @@ def last_stage_of(stages: str) -> Stage:
 
 def referenced_pictures(storyboard: Storyboard) -> tuple[PictureRef, ...]:
     """The picture files that must be in the store before the film can be planned."""
-    return tuple(PictureRef(shot_id=shot.id, field="image", path=shot.image)
-                 for shot in storyboard.shots if shot.image is not None)
+    return (*(PictureRef(shot_id=shot.id, field="image", path=shot.image)
+              for shot in storyboard.shots if shot.image is not None), *reference_pictures(storyboard))
+
+
+def reference_pictures(storyboard: Storyboard) -> tuple[PictureRef, ...]:
+    """The picture files of its characters: all that pictures are drawn from."""
+    return tuple(PictureRef(shot_id="", field=f"characters[{place}].reference", path=who.reference)
+                 for place, who in enumerate(storyboard.characters) if who.reference is not None)
 
 
 def plan_film(
     storyboard: Storyboard, *, cards: Cards, assets: Mapping[str, Artifact] | None = None,
-    last_stage: Stage = Stage.COMPOSITION,
+    last_stage: Stage = Stage.COMPOSITION, scorer: ModelCard | None = None,
 ) -> Plan:
-    """Plan a film for the models that answer each task; `assets` are the stored pictures by path as written.
+    """Plan a film for the models that answer each task; `assets` are the stored pictures by path as written; `scorer`
+    compares the clips of characters with their reference pictures.
 
     With `last_stage` images only the shots' pictures are made; no other stage can be the last but composition.
     Raises InvalidDocument with everything that the models or the lengths of the clips forbid;
     `workflows.revise.with_lines` finds the lines.
     """
     if last_stage is Stage.IMAGES:
-        return _plan_pictures(storyboard, cards)
+        return _plan_pictures(storyboard, cards, assets or {})
     film, scenes = decide(storyboard, cards, assets or {})
     refuse_too_large(scenes, film)
+    film = replace(film, scorer=scorer)
     shots = _shot_plans(scenes, film)
     frames = shots[-1].start_frame + shots[-1].frames
     shape = FilmShape(width_px=film.size.width_px, height_px=film.size.height_px, fps=film.fps, frames=frames,
                       duration_s=frames / film.fps)
+    unused = unused_references(storyboard, [(scene.shot, scene.tasks) for scene in scenes])
     return Plan(nodes=film_nodes(scenes, film), film=shape, shots=shots,
-                warnings=(*prompt_hints(_spoken(scenes, film)), *draft_hints(scenes, film)))
+                warnings=(*unused, *prompt_hints(_spoken(scenes, film)), *draft_hints(scenes, film)))
 
 
-def _plan_pictures(storyboard: Storyboard, cards: Cards) -> Plan:
-    film, scenes = decide_pictures(storyboard, cards)
+def _plan_pictures(storyboard: Storyboard, cards: Cards, assets: Mapping[str, Artifact]) -> Plan:
+    film, scenes = decide_pictures(storyboard, cards, assets)
     refuse_too_large(scenes, film)
     shape = FilmShape(width_px=film.size.width_px, height_px=film.size.height_px, fps=film.fps, frames=0, duration_s=0)
     shots = tuple(ShotPlan(

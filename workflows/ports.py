@@ -16,7 +16,8 @@ class ArtifactStore(Protocol):
     def find(self, key: str) -> Artifact | None:
         """The artifact committed under this key, or None."""
 
-    def put(self, key: str, source: Path, *, media_type: MediaType, manifest: Mapping[str, Json]) -> Artifact:
+    def put(self, key: str, source: Path, *, media_type: MediaType, manifest: Mapping[str, Json],
+            score: float | None = None) -> Artifact:
         """Commit a local file under a key, atomically; a second commit of the same key is harmless."""
 
     def fetch(self, artifact: Artifact) -> Path:
@@ -51,6 +52,8 @@ class RenderCall:
     """The picture the clip starts from (image to video)."""
     cache_threshold: float | None = None
     """Of diffusers' first-block cache, in drafts; None: every step is computed."""
+    references: tuple[Artifact, ...] = ()
+    """Reference pictures of characters, in the shot's order (text to image)."""
 
 
 class Model(Protocol):

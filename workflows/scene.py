@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from configs.model_card import ModelCard, Task
 from workflows.errors import InvalidDocument, Problem
 from workflows.prompt import shot_seed, weave_prompt
+from workflows.references import reference_problems, referenced
 from workflows.shape import Cut, clip_frames, fade_frames, framed_size, interpolated, size_problem
 from workflows.source import closest_or_few
 from workflows.storyboard import Missing, Mode, Shot, Size, Storyboard
@@ -30,6 +31,8 @@ class Film:
     factor: int
     """Clips are rendered at `fps / factor`."""
     missing: Missing
+    scorer: ModelCard | None = None
+    """Compares clips with reference pictures."""
 
     @property
     def render_fps(self) -> float:
@@ -56,6 +59,8 @@ class Scene:
     render_frames: int
     frames: int
     """In the film, after interpolation."""
+    references: tuple[tuple[str, str], ...] = ()
+    """Of its characters that have a reference picture: id, and path as written."""
     fade_in_frames: int = 0
     unused_tier: Tier = Tier.FINAL
     """Of the takes that the film does not use: promoting a shot makes the chosen take final, and no other."""
@@ -77,9 +82,11 @@ def decide(storyboard: Storyboard, cards: Cards, assets: Mapping[str, Artifact])
     Raises InvalidDocument with all that the models or the lengths of the clips forbid.
     """
     shots = [storyboard.resolved(shot) for shot in storyboard.shots]
-    unanswered = [*_reference_pictures(storyboard), *_missing_cards(shots, cards)]
+    planned = [(shot, tasks_of(shot, cards)) for shot in shots]
+    unanswered = [*_missing_cards(shots, cards),
+                  *reference_problems(storyboard, planned, cards.get(Task.TEXT_TO_IMAGE), assets)]
     if unanswered:
-        raise InvalidDocument(problems=tuple(unanswered))
+        raise InvalidDocument(problems=tuple(dict.fromkeys(_at_their_source(unanswered, storyboard))))
     used = {cards[task].name: cards[task] for shot in shots for task in tasks_of(shot, cards)}
     film = _film(storyboard, cards, assets, tuple(used.values()))
     problems = [*_wrong_size(film, used.values()), *_missing_pictures(shots, assets)]
@@ -100,7 +107,8 @@ def decide(storyboard: Storyboard, cards: Cards, assets: Mapping[str, Artifact])
     return film, tuple(scenes)
 
 
-def decide_pictures(storyboard: Storyboard, cards: Cards) -> tuple[Film, tuple[Scene, ...]]:
+def decide_pictures(storyboard: Storyboard, cards: Cards, assets: Mapping[str, Artifact],
+                    ) -> tuple[Film, tuple[Scene, ...]]:
     """Decide everything about the pictures of a film whose clips are not made: one per shot, but for those that start
     from a picture of their own.
 
@@ -111,13 +119,14 @@ def decide_pictures(storyboard: Storyboard, cards: Cards) -> tuple[Film, tuple[S
     card = cards[Task.TEXT_TO_IMAGE]
     every = [storyboard.resolved(shot) for shot in storyboard.shots]
     tasks = (task for shot in every for task in tasks_of(shot, cards))
-    film = _film(storyboard, cards, {}, (card, *(cards[task] for task in dict.fromkeys(tasks) if task in cards)))
-    problems = [*_reference_pictures(storyboard), *_wrong_size(film, (card,))]
+    film = _film(storyboard, cards, assets, (card, *(cards[task] for task in dict.fromkeys(tasks) if task in cards)))
     shots = [shot for shot in every if shot.image is None]
+    drawn = [(shot, (Task.TEXT_TO_IMAGE,)) for shot in shots]
+    problems = [*reference_problems(storyboard, drawn, card, assets), *_wrong_size(film, (card,))]
     if not shots:
         problems.append(Problem(field="shots", problem="every shot has a picture of its own, so none is to be drawn"))
     if problems:
-        raise InvalidDocument(problems=tuple(problems))
+        raise InvalidDocument(problems=tuple(dict.fromkeys(_at_their_source(problems, storyboard))))
     return film, tuple(_drawn(storyboard, shot, (Task.TEXT_TO_IMAGE,), card) for shot in shots)
 
 
@@ -132,13 +141,6 @@ def tasks_of(shot: Shot, cards: Cards) -> tuple[Task, ...]:
     if shot.mode is Mode.TEXT_TO_VIDEO and (card is None or Task.TEXT_TO_VIDEO in card.pipelines):
         return (Task.TEXT_TO_VIDEO,)
     return (Task.TEXT_TO_IMAGE, Task.IMAGE_TO_VIDEO)
-
-
-def _reference_pictures(storyboard: Storyboard) -> Iterator[Problem]:
-    for place, character in enumerate(storyboard.characters):
-        if character.reference is not None:
-            yield Problem(field=f"characters[{place}].reference",
-                          problem="no configured model takes reference pictures; remove it")
 
 
 def _missing_cards(shots: Sequence[Shot], cards: Cards) -> Iterator[Problem]:
@@ -203,7 +205,8 @@ def _drawn(storyboard: Storyboard, shot: Shot, tasks: tuple[Task, ...], card: Mo
                  negative_prompt=negative_prompt,
                  seed=shot_seed(storyboard.seed, shot.id) if shot.seed is None else shot.seed,
                  render_frames=1, frames=1,
-                 unused_tier=Tier.DRAFT if Tier.DRAFT in (storyboard.tier, shot.tier) else Tier.FINAL)
+                 unused_tier=Tier.DRAFT if Tier.DRAFT in (storyboard.tier, shot.tier) else Tier.FINAL,
+                 references=tuple((who.id, who.reference or "") for who in referenced(storyboard, shot)))
 
 
 def _fade_s(shot: Shot) -> float:

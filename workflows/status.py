@@ -44,6 +44,8 @@ class ShotView:
     progress: float
     nodes: tuple[NodeView, ...]
     tier: Tier = Tier.FINAL
+    consistency: float | None = None
+    """How much its clip looks like its characters' reference pictures, -1..1, by the least alike; None: not known."""
 
     @property
     def current(self) -> NodeView:
@@ -120,7 +122,7 @@ class JobView:
             stage=Stage(data["stage"]), progress=data["progress"], priority=Priority(data["priority"]),
             created_at_s=data["created_at"], started_at_s=data["started_at"], finished_at_s=data["finished_at"],
             shots=tuple(ShotView(id=shot["id"], status=NodeStatus(shot["status"]), progress=shot["progress"],
-                                 nodes=tuple(map(_node_of_json, shot["nodes"])),
+                                 nodes=tuple(map(_node_of_json, shot["nodes"])), consistency=shot.get("consistency"),
                                  tier=Tier(shot.get("tier", Tier.FINAL))) for shot in data["shots"]),
             film=tuple(map(_node_of_json, data["film"])), warnings=tuple(data["warnings"]), errors=dict(data["errors"]))
 
@@ -181,7 +183,9 @@ def shot_status(statuses: Collection[NodeStatus]) -> NodeStatus:
 
 def _shot_view(shot_id: str, nodes: list[NodeView], tier: Tier) -> ShotView:
     status = shot_status({node.status for node in nodes})
+    scores = [node.artifact.score for node in nodes if node.kind is NodeKind.SCORE and node.artifact]
     return ShotView(id=shot_id, status=status, nodes=tuple(nodes), tier=tier,
+                    consistency=scores[-1] if scores else None,
                     progress=sum(node.progress for node in nodes) / len(nodes))
 
 
@@ -222,5 +226,6 @@ def _shot_json(shot: ShotView) -> dict[str, Json]:
     return {
         "id": shot.id, "status": shot.status.value, "progress": round(shot.progress, 4), "step": current.step,
         "total_steps": current.total_steps, "timestep": current.timestep, "attempt": current.attempt,
-        "message": current.message, "tier": shot.tier.value, "nodes": [_node_json(node) for node in shot.nodes],
+        "message": current.message, "tier": shot.tier.value, "consistency": shot.consistency,
+        "nodes": [_node_json(node) for node in shot.nodes],
     }

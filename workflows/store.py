@@ -110,15 +110,18 @@ class Store:
 
     # -- writing ------------------------------------------------------------------------------------------------
 
-    def put(self, key: str, source: Path, *, media_type: MediaType, manifest: Mapping[str, Json]) -> Artifact:
-        """Commit a local file under `key`; `manifest` says how it was made and is kept beside it.
+    def put(self, key: str, source: Path, *, media_type: MediaType, manifest: Mapping[str, Json],
+            score: float | None = None) -> Artifact:
+        """Commit a local file under `key`; `manifest` says how it was made and is kept beside it; `score`: of a
+        measurement.
 
         The source is copied, not moved. A second commit of the same key replaces the first atomically.
         """
         digest = sha256_of(source)
         target = self._path(key, digest[:16] + media_type.suffix)
         uri = target if self._is_local else self._fs.unstrip_protocol(target)
-        artifact = Artifact(key=key, uri=uri, sha256=digest, size_bytes=source.stat().st_size, media_type=media_type)
+        artifact = Artifact(key=key, uri=uri, sha256=digest, size_bytes=source.stat().st_size, media_type=media_type,
+                            score=score)
         body = json.dumps({"artifact": artifact.to_json(), "made": dict(manifest)}, indent=1, ensure_ascii=False)
         if self._is_local:
             directory = Path(target).parent

@@ -172,7 +172,7 @@ class Character(_Part):
     description: Words
     """How it looks; woven into the prompt of every shot that names it."""
     reference: Words | None = None
-    """Path of a picture of it, relative to the storyboard's file."""
+    """Path of a picture of it, relative to the storyboard's file; what is drawn of it looks like that picture."""
 
 
 class ShotFields(_Part):
@@ -185,7 +185,8 @@ class ShotFields(_Part):
     frames: Annotated[int, Field(ge=1, le=100_000)] | None = None
     """Length of the clip as the model renders it, before interpolation."""
     mode: Mode | None = None
-    """Not given: `image` when the shot has a picture, else `text_to_video`."""
+    """Not given: `image` when the shot has a picture, `keyframe` when a character of it has a reference picture, else
+    `text_to_video`."""
     characters: tuple[str, ...] | None = None
     """Ids of the characters to be seen."""
     transition: Annotated[Transition, BeforeValidator(_transition)] | None = None
@@ -269,7 +270,9 @@ class Storyboard(FilmFields):
         elif shot.image is not None:
             taken["mode"] = Mode.IMAGE
         elif shot.mode is None:
-            taken.setdefault("mode", Mode.TEXT_TO_VIDEO)
+            names = shot.characters or taken.get("characters") or ()
+            pictured = any(who.reference is not None for who in self.characters if who.id in names)
+            taken.setdefault("mode", Mode.KEYFRAME if pictured else Mode.TEXT_TO_VIDEO)
         taken["tier"] = shot.tier or self.tier
         return shot.model_copy(update=taken)
 

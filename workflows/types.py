@@ -119,6 +119,8 @@ class NodeKind(StrEnum):
     """Raise a clip's frame rate by an integer factor."""
     CAPTION = "caption"
     """Burn a caption into a clip."""
+    SCORE = "score"
+    """Say how much a clip looks like its characters' reference pictures."""
     COMPOSE = "compose"
     """Join the clips into the film."""
 
@@ -134,6 +136,7 @@ STAGE_OF: Mapping[NodeKind, Stage] = {
     NodeKind.CLIP: Stage.VIDEOS,
     NodeKind.INTERPOLATE: Stage.VIDEOS,
     NodeKind.CAPTION: Stage.VIDEOS,
+    NodeKind.SCORE: Stage.VIDEOS,
     NodeKind.COMPOSE: Stage.COMPOSITION,
 }
 
@@ -169,17 +172,22 @@ class Artifact:
     sha256: str
     size_bytes: int
     media_type: MediaType
+    score: float | None = None
+    """What was measured, where the file is a measurement: -1..1."""
 
     def to_json(self) -> dict[str, Json]:
         """As plain data, for a row or a manifest."""
+        measured: dict[str, Json] = {} if self.score is None else {"score": self.score}
         return {"key": self.key, "uri": self.uri, "sha256": self.sha256, "size_bytes": self.size_bytes,
-                "media_type": self.media_type.value}
+                "media_type": self.media_type.value, **measured}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Json]) -> Artifact:
         """The inverse of `to_json`."""
+        score = data.get("score")
         return cls(key=str(data["key"]), uri=str(data["uri"]), sha256=str(data["sha256"]),
-                   size_bytes=int(str(data["size_bytes"])), media_type=MediaType(str(data["media_type"])))
+                   size_bytes=int(str(data["size_bytes"])), media_type=MediaType(str(data["media_type"])),
+                   score=None if score is None else float(str(score)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -254,7 +254,7 @@ class TakeReply(Part):
 
 
 class ShotReply(Part):
-    """One shot; `step` to `message` are those of the node that runs, else of the one that failed or was last."""
+    """One shot; `step` to `message`: of the node that runs, failed or was last; `consistency`: likeness, if known."""
 
     id: str
     status: NodeStatus
@@ -264,6 +264,7 @@ class ShotReply(Part):
     timestep: float
     attempt: int
     message: str
+    consistency: Annotated[float, Field(ge=-1.01, le=1.01)] | None
     nodes: tuple[NodeReply, ...]
     tier: Tier
     """What was asked for; a model without drafts makes the final picture at once."""

@@ -17,6 +17,7 @@ from diffusers import DiffusionPipeline
 
 from configs.model_card import ModelCard, Task
 from serve_app.models import weights
+from serve_app.models.adapters import require, with_adapter
 from serve_app.models.repo import import_home, refused
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -55,7 +56,26 @@ def load(card: ModelCard, task: Task, device: str, components: Mapping[str, Any]
     except (OSError, ValueError) as error:
         # OSError is also what a file with a wrong content raises.
         raise refused(card, "repo", f"{where} cannot be loaded: {_first_line(error)}") from error
-    return _adjusted(pipe.to(device), card)
+    return with_adapter(_adjusted(pipe.to(device), card), card, DTYPES)
+
+
+def load_embedding(card: ModelCard) -> tuple[Any, Any]:
+    """The picture model of a card with `loader: embedding`, on the CPU in float32, and its processor.
+
+    Downloads nothing. Raises InvalidDocument when its files are missing or no picture model.
+    """
+    where = require(card)
+    config = transformers.AutoConfig.from_pretrained(where, local_files_only=True)
+    # A model of words and pictures has a class for pictures alone; AutoModel would want words too.
+    is_clip = config.model_type.startswith("clip")
+    loader = transformers.CLIPVisionModelWithProjection if is_clip else transformers.AutoModel
+    try:
+        model = loader.from_pretrained(where, dtype=torch.float32, use_safetensors=True, trust_remote_code=False,
+                                       local_files_only=True)
+        processor = transformers.AutoImageProcessor.from_pretrained(where, backend="pil", local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise refused(card, "repo", f"{where} cannot be loaded: {_first_line(error)}") from error
+    return model.eval(), processor
 
 
 def find_class(card: ModelCard, task: Task) -> type[DiffusionPipeline]:

@@ -21,7 +21,7 @@ import torch
 from configs.memory import Shape
 from configs.model_card import ModelCard, Task
 from configs.settings import MediaSettings, ModelsSettings
-from serve_app.models import pipelines, weights
+from serve_app.models import adapters, pipelines, weights
 from serve_app.models.batching import Item, batcher_of
 from serve_app.models.ladder import Ladder
 from serve_app.models.lifecycle import (
@@ -37,7 +37,7 @@ from serve_app.models.lifecycle import (
     set_torch_threads,
 )
 from serve_app.models.records import DECODED_SHARE, RunRecords, StepClock
-from serve_app.models.saving import Saver, picture_of
+from serve_app.models.saving import Saver, picture_of, references_of
 from serve_app.models.studio import open_studio, warm_up
 from serve_app.models.takes import Take
 from serve_app.models.tap import Watch
@@ -121,6 +121,7 @@ class ModelReplica:
         set_torch_threads(settings)
         if settings.auto_download:
             weights.ensure(card, say=log.info)
+            adapters.ensure(card, say=log.info)
         started = time.perf_counter()
         self._ladder = Ladder(card, device, room_gb(device, assigned_gpus))
         self._studio = open_studio(card, device, self._ladder.keeping(load))
@@ -264,7 +265,7 @@ class ModelReplica:
         take = Take(prompt=call.prompt, negative_prompt=call.negative_prompt, width_px=call.width_px,
                     height_px=call.height_px, frames=call.frames, fps=call.fps, steps=call.steps,
                     guidance=call.guidance, seed=call.seed, picture_HWC=picture_HWC,
-                    cache_threshold=call.cache_threshold)
+                    cache_threshold=call.cache_threshold, references_HWC=references_of(call, self._store))
         painter = self._studio[task]
         if problems := (*painter.problems(take), *self._ladder.problems(task, take.shape)):
             raise RenderRefused(node_id=call.node_id, reason="; ".join(problem.render() for problem in problems))

@@ -24,16 +24,21 @@ def resolve_repo(card: AnyCard) -> Path | str:
     path (absolute, starting with `.` or `~`, or with more than one `/`) is one, and so is any directory that is there;
     the rest is a hub id. Raises InvalidDocument naming the directory that is missing.
     """
-    if card.repo.startswith(PACKAGE):
-        package, _, inside = card.repo.removeprefix(PACKAGE).partition("/")
+    path = local_path(card, card.repo)
+    return card.repo if path is None else _checkpoint(card, path)
+
+
+def local_path(card: AnyCard, repo: str, field: str = "repo") -> Path | None:
+    """The directory that a repo's name means, there or not; None for a hub id. `field`: of the card, for the error."""
+    if repo.startswith(PACKAGE):
+        package, _, inside = repo.removeprefix(PACKAGE).partition("/")
         spec = importlib.util.find_spec(package)
         if spec is None or not spec.submodule_search_locations:
-            raise refused(card, "repo", f"there is no installed package {package!r}")
-        return _checkpoint(card, Path(next(iter(spec.submodule_search_locations))) / inside)
-    path = Path(card.repo).expanduser()
-    if path.is_absolute() or card.repo.startswith((".", "~")) or card.repo.count("/") > 1 or path.is_dir():
-        return _checkpoint(card, path)
-    return card.repo
+            raise refused(card, field, f"there is no installed package {package!r}")
+        return Path(next(iter(spec.submodule_search_locations))) / inside
+    path = Path(repo).expanduser()
+    is_path = path.is_absolute() or repo.startswith((".", "~")) or repo.count("/") > 1 or path.is_dir()
+    return path if is_path else None
 
 
 def import_home(card: AnyCard) -> None:

@@ -70,9 +70,12 @@ class Saver:
     def _manifest(self, call: RenderCall, warnings: tuple[str, ...], seconds: Mapping[str, float]) -> dict[str, Json]:
         asked = asdict(call)
         first = None if call.first_frame is None else call.first_frame.to_json()
+        del asked["references"]
+        pictures: list[Json] = [picture.to_json() for picture in call.references]
+        references: dict[str, Json] = {"references": pictures} if pictures else {}
         return {
             "card": {"name": self._card.name, "digest": self._card.digest()},
-            "call": {**asked, "first_frame": first},
+            "call": {**asked, "first_frame": first, **references},
             "encode": asdict(self._options),
             "device": self._device,
             "versions": dict(versions()),
@@ -84,6 +87,14 @@ class Saver:
 def exact_fps(fps: float) -> Fraction:
     """The rate as a fraction: 23.976 is 2997/125, not the nearest double."""
     return Fraction(fps).limit_denominator(1001)
+
+
+def references_of(call: RenderCall, store: ArtifactStore) -> tuple[UInt8Array, ...]:
+    """The call's reference pictures as they are, turned as their EXIF data says, in order.
+
+    Raises ArtifactMissing, ArtifactCorrupt, MediaError.
+    """
+    return tuple(read_picture(store.fetch(artifact)) for artifact in call.references)
 
 
 def picture_of(call: RenderCall, store: ArtifactStore) -> tuple[UInt8Array, tuple[str, ...]]:

@@ -14,6 +14,7 @@ from serve_app.models.image_to_video import ImageToVideo
 from serve_app.models.ladder import Ladder, is_out_of_memory
 from serve_app.models.pipelines import LoadPipeline
 from serve_app.models.placeholder import Placeholder
+from serve_app.models.reference_input import GREY_HWC
 from serve_app.models.remote import RemotePainter
 from serve_app.models.repo import refused
 from serve_app.models.takes import Take
@@ -109,7 +110,8 @@ def warm_up_take(card: ModelCard, task: Task) -> Take:
     frames = 1 if task is Task.TEXT_TO_IMAGE else card.frames.nearest(card.frames.min_frames)[0]
     grey = np.full((height_px, width_px, 3), 128, np.uint8) if task is Task.IMAGE_TO_VIDEO else None
     return Take(prompt="warm-up", width_px=width_px, height_px=height_px, frames=frames, fps=card.defaults.fps, steps=1,
-                guidance=card.defaults.guidance, seed=0, picture_HWC=grey)
+                guidance=card.defaults.guidance, seed=0, picture_HWC=grey,
+                references_HWC=(GREY_HWC,) if card.references is not None and task is Task.TEXT_TO_IMAGE else ())
 
 
 def _nobody(step: int, total_steps_count: int, current_timestep: float) -> None:

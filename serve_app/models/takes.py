@@ -15,12 +15,14 @@ from PIL import Image
 
 from configs.memory import Shape
 from configs.model_card import ModelCard, Task
+from serve_app.models.reference_input import ReferenceInput
 from serve_app.models.step_cache import cacheable
 from workflows.errors import InvalidDocument, Problem
 from workflows.media.frames import UInt8Array
 
 OURS = frozenset({"prompt", "negative_prompt", "image", "width", "height", "num_frames", "num_inference_steps",
-                  "fps", "frame_rate", "generator", "latents", "output_type", "return_dict", "callback_on_step_end"})
+                  "fps", "frame_rate", "generator", "latents", "output_type", "return_dict", "callback_on_step_end",
+                  "ip_adapter_image", "ip_adapter_image_embeds"})
 """Pipeline arguments that come from the take or from reelray itself; a card may not fix them, nor the guidance."""
 
 
@@ -44,6 +46,8 @@ class Take:
     """0 .. 2^63 - 1; the same seed and card give the same picture on the same kind of device."""
     picture_HWC: UInt8Array | None = None
     """First frame, exactly `height_px` by `width_px` (image to video)."""
+    references_HWC: tuple[UInt8Array, ...] = ()
+    """Reference pictures of any size (text to image)."""
     cache_threshold: float | None = None
     """Of the first-block cache, above 0: steps that change less are guessed. None: every step is computed."""
 
@@ -81,7 +85,9 @@ class PipelineCall:
     prompt: str | Sequence[str] | None = None
     negative_prompt: str | Sequence[str] | None = None
     """Several of each in a call that makes several pictures."""
-    image: Image.Image | None = None
+    image: Image.Image | list[Image.Image] | None = None
+    ip_adapter_image: list[list[Image.Image]] | None = None
+    """One list per adapter."""
     width: int | None = None
     height: int | None = None
     num_frames: int | None = None
@@ -129,6 +135,7 @@ class Dialect:
         self._guidance = _guidance_of(pipe, parameters)
         self._takes_lists = _takes_lists(parameters)
         self._pipe = pipe
+        self._references = ReferenceInput(pipe, card.references if task is Task.TEXT_TO_IMAGE else None)
         if problems := self._card_problems(task):
             raise InvalidDocument(problems=problems, file=f"model card {card.name}")
 
@@ -146,7 +153,7 @@ class Dialect:
             found.append(self._lacks("guidance", "0"))
         if take.cache_threshold is not None and not cacheable(self._pipe):
             found.append(self._lacks("cache_threshold", "none"))
-        return tuple(found)
+        return (*found, *self._references.problems(take.references_HWC))
 
     def call(self, take: Take) -> PipelineCall:
         """Translate a take that has no problems."""
@@ -155,7 +162,9 @@ class Dialect:
         return PipelineCall(
             prompt=take.prompt if "prompt" in names else None,
             negative_prompt=take.negative_prompt or None,
-            image=None if take.picture_HWC is None else Image.fromarray(take.picture_HWC),
+            image=(self._references.image(take.references_HWC) if take.picture_HWC is None
+                   else Image.fromarray(take.picture_HWC)),
+            ip_adapter_image=self._references.ip_adapter_image(take.references_HWC),
             width=take.width_px if has_size else None,
             height=take.height_px if has_size else None,
             num_frames=take.frames if "num_frames" in names else None,
@@ -177,7 +186,8 @@ class Dialect:
         return replace(one, prompt=[take.prompt for take in takes], negative_prompt=negative)
 
     def guide(self, pipe: DiffusionPipeline, take: Take) -> None:
-        """Set the guidance of a pipeline that holds it in a component; the others get it with the call."""
+        """Set what a pipeline holds in a component: the guidance of some, the weight of an adapter's pictures."""
+        self._references.weigh(pipe, len(take.references_HWC))
         if self._guidance is GuidanceBy.GUIDER:
             pipe.guider = pipe.guider.new(guidance_scale=take.guidance)
 
@@ -205,7 +215,7 @@ class Dialect:
             found.append(self._lacks(f"pipelines.{task.value}", "an image-to-video pipeline"))
         if task is not Task.TEXT_TO_IMAGE and "num_frames" not in self._names:
             found.append(self._lacks(f"pipelines.{task.value}", "a video pipeline"))
-        return tuple(found)
+        return (*found, *self._references.card_problems(self._names))
 
     def _lacks(self, name: str, nearest: str) -> Problem:
         return Problem(field=name, problem=f"{self._pipeline} has nothing to do it with", nearest=nearest)

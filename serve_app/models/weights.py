@@ -66,6 +66,10 @@ class Pulled:
     """Files whose SHA-256 was compared with the hub's."""
 
 
+Listing = Callable[[AnyCard, Path], tuple[str, tuple[RemoteFile, ...]]]
+"""Of a card's repo, with the hub's cache at hand: the commit, and the files that are needed of it."""
+
+
 def free_bytes(directory: Path) -> int:
     """Free space where `directory` is, or will be."""
     while not directory.exists():
@@ -130,8 +134,8 @@ def find(card: AnyCard, *, cache_dir: Path | None = None) -> Path | None:
     where = resolve_repo(card)
     if isinstance(where, Path):
         return where
-    snapshot = _snapshot(card, cache_dir)
-    return snapshot if snapshot is not None and not gaps(snapshot, card) else None
+    here = snapshot(card, cache_dir)
+    return here if here is not None and not gaps(here, card) else None
 
 
 def require(card: AnyCard, *, cache_dir: Path | None = None) -> Path:
@@ -139,8 +143,8 @@ def require(card: AnyCard, *, cache_dir: Path | None = None) -> Path:
     found = find(card, cache_dir=cache_dir)
     if found is not None:
         return found
-    snapshot = _snapshot(card, cache_dir)
-    missing = f" ({'; '.join(gaps(snapshot, card)[:3])})" if snapshot is not None else ""
+    here = snapshot(card, cache_dir)
+    missing = f" ({'; '.join(gaps(here, card)[:3])})" if here is not None else ""
     raise refused(card, "repo", f"the weights of {card.repo} are not on this machine{missing}: run `reelray models "
                                 f"pull {card.name}` first, or set models.auto_download=true. " + by_hand(card))
 
@@ -227,15 +231,15 @@ def _json(path: Path) -> object:
         return None
 
 
-def _snapshot(card: AnyCard, cache_dir: Path | None) -> Path | None:
-    """The snapshot of the hub's cache, complete or not."""
+def snapshot(card: AnyCard, cache_dir: Path | None) -> Path | None:
+    """The snapshot of the card's repo in the hub's cache, complete or not."""
     cache = (cache_dir or Path(HF_HUB_CACHE)) / f"models--{card.repo.replace('/', '--')}"
     revision = card.revision
     if not revision:
         ref = cache / "refs" / "main"
         revision = ref.read_text(encoding="utf-8").strip() if ref.is_file() else ""
-    snapshot = cache / "snapshots" / revision
-    return snapshot if revision and snapshot.is_dir() else None
+    found = cache / "snapshots" / revision
+    return found if revision and found.is_dir() else None
 
 
 def corrupt(directory: Path) -> tuple[tuple[str, ...], int]:
@@ -270,9 +274,21 @@ def pull(card: AnyCard, *, say: Callable[[str], None], free: FreeBytes = free_by
         raise refused(card, "loader", f"{card.loader} needs no weights; there is nothing to pull")
     if isinstance(resolve_repo(card), Path):
         raise refused(card, "repo", f"{card.repo} is on this machine already; there is nothing to pull")
+    pulled = fetch(card, _listing, say=say, free=free, cache_dir=cache_dir)
+    if found := gaps(pulled.directory, card):
+        raise refused(card, "repo", f"{card.repo} lacks what its own {index_of(card)} names: {'; '.join(found[:5])}")
+    return pulled
+
+
+def fetch(card: AnyCard, listing: Listing, *, say: Callable[[str], None], free: FreeBytes = free_bytes,
+          cache_dir: Path | None = None, way: str = "") -> Pulled:
+    """Bring what `listing` names of the card's repo into the hub's cache; see `pull`, which looks for gaps too.
+
+    `way`: how to do it without a network; empty: `by_hand`.
+    """
     cache = cache_dir or Path(HF_HUB_CACHE)
     try:
-        commit, files = _listing(card, cache)
+        commit, files = listing(card, cache)
         missing = [file for file in files if not _is_here(card, cache, commit, file)]
         _require_room(card, missing, cache, free)
         total = sum(file.size_bytes for file in files)
@@ -281,13 +297,11 @@ def pull(card: AnyCard, *, say: Callable[[str], None], free: FreeBytes = free_by
         directory = Path(snapshot_download(card.repo, revision=commit, cache_dir=cache,
                                            allow_patterns=[file.path for file in files]))
     except (HTTPError, OSError) as error:  # the first is also what comes of no reply at all
-        raise refused(card, "repo", _why_not_pulled(card, error)) from error
+        raise refused(card, "repo", _why_not_pulled(card, error, way or by_hand(card))) from error
     if not card.revision:
         _remember_main(card, cache, commit)
     # A pull that was killed may have left files that nobody compared.
     checked = _verify(card, directory, files if missing else ())
-    if found := gaps(directory, card):
-        raise refused(card, "repo", f"{card.repo} lacks what its own {index_of(card)} names: {'; '.join(found[:5])}")
     return Pulled(directory=directory, files=len(files), size_bytes=total, checked=checked,
                   fetched_bytes=sum(file.size_bytes for file in missing))
 
@@ -338,7 +352,7 @@ def _verify(card: AnyCard, directory: Path, files: Iterable[RemoteFile]) -> int:
     return len(checked)
 
 
-def _why_not_pulled(card: AnyCard, error: Exception) -> str:
+def _why_not_pulled(card: AnyCard, error: Exception, way: str) -> str:
     page = f"{ENDPOINT}/{card.repo}"
     if isinstance(error, GatedRepoError):
         return (f"{card.repo} is given only to those who accepted its terms: log in and accept them at {page}, then "
@@ -348,10 +362,10 @@ def _why_not_pulled(card: AnyCard, error: Exception) -> str:
     if isinstance(error, RepositoryNotFoundError):
         return f"there is no {page}, or it is private: then set HF_TOKEN to a token of an account that may read it"
     if isinstance(error, OfflineModeIsEnabled):
-        return f"HF_HUB_OFFLINE is set, so nothing is downloaded; unset it. {by_hand(card)}"
+        return f"HF_HUB_OFFLINE is set, so nothing is downloaded; unset it. {way}"
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return (f"{page} cannot be reached or stopped answering: {reason}. What has arrived is kept, the same command goes "
-            f"on; behind a mirror set HF_ENDPOINT. {by_hand(card)}")
+            f"on; behind a mirror set HF_ENDPOINT. {way}")
 
 
 def ensure(card: AnyCard, *, say: Callable[[str], None]) -> None:

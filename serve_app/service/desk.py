@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from configs.load import casting, load_cards, story_card
+from configs.load import casting, load_cards, scorer_of, story_card
 from configs.model_card import ModelCard, Task
 from configs.settings import Settings
 from serve_app.service.access import Access
@@ -89,7 +89,7 @@ class Desk:
         self.forecast = Forecast(self.overview, ports.slots)
         self.pictures = Pictures(ports.store, settings.http)
         self.films = Films(ports.ledger, ports.store, self.forecast, self.cast, self.pictures,
-                           writer_identity(settings.story, story_card(settings)))
+                           writer_identity(settings.story, story_card(settings)), scorer_of(settings, self.cards))
         self.files = Files(ports.ledger, ports.store, self.takes)
         self.hub = Hub(ports.ledger, self.overview, ports.board, window=settings.http.window)
         self.views = Views(Sources(ledger=ports.ledger, overview=self.overview, takes=self.takes,

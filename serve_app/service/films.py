@@ -11,7 +11,7 @@ from configs.model_card import ModelCard, Task
 from configs.settings import Settings
 from serve_app.service.forecast import Forecast, work_of
 from serve_app.service.pictures import Pictures
-from serve_app.submit import plan_digest, slug_of, storyboard_document
+from serve_app.submit import REFERENCES, kept_references, plan_digest, slug_of, storyboard_document
 from workflows.document import parse_document
 from workflows.durable.graph import FAN_OUT
 from workflows.durable.ledger import Ledger
@@ -20,7 +20,7 @@ from workflows.durable.revisions import Revision, Revisions
 from workflows.durable.rows import JobRow, Limits, NewJob, NodeRow
 from workflows.durable.takes import Takes
 from workflows.errors import InvalidDocument, JobConflict, Problem, UnknownPart
-from workflows.plan import Plan, plan_film, plan_keys, referenced_pictures
+from workflows.plan import Plan, plan_film, plan_keys, reference_pictures, referenced_pictures
 from workflows.revise import at_tier, change_shot, drafts_in, promoted, with_lines
 from workflows.source import closest_or_few
 from workflows.store import Store
@@ -90,11 +90,14 @@ class Draft:
 class Films:
     """Films of one ledger and one store, planned for one cast of models."""
 
-    def __init__(self, ledger: Ledger, store: Store, forecast: Forecast, cast: Mapping[Task, ModelCard],
-                 pictures: Pictures, writer: Mapping[str, Json]) -> None:
+    def __init__(  # noqa: PLR0913 - where films are put together; each is one port or one choice of the settings
+        self, ledger: Ledger, store: Store, forecast: Forecast, cast: Mapping[Task, ModelCard], pictures: Pictures,
+        writer: Mapping[str, Json], scorer: ModelCard | None = None,
+    ) -> None:
         """`cast`: which model answers which task; `pictures`: those that storyboards may name; `writer`: identity of
-        who breaks scripts into shots.
+        who breaks scripts into shots; `scorer`: compares clips with reference pictures.
         """
+        self._scorer = scorer
         self._writer = writer
         self._ledger = ledger
         self._store = store
@@ -120,10 +123,12 @@ class Films:
         storyboard = at_tier(parse_storyboard(sent.text, file=sent.file), tier)
         try:
             assets = self._pictures.named(referenced_pictures(storyboard), {})
-            plan = plan_film(storyboard, cards=self._cast, assets=assets, last_stage=last_stage)
+            plan = plan_film(storyboard, cards=self._cast, assets=assets, last_stage=last_stage,
+                             scorer=self._scorer)
         except InvalidDocument as error:
             raise with_lines(error, sent.text, file=sent.file) from None
-        document: dict[str, Json] = {**storyboard_document(storyboard), "warnings": list(plan.warnings), **kept}
+        document: dict[str, Json] = {**storyboard_document(storyboard), "warnings": list(plan.warnings), **kept,
+                                     **kept_references(storyboard, assets)}
         return Draft(title=storyboard.title, document=document, nodes=plan.nodes, plan=plan)
 
     def submit(self, draft: Draft, order: Order) -> JobRow:
@@ -199,9 +204,9 @@ class Films:
         storyboard = self._storyboard(job, nodes)
         last_stage = last_stage_in(job.document)
         # Where only pictures are drawn nothing starts from one, and no node remembers which file was meant.
-        wanted = () if last_stage is Stage.IMAGES else referenced_pictures(changed)
-        assets = self._pictures.named(wanted, _planned_pictures(storyboard, nodes))
-        plan = plan_film(changed, cards=self._cast, assets=assets, last_stage=last_stage)
+        wanted = (reference_pictures if last_stage is Stage.IMAGES else referenced_pictures)(changed)
+        assets = self._pictures.named(wanted, {**_planned_pictures(storyboard, nodes), **_kept_pictures(job)})
+        plan = plan_film(changed, cards=self._cast, assets=assets, last_stage=last_stage, scorer=self._scorer)
         kept = {name: value for name, value in job.document.items() if name not in (TIER, TIERS)}
         return self._revisions.apply(Revision(
             job_id=job.id, based_on=job.document_digest, document_digest=plan_digest(plan.nodes), nodes=plan.nodes,
@@ -292,3 +297,10 @@ def _planned_pictures(storyboard: Storyboard, nodes: tuple[NodeRow, ...]) -> dic
               if node.kind is NodeKind.CLIP and "image" in node.payload}
     return {shot.image: Artifact.from_json(picture) for shot in storyboard.shots
             if shot.image is not None and isinstance(picture := stored.get(shot.id), dict)}
+
+
+def _kept_pictures(job: JobRow) -> dict[str, Artifact]:
+    """The stored pictures of its characters."""
+    kept = job.document.get(REFERENCES)
+    pictures = kept.items() if isinstance(kept, dict) else ()
+    return {path: Artifact.from_json(picture) for path, picture in pictures if isinstance(picture, dict)}

@@ -32,7 +32,8 @@ SHOT_WORDS = {
 STAGE_WORDS = {Stage.STORY: "Reading the script", Stage.IMAGES: "Drawing first frames",
                Stage.VIDEOS: "Rendering the shots", Stage.COMPOSITION: "Joining the film"}
 KIND_WORDS = {NodeKind.KEYFRAME: "first frame", NodeKind.CLIP: "clip", NodeKind.INTERPOLATE: "smoothing",
-              NodeKind.CAPTION: "caption", NodeKind.COMPOSE: "film", NodeKind.STORY: "script"}
+              NodeKind.CAPTION: "caption", NodeKind.COMPOSE: "film", NodeKind.STORY: "script",
+              NodeKind.SCORE: "likeness"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +68,8 @@ class ShotCard:
     clip: str
     is_draft: bool
     takes: tuple[TakeChoice, ...]
+    consistency: str = ""
+    """`0.87`: how much it looks like its characters' reference pictures; empty where nobody measured."""
 
     @property
     def word(self) -> str:
@@ -315,7 +318,9 @@ def shot_card(job: Mapping[str, Any], shot: Mapping[str, Any], written: Shot | N
     version = "".join(node["artifact"]["sha256"][:6] for node in shot["nodes"] if node["artifact"])
     running = next((node["kind"] for node in shot["nodes"] if node["status"] == NodeStatus.RUNNING.value), "")
     poster = files["thumbnail"] or files["keyframe"]
+    alike = shot["consistency"]
     return ShotCard(
+        consistency="" if alike is None else f"{alike:.2f}",
         id=shot["id"], number=number, status=status, percent=100 * shot["progress"],
         says=shot["message"] if status is NodeStatus.RUNNING else "", kind=running,
         error=job["errors"].get(shot["id"], ""), prompt=written.prompt if written else "",

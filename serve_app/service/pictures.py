@@ -10,9 +10,10 @@ import hashlib
 import re
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from configs.references import size_problem
 from configs.settings import HttpSettings
 from serve_app.submit import picture_key
 from workflows.errors import InvalidDocument, MediaError, Problem, UnknownPicture
@@ -97,21 +98,28 @@ class Pictures:
             if ref.path in known:
                 continue
             try:
-                found[ref.path] = self._named(ref.path)
+                found[ref.path] = self._named(ref)
             except UnknownPicture as error:
                 problems.append(Problem(shot_id=ref.shot_id, field=ref.field, problem=str(error)))
             except InvalidDocument as error:
-                problems.append(Problem(shot_id=ref.shot_id, field=ref.field, problem=error.problems[0].problem,
-                                        nearest="mode: keyframe"))
+                problems.append(replace(error.problems[0], shot_id=ref.shot_id, field=ref.field))
         if problems:
             raise InvalidDocument(problems=tuple(problems))
         return {**known, **found}
 
-    def _named(self, name: str) -> Artifact:
-        if not name.startswith(SCHEME):
+    def _named(self, ref: PictureRef) -> Artifact:
+        if not ref.path.startswith(SCHEME):
+            write, otherwise = (("image", ", or have the first frame drawn") if ref.shot_id else ("reference", ""))
             raise _refusal("over HTTP a path would name a file of the server; upload the picture with "
-                           f"POST /api/pictures and write `image: {SCHEME}ID`, or have the first frame drawn")
-        return self.find(name.removeprefix(SCHEME))
+                           f"POST /api/pictures and write `{write}: {SCHEME}ID`{otherwise}",
+                           "mode: keyframe" if ref.shot_id else "no reference")
+        found = self.find(ref.path.removeprefix(SCHEME))
+        if not ref.shot_id:
+            with self._store.open(found) as file:
+                problem, nearest = size_problem(*(stored_size(file.read()) or (0, 0)))
+            if problem:
+                raise _refusal(problem, nearest)
+        return found
 
     def _require_small_picture(self, data: bytes) -> MediaType:
         media_type = media_type_of(data)

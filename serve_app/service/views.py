@@ -181,4 +181,4 @@ def _hide_places(nodes: Json) -> None:
 
 
 def _without_place(artifact: Mapping[str, Json]) -> dict[str, Json]:
-    return {name: value for name, value in artifact.items() if name != "uri"}
+    return {name: value for name, value in artifact.items() if name not in ("uri", "score")}

@@ -13,8 +13,9 @@ from configs.chat_card import ChatCard
 from configs.load import casting, load_cards, load_settings, profile_names
 from configs.model_card import ModelCard
 from serve_app.cli import app
-from workflows.plan import plan_film
+from workflows.plan import plan_film, referenced_pictures
 from workflows.storyboard import parse_storyboard
+from workflows.types import Artifact, MediaType
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -23,14 +24,21 @@ CARDS = [(page, block) for page in PAGES for block in YAML.findall(page.read_tex
          if "pipelines:" in block]
 CHAT_CARDS = [block for page in PAGES for block in YAML.findall(page.read_text(encoding="utf-8"))
               if "loader: transformers" in block]
+TAKE_PICTURES = ["models.text_to_image=flux2-klein-4b", "models.text_to_video=wan2.2-ti2v-5b",
+                 "models.image_to_video=wan2.2-ti2v-5b"]
+"""As docs/storyboard.md says beside its example."""
+PICTURE = Artifact(key="k" * 32, uri="store/k.png", sha256="5" * 64, size_bytes=9, media_type=MediaType.PNG)
 BLOCKS = [(page, block) for page in PAGES for block in YAML.findall(page.read_text(encoding="utf-8"))
           if "shots:" in block]
 
 
 @pytest.mark.parametrize(("page", "block"), BLOCKS, ids=[f"{page.name}-{n}" for n, (page, _) in enumerate(BLOCKS)])
 def test_a_storyboard_in_the_documents_is_planned_by_the_default_models(page: Path, block: str) -> None:
-    settings = load_settings("laptop", environ={})
-    assert plan_film(parse_storyboard(block), cards=casting(settings, load_cards(settings))).nodes
+    storyboard = parse_storyboard(block)
+    assets = {ref.path: PICTURE for ref in referenced_pictures(storyboard)}
+    # The default models take no reference pictures.
+    settings = load_settings("laptop", TAKE_PICTURES if assets else [], environ={})
+    assert plan_film(storyboard, cards=casting(settings, load_cards(settings)), assets=assets).nodes
 
 
 @pytest.mark.parametrize(("page", "block"), CARDS, ids=[page.name for page, _ in CARDS])

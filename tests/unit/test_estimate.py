@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from workflows.estimate import Eta, Pace, Work, estimate, quantile, shape_of
-from workflows.types import NodeKind, Priority
+from workflows.types import Json, NodeKind, Priority
 
 SHAPE = shape_of(NodeKind.CLIP, {"card": "wan", "card_digest": "d", "width_px": 96, "height_px": 64, "frames": 9,
                                  "steps": 20, "prompt": "never counts"})
@@ -75,3 +75,10 @@ def test_other_jobs_count_as_the_dispatcher_treats_them(priority: Priority, rank
 @pytest.mark.parametrize(("share", "expected"), [(0.5, 2), (0.9, 4), (1.0, 4), (0.0, 1), (0.25, 1)])
 def test_a_quantile_is_a_sample(share: float, expected: float) -> None:
     assert quantile([4, 2, 1, 3], share) == expected
+
+
+def test_pictures_that_are_looked_at_are_part_of_the_shape() -> None:
+    plain: dict[str, Json] = {"card": "klein", "width_px": 96, "height_px": 64, "frames": 1, "steps": 4}
+    one, two = ({**plain, "references": [{}] * number} for number in (1, 2))
+    assert len({shape_of(NodeKind.KEYFRAME, payload) for payload in (plain, one, two)}) == 3
+    assert shape_of(NodeKind.KEYFRAME, {**one, "seed": 2}) == shape_of(NodeKind.KEYFRAME, one)

@@ -355,8 +355,11 @@ def test_several_refusals_are_told_at_once() -> None:
      "shot s1: mode: no model is configured for text_to_image; choose one with models.text_to_image"),
     ({"shots": [{"prompt": "a"}, {"prompt": "b", "continues": "s1"}]}, {Task.TEXT_TO_VIDEO: WAN},
      "shot s2: continues: no model is configured for image_to_video; choose one with models.image_to_video"),
-    ({"characters": [{"id": "x", "description": "y", "reference": "x.png"}], "shots": [{"prompt": "a"}]}, CARDS,
-     "characters[0].reference: no configured model takes reference pictures; remove it"),
+    ({"characters": [{"id": "x", "description": "y", "reference": "ship.png"}],
+      "shots": [{"prompt": "a", "characters": ["x"]}]}, CARDS,
+     "characters[0].reference: model sdxl, which draws the first frames, takes no reference pictures; choose one that "
+     "does with models.text_to_image (`reelray models list` shows them); nearest valid: flux2-klein-4b or "
+     "sdxl-ip-adapter"),
     ({"shots": [{"prompt": "a", "image": "shipp.png"}]}, CARDS,
      "shot s1: image: the picture 'shipp.png' was not found; nearest valid: ship.png"),
 ], ids=["no model", "no model to continue with", "reference picture", "unknown picture"])

@@ -158,3 +158,20 @@ def test_the_last_sentence_counts_shots_and_what_was_reused() -> None:
     bad = node("s2.clip", NodeKind.CLIP, NodeStatus.FAILED)
     text = summary(view_of(good, bad, status=JobStatus.PARTIAL))
     assert text == "film with 1 of 2 shots, 7.0 s, 1 steps of the plan reused"
+
+
+SCORE = Artifact(key="s", uri="/s.json", sha256="1" * 64, size_bytes=1, media_type=MediaType.JSON, score=0.874)
+
+
+def test_how_much_a_shot_looks_like_its_pictures_is_shown_and_travels() -> None:
+    nodes = (node("s1.clip", NodeKind.CLIP, NodeStatus.SUCCEEDED, artifact=FILM),
+             node("s1.score", NodeKind.SCORE, NodeStatus.SUCCEEDED, artifact=SCORE, cached=True),
+             node("s2.clip", NodeKind.CLIP, NodeStatus.SUCCEEDED, artifact=FILM))
+    view = job_view(job(), nodes)
+    assert [shot.consistency for shot in view.shots] == [0.874, None]
+    again = JobView.from_json(json.loads(json.dumps(view.to_json())))
+    assert again == view
+    lines = io.StringIO()
+    PlainScreen(lines).show(again)
+    assert "s1: reused, consistency 0.87" in lines.getvalue()
+    assert lines.getvalue().count("consistency") == 1

@@ -35,7 +35,7 @@ def render_call(call: NodeCall) -> RenderCall:
         deadline_s=call.deadline_s, card=str(p["card"]), card_digest=str(p["card_digest"]), prompt=str(p["prompt"]),
         negative_prompt=str(p["negative_prompt"]), width_px=integer(p["width_px"]), height_px=integer(p["height_px"]),
         frames=integer(p["frames"]), fps=number(p["fps"]), steps=integer(p["steps"]), guidance=number(p["guidance"]),
-        seed=integer(p["seed"]) + call.generation, first_frame=_first_frame(call),
+        seed=integer(p["seed"]) + call.generation, first_frame=_first_frame(call), references=_references(call),
         cache_threshold=_cache_threshold(p),
     )
 
@@ -50,6 +50,13 @@ def _first_frame(call: NodeCall) -> Artifact | None:
 def _cache_threshold(payload: Mapping[str, Json]) -> float | None:
     cache = payload.get("cache")
     return number(cache["threshold"]) if isinstance(cache, dict) else None
+
+
+def _references(call: NodeCall) -> tuple[Artifact, ...]:
+    pictures = call.payload.get("references")
+    if not isinstance(pictures, list):
+        return ()
+    return tuple(Artifact.from_json(picture) for picture in pictures if isinstance(picture, dict))
 
 
 def integer(value: Json) -> int:

@@ -44,7 +44,9 @@ def reference_of(checkpoints: Path, pipe_of: Callable[[str], DiffusionPipeline])
     def get(name: str) -> torch.Tensor:
         if name not in outputs:
             family, pipe = BY_NAME[name], pipe_of(name)
-            call = family.dialect(pipe, checkpoints).call(family.take())
+            dialect = family.dialect(pipe, checkpoints)
+            dialect.guide(pipe, family.take())
+            call = dialect.call(family.take())
             pipe.set_progress_bar_config(disable=True)
             output = pipe(**call.kwargs(), generator=torch.Generator("cpu").manual_seed(7), output_type="pt")
             outputs[name] = output.frames if "frames" in output else output.images

@@ -15,8 +15,10 @@ from diffusers import DiffusionPipeline
 
 from configs.load import load_cards, load_settings
 from configs.model_card import GPU_SIZES_GB, CallDefaults, FrameRule, Memory, ModelCard, Peak, SizeRule, Task
+from configs.references import SHIPPED, IpAdapter, References
 from serve_app.models import pipelines
 from serve_app.models.lifecycle import CancelToken
+from serve_app.models.reference_input import GREY_HWC
 from serve_app.models.resume import StepCheckpoint
 from serve_app.models.studio import open_studio
 from serve_app.models.tap import Watch
@@ -32,7 +34,7 @@ every_case = pytest.mark.parametrize(("name", "task"), CASES, ids=[f"{name}-{tas
 
 NAMES = {"sdxl", "sdxl-turbo", "flux-schnell", "z-image-turbo", "qwen-image", "wan2.1-t2v-1.3b", "wan2.1-t2v-14b",
          "wan2.1-i2v-14b-480p", "wan2.2-ti2v-5b", "wan2.2-t2v-a14b", "wan2.2-i2v-a14b", "ltx-video",
-         "hunyuanvideo-1.5", "svd-xt"}
+         "hunyuanvideo-1.5", "svd-xt", "flux2-klein-4b", "sdxl-ip-adapter"}
 
 
 def parts_of(pipe: DiffusionPipeline) -> set[str]:
@@ -60,12 +62,21 @@ def tiny_card(card: ModelCard, family: Family, checkpoints: Path) -> ModelCard:
     defaults = CallDefaults(**{**card.defaults.model_dump(), "width_px": family.side_px, "height_px": family.side_px,
                                "frames": shape.defaults.frames, "steps": STEPS})
     return card.model_copy(update={
+        "references": tiny_references(card, shape),
         "repo": shape.repo, "revision": "", "variant": "", "defaults": defaults, "frames": FrameRule(),
         "size": SizeRule(multiple_px=2), "dtype": "float32" if card.dtype == "float16" else card.dtype})
 
 
+def tiny_references(card: ModelCard, shape: ModelCard) -> References | None:
+    """The card's own, reading the tiny adapter's files under the real one's names."""
+    if isinstance(card.references, IpAdapter) and isinstance(shape.references, IpAdapter):
+        return card.references.model_copy(update={"repo": shape.references.repo, "revision": ""})
+    return card.references
+
+
 def test_the_cards_that_are_shipped() -> None:
     assert set(CARDS) == NAMES
+    assert tuple(sorted(name for name, card in CARDS.items() if card.references is not None)) == SHIPPED
 
 
 @every_case
@@ -80,7 +91,8 @@ def test_a_card_renders_stops_goes_on_and_encodes(name: str, task: Task, checkpo
     card = tiny.model_copy(update={"pipelines": {task: CARDS[name].pipelines[task]}})
     painter = open_studio(card, "cpu", pipelines.load)[task]
     take = family.take(frames=1 if task is Task.TEXT_TO_IMAGE else family.frames, guidance=card.defaults.guidance,
-                       negative_prompt=card.defaults.negative_prompt)
+                       negative_prompt=card.defaults.negative_prompt,
+                       references_HWC=(GREY_HWC[:64, :64],) * (card.references.max_pictures if card.references else 0))
     assert painter.problems(take) == ()
     heard: list[tuple[int, int]] = []
     pixels = painter.generate(take, progress_callback=lambda step, total, _: heard.append((step, total)))

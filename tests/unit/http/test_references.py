@@ -1,0 +1,132 @@
+"""Reference pictures from outside: uploaded, named by characters, kept for shots that change, refused by field."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from configs.load import CARDS_DIR, casting, load_cards
+from serve_app.client import ApiError, Client
+from serve_app.http.schemas import JobReply
+from serve_app.submit import film_job
+from tests.desk import Shop, open_shop
+from workflows.durable.rows import NewJob
+from workflows.errors import InvalidDocument
+from workflows.media.decode import write_png
+from workflows.plan import plan_film, plan_keys
+from workflows.storyboard import parse_storyboard
+from workflows.types import JobStatus, Json, MediaType
+
+FILM = """
+characters:
+  - id: rex
+    description: a red circle
+    reference: rex.png
+  - {id: mia, description: a blue star, reference: "mia.png"}  # used by no shot yet
+shots:
+  - {id: a, prompt: rex moves left, characters: [rex]}
+  - {id: b, prompt: it falls down, continues: a}
+"""
+
+
+@pytest.fixture
+def shop(tmp_path: Path, migrated_file: Path) -> Iterator[Shop]:
+    """Its model for all tasks takes two reference pictures; two of them lie beside the film."""
+    card = yaml.safe_load((CARDS_DIR / "sketch.yaml").read_text(encoding="utf-8"))
+    (tmp_path / "cards").mkdir()
+    (tmp_path / "cards" / "sketch.yaml").write_text(yaml.safe_dump(
+        {**card, "references": {"kind": "native", "max_pictures": 2}}))
+    for number, name in enumerate(("rex", "mia")):
+        write_png(np.full((64, 80, 3), 90 + number, np.uint8), tmp_path / f"{name}.png")
+    (tmp_path / "film.yaml").write_text(FILM)
+    (tmp_path / "state.db").write_bytes(migrated_file.read_bytes())
+    shop = open_shop(tmp_path, tmp_path / "state.db", f"models.card_dirs=[{tmp_path / 'cards'}]")
+    with shop.client:
+        yield shop
+    shop.ledger.close()
+
+
+def pictures_of(shop: Shop, job_id: str, node_id: str) -> list[str]:
+    """SHA-256 of what a node is drawn from."""
+    (node,) = [node for node in shop.ledger.nodes(job_id) if node.id == node_id]
+    return [picture["sha256"] for picture in node.payload["references"]]  # type: ignore[index,union-attr,call-overload]
+
+
+def test_a_films_references_are_uploaded_with_it_and_drawn_from(shop: Shop, tmp_path: Path) -> None:
+    client = Client(http=shop.client)
+    job_id = client.submit(tmp_path / "film.yaml")["id"]
+    rex, mia = (client.upload_picture(tmp_path / f"{name}.png")["id"] for name in ("rex", "mia"))
+    assert pictures_of(shop, job_id, "a.keyframe") == [rex]
+    assert shop.render(job_id).status is JobStatus.SUCCEEDED
+    changed = shop.client.patch(f"/api/films/{job_id}/shots/a", json={"characters": ["mia", "rex"]})
+    assert (changed.status_code, changed.json()["nodes"]) == (202, ["a.keyframe", "a.clip", "b.clip", "compose"])
+    assert pictures_of(shop, job_id, "a.keyframe") == [mia, rex]
+
+
+def test_a_film_of_this_machine_finds_its_references_again_when_a_shot_changes(shop: Shop, tmp_path: Path) -> None:
+    new: NewJob = film_job(tmp_path / "film.yaml", shop.settings, shop.store).new
+    shop.ledger.submit(new)
+    shop.render(new.id)
+    (tmp_path / "mia.png").unlink()
+    changed = shop.client.patch(f"/api/films/{new.id}/shots/a", json={"characters": ["mia"]})
+    assert changed.status_code == 202, changed.text
+    assert len(pictures_of(shop, new.id, "a.keyframe")) == 1
+    assert shop.render(new.id).status is JobStatus.SUCCEEDED
+
+
+def test_pictures_alone_find_them_again_too(shop: Shop, tmp_path: Path) -> None:
+    job_id = Client(http=shop.client).submit(tmp_path / "film.yaml", stages="images")["id"]
+    shop.render(job_id)
+    changed = shop.client.patch(f"/api/films/{job_id}/shots/b", json={"characters": ["mia"]})
+    assert (changed.status_code, changed.json()["nodes"]) == (202, ["b.keyframe"]), changed.text
+
+
+@pytest.mark.parametrize(("reference", "said"), [
+    ("rex.png", "write `reference: picture:ID`"), ("picture:" + "0" * 64, "POST /api/pictures takes it")])
+def test_a_reference_that_was_not_uploaded_is_a_problem_of_its_field(shop: Shop, reference: str, said: str) -> None:
+    film: dict[str, Json] = {"characters": [{"id": "rex", "description": "a red circle", "reference": reference}],
+                             "shots": [{"prompt": "it moves", "characters": ["rex"]}]}
+    reply = shop.client.post("/api/films", json=film)
+    [error] = reply.json()["errors"]
+    assert (reply.status_code, error["pointer"]) == (422, "#/characters/0/reference")
+    assert said in error["detail"]
+
+
+def test_a_reference_in_which_nobody_can_be_recognised_is_refused(shop: Shop, tmp_path: Path) -> None:
+    write_png(np.full((40, 80, 3), 7, np.uint8), tmp_path / "rex.png")
+    with pytest.raises(InvalidDocument) as caught:
+        film_job(tmp_path / "film.yaml", shop.settings, shop.store)
+    said = "a reference picture of 80x40 px"
+    assert [(problem.line, problem.problem) for problem in caught.value.problems] == [(5, f"{said} (rex.png)")]
+    with pytest.raises(ApiError) as refused:
+        Client(http=shop.client).submit(tmp_path / "film.yaml")
+    [problem] = refused.value.problems
+    assert (problem.line, problem.detail, "64 px" in problem.nearest) == (5, said, True)
+
+
+def test_a_score_is_shown_in_the_reply_and_on_the_page(shop: Shop, tmp_path: Path) -> None:
+    board = parse_storyboard(FILM)
+    cast = casting(shop.settings, load_cards(shop.settings))
+    pictures = {f"{name}.png": shop.store.put(name, tmp_path / f"{name}.png", media_type=MediaType.PNG, manifest={})
+                for name in ("rex", "mia")}
+    nodes = plan_film(board, cards=cast, assets=pictures, scorer=load_cards(shop.settings)["dinov2-base"]).nodes
+    (tmp_path / "score.json").write_text("{}")
+    shop.store.put(plan_keys(nodes)["a.score"], tmp_path / "score.json", media_type=MediaType.JSON, manifest={},
+                   score=0.874)
+    shop.ledger.submit(NewJob(id="film", title="Rex", document={"storyboard": FILM}, nodes=nodes))
+    shop.render("film")
+    first, second = shop.status("film")["shots"]  # type: ignore[misc]
+    assert (first["consistency"], second["consistency"]) == (0.874, None)  # type: ignore[index,call-overload]
+    assert JobReply.model_validate(shop.status("film")).shots[0].consistency == 0.874
+    assert "consistency 0.87" in shop.client.get("/films/film").text
+
+
+def test_a_reference_that_cannot_be_read_is_told_with_its_line(shop: Shop, tmp_path: Path) -> None:
+    (tmp_path / "rex.png").write_text("no picture")
+    with pytest.raises(InvalidDocument) as caught:
+        film_job(tmp_path / "film.yaml", shop.settings, shop.store)
+    assert [(problem.field, problem.line) for problem in caught.value.problems] == [("characters[0].reference", 5)]
