@@ -163,6 +163,7 @@ class ModelReplica:
         self._gpu.close()
         self._saving.close()
         self._studio = {}
+        self._ladder.close()
         free_memory()
 
     # -- runs and those who wait for them -----------------------------------------------------------------------------
