@@ -109,6 +109,11 @@ class Ladder:
 
         return loaded
 
+    def close(self) -> None:
+        """Let go of the pipelines."""
+        self._pipes.clear()
+        self._tilers.clear()
+
     # -- before a call ----------------------------------------------------------------------------------------------
 
     def problems(self, task: Task, shape: Shape) -> tuple[Problem, ...]:

@@ -166,6 +166,7 @@ class ModelReplica:
         self._gpu.close()
         self._saving.close()
         self._studio, self._batcher = {}, None
+        self._ladder.close()
         free_memory()
 
     # -- runs and those who wait for them -----------------------------------------------------------------------------

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -153,6 +155,14 @@ async def test_after_giving_up_the_replica_is_healthy_and_draws_the_next_smaller
     with pytest.raises(GpuOutOfMemory):
         await scarce.draw(key="c")
     assert scarce.tries() == [LAYERS]  # what is hopeless is not tried from the bottom again
+
+
+async def test_a_closed_replica_keeps_no_pipeline(bench_of: MakeBench) -> None:
+    bench = bench_of()
+    pipe = weakref.ref(bench.load.pipes.pop())
+    bench.replica.close()
+    gc.collect()
+    assert pipe() is None
 
 
 # -- what is known before ----------------------------------------------------------------------------------------
