@@ -14,7 +14,7 @@ from rich.text import Text
 from configs.load import SettingsError, cards_in_use, casting, load_cards, load_settings, suggestion
 from configs.model_card import GPU_SIZES_GB, ModelCard
 from serve_app.options import JsonOption, ProfileOption, SetOption
-from workflows.drafts import changes
+from workflows.drafts import draft_text
 from workflows.types import Json
 
 models_app = typer.Typer(no_args_is_help=True, help="Model cards: what can render, what it needs, and its weights.")
@@ -140,7 +140,7 @@ def _facts(card: ModelCard) -> list[tuple[str, str]]:
     facts = [
         ("does", ", ".join(f"{task.value} ({pipeline})" for task, pipeline in card.pipelines.items())),
         ("grade", card.grade),
-        ("draft", f"{changes(card)}: {card.draft.approximations}" if card.draft else "as the final film"),
+        ("draft", draft_text(card) or "as the final film"),
         ("repo", card.repo + (f" at {card.revision}" if card.revision else "")),
         ("weights", _weights_fact(card)),
         ("licence", " ".join([card.licence, card.licence_url])),
