@@ -326,6 +326,8 @@ class ModelCard(Frozen):
 
     @model_validator(mode="after")
     def _draft_is_cheaper(self) -> ModelCard:
+        if self.draft and self.loader == "placeholder":
+            raise ValueError("a placeholder draws in no steps; leave draft out")
         sends = self.remote.sends if self.remote else None
         if self.draft and (problem := self.draft.problem(self.defaults.steps, self.defaults.guidance, sends)):
             raise ValueError(problem)

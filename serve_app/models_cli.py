@@ -20,7 +20,7 @@ from configs.references import IpAdapter
 from configs.settings import Settings
 from serve_app.gpus import with_gpu_memory
 from serve_app.options import JsonOption, ProfileOption, SetOption
-from workflows.drafts import changes
+from workflows.drafts import draft_text
 from workflows.types import Json
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ def _facts(card: ModelCard) -> list[tuple[str, str]]:
         ("does", ", ".join(f"{task.value} ({pipeline})" for task, pipeline in card.pipelines.items())
          or "compares clips with reference pictures (models.scorer)"),
         ("grade", card.grade),
-        ("draft", f"{changes(card)}: {card.draft.approximations}" if card.draft else "as the final film"),
+        ("draft", draft_text(card) or "as the final film"),
         ("repo", card.repo + (f" at {card.revision}" if card.revision else "")),
         ("weights", _weights_fact(card)),
         ("licence", " ".join([card.licence, card.licence_url])),

@@ -53,7 +53,7 @@ def draft_hints(scenes: Sequence[Scene], film: Film) -> tuple[str, ...]:
         if card.draft is None:
             hints.append(f"model {card.name} has no draft, so what it makes is final at once ({_shots(mine)})")
         else:
-            hints.append(f"drafts by model {card.name}, {changes(card)}: {card.draft.approximations} ({_shots(mine)})")
+            hints.append(f"drafts by model {card.name}, {draft_text(card)} ({_shots(mine)})")
     tiers = {scene.shot.id: scene.tier for scene in scenes}
     hints += [f"shot {scene.shot.id} is final and goes on from {scene.shot.continues}, which is a draft: once that is "
               "final too, it is rendered again" for scene in scenes
@@ -71,6 +71,11 @@ def changes(card: ModelCard) -> str:
             if draft.guidance is not None and draft.guidance != final.guidance else "",
             f"first-block cache {draft.cache.threshold:g}" if draft.cache else ""]
     return ", ".join(text for text in told if text)
+
+
+def draft_text(card: ModelCard) -> str:
+    """What a draft changes and is less exact in; empty without one."""
+    return f"{changes(card)}: {card.draft.approximations}" if card.draft else ""
 
 
 def _shots(names: Iterable[str]) -> str:

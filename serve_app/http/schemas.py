@@ -361,6 +361,8 @@ class ModelReply(Part):
     """Per replica."""
     vocabulary: str | None
     """Of a model that knows only some words."""
+    draft: str
+    """What a draft changes, and what is less exact in it; empty: a draft is as the final film."""
 
 
 class ModelList(Part):

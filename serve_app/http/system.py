@@ -22,6 +22,7 @@ from serve_app.http.schemas import (
 )
 from serve_app.service.desk import Desk
 from serve_app.service.exposition import CONTENT_TYPE
+from workflows.drafts import draft_text
 from workflows.types import JobStatus
 
 log = logging.getLogger(__name__)
@@ -101,4 +102,4 @@ def _model(card: ModelCard, desk: Desk) -> ModelReply:
         used_for=tuple(task.value for task, chosen in desk.cast.items() if chosen.name == card.name),
         defaults=card.defaults.model_dump(mode="json"), size=card.size.model_dump(mode="json"),
         frames=card.frames.model_dump(mode="json"), num_gpus=share_of(card, desk.models).gpus,
-        vocabulary=card.world.describe() if card.world else None)
+        vocabulary=card.world.describe() if card.world else None, draft=draft_text(card))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from configs.draft import DraftCall, StepCache
@@ -133,6 +135,12 @@ def test_the_replica_is_told_the_cache_of_drafts_alone() -> None:
         assert (call.cache_threshold, call.steps) == (threshold, 6)
 
 
+def test_a_placeholder_has_no_draft() -> None:
+    placeholder = load_cards(load_settings())["placeholder"].model_dump(exclude={"remote"})
+    with pytest.raises(ValueError, match="a placeholder draws in no steps"):
+        ModelCard.model_validate({**placeholder, "draft": {"steps": 1, "guidance": 1, "approximations": "rough"}})
+
+
 @pytest.mark.parametrize(("draft", "problem"), [
     ({"steps": 60}, "draft.steps 60 is more than the final film's 40; nearest 40"),
     ({"steps": 40}, "draft changes none of steps, guidance, cache"),
@@ -152,10 +160,12 @@ def test_a_remote_model_drafts_only_by_what_its_api_is_told(draft: dict[str, flo
     assert problem in said
 
 
-def test_every_shipped_draft_says_what_it_changes() -> None:
+def test_every_shipped_draft_is_quicker_and_stands_in_the_documents() -> None:
     cards = load_cards(load_settings())
-    drafting = {card.name for card in cards.values() if card.draft}
-    assert {"sketch", "sdxl", "wan2.1-t2v-1.3b", "ltx-video"} <= drafting
-    for name in drafting:
-        assert changes(cards[name])
-        assert effort(cards[name], Tier.DRAFT).steps < effort(cards[name], Tier.FINAL).steps
+    page = (Path(__file__).resolve().parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    drafting = [card for card in cards.values() if card.draft]
+    assert {"sketch", "sdxl", "wan2.1-t2v-1.3b", "ltx-video"} <= {card.name for card in drafting}
+    for card in drafting:
+        assert effort(card, Tier.DRAFT).steps < effort(card, Tier.FINAL).steps
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| {changes(card)} |")]
+        assert f"`{card.name}`" in row

@@ -121,6 +121,25 @@ def test_the_dry_run_of_a_draft_foretells_less_and_says_what_is_less_exact(shop:
     assert final["warnings"] == []
 
 
+def test_pictures_alone_are_drafts_too(shop: Shop) -> None:
+    job_id = sent(shop, CHAIN, tier="draft", stages="story,images")
+    promoted = promote(shop, job_id, "s1").json()["nodes"]
+    assert promoted == ["s1.keyframe"]
+    assert rendered(shop, job_id) == promoted
+    assert tiers(shop, job_id) == ["final", "draft", "draft"]
+    assert keys(shop, job_id)["s1.keyframe"] == keys(shop, shop.film(CHAIN))["s1.keyframe"]
+
+
+def test_a_shot_is_made_final_or_a_draft_by_changing_it_too(shop: Shop) -> None:
+    job_id = shop.film(CHAIN)
+    reply = shop.client.patch(f"/api/films/{job_id}/shots/s3", json={"tier": "draft"})
+    assert reply.json()["nodes"] == ["s3.clip", "s3.caption", "compose"]
+    rendered(shop, job_id)
+    assert tiers(shop, job_id) == ["final", "final", "draft"]
+    shop.client.patch(f"/api/films/{job_id}/shots/s3", json={"tier": None})
+    assert rendered(shop, job_id) == []
+
+
 def test_what_is_final_already_renders_nothing(shop: Shop) -> None:
     job_id = shop.film(CHAIN)
     reply = promote(shop, job_id)

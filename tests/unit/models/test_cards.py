@@ -5,6 +5,7 @@ The card itself is used, with its dtypes, arguments and scheduler settings; repo
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import diffusers
@@ -35,6 +36,10 @@ every_case = pytest.mark.parametrize(("name", "task"), CASES, ids=[f"{name}-{tas
 NAMES = {"sdxl", "sdxl-turbo", "flux-schnell", "z-image-turbo", "qwen-image", "wan2.1-t2v-1.3b", "wan2.1-t2v-14b",
          "wan2.1-i2v-14b-480p", "wan2.2-ti2v-5b", "wan2.2-t2v-a14b", "wan2.2-i2v-a14b", "ltx-video",
          "hunyuanvideo-1.5", "svd-xt", "flux2-klein-4b", "sdxl-ip-adapter"}
+
+
+def quiet(step: int, total: int, timestep: float) -> None:
+    """No bar in the output of the tests."""
 
 
 def parts_of(pipe: DiffusionPipeline) -> set[str]:
@@ -97,6 +102,9 @@ def test_a_card_renders_stops_goes_on_and_encodes(name: str, task: Task, checkpo
     heard: list[tuple[int, int]] = []
     pixels = painter.generate(take, progress_callback=lambda step, total, _: heard.append((step, total)))
     assert heard == [(step, STEPS) for step in range(STEPS)]
+    if card.draft and card.draft.cache:
+        draft = painter.generate(replace(take, cache_threshold=card.draft.cache.threshold), progress_callback=quiet)
+        assert (draft.shape, draft.dtype) == (pixels.shape, pixels.dtype)
     token, until_stopped = CancelToken(), []
 
     def stop(checkpoint: StepCheckpoint) -> None:

@@ -12,6 +12,7 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
+from configs.draft import DraftCall
 from configs.model_card import CallDefaults, FrameRule, ModelCard, Task
 from configs.settings import StorySettings
 from serve_app.providers.chat import HttpChat, Message
@@ -22,8 +23,9 @@ from workflows.errors import InvalidDocument
 from workflows.script import parse_script
 from workflows.stages.story import story
 from workflows.store import Store
-from workflows.story import plan_script, writer_identity
+from workflows.story import plan_script, told_at, writer_identity
 from workflows.storyboard import FilmFields, Storyboard, parse_storyboard
+from workflows.tiers import Tier
 from workflows.types import Artifact, Json, NodeCall, NodeKind, NodeResult, Stage, content_key
 
 CARD = ModelCard(name="any", title="x", repo="x/x", pipelines={Task.TEXT_TO_VIDEO: "WanPipeline"},
@@ -108,15 +110,17 @@ async def test_a_told_story_is_told_again_from_the_store_and_anew_only_when_aske
     assert prompts(forced) == ["a bird"]
 
 
-async def test_pictures_and_the_film_made_of_them_later_tell_one_story(server: Provider, desk: Desk) -> None:
+async def test_pictures_a_draft_and_the_film_made_of_them_later_tell_one_story(server: Provider, desk: Desk) -> None:
     server.will(CHAT, said(STORY))
-    cards = {**CARDS, Task.TEXT_TO_IMAGE: CARD}
+    quick = CARD.model_copy(update={"draft": DraftCall(steps=2, approximations="rough")})
+    cards = {**dict.fromkeys(CARDS, quick), Task.TEXT_TO_IMAGE: quick}
     node = plan_script(SCRIPT, cards=cards, last_stage=Stage.IMAGES, writer=writer_identity(desk.settings))
     film = plan_script(SCRIPT, cards=cards, writer=writer_identity(desk.settings))
     made = [await story(replace(desk.call(), key=content_key(spec.kind, spec.payload, ()), payload=spec.payload), cards,
-                        desk.store, desk.writer) for spec in (node, film)]
-    assert [[one.id for one in result.new_nodes] for result in made] == [
-        ["s1.keyframe", "s2.keyframe"], ["s1.clip", "s2.clip", "s2.caption", "compose"]]
+                        desk.store, desk.writer) for spec in (node, told_at(film, Tier.DRAFT), film)]
+    clips = ["s1.clip", "s2.clip", "s2.caption", "compose"]
+    assert [[one.id for one in result.new_nodes] for result in made] == [["s1.keyframe", "s2.keyframe"], clips, clips]
+    assert [result.new_nodes[0].payload["steps"] for result in made[1:]] == [2, CARD.defaults.steps]
     assert len(server.asked) == 1
 
 
