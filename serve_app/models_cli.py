@@ -58,7 +58,8 @@ def models_show(name: CardArgument, profile: ProfileOption = "", settings_: SetO
     card = _card(name, profile, settings_)
     if as_json:
         fits: Json = {} if card.memory is None else {str(size): card.memory.fit(size) for size in GPU_SIZES_GB}
-        print(json.dumps({**card.model_dump(mode="json"), "fits_gb": fits, "here": _here(card)}, ensure_ascii=False))
+        told = {"fits_gb": fits, "here": _here(card), "exactness": card.exactness}
+        print(json.dumps({**card.model_dump(mode="json"), **told}, ensure_ascii=False))
         return
     out.print(f"[bold]{card.name}[/bold]  {card.title}", highlight=False)
     table = Table(box=None, show_header=False)
@@ -144,6 +145,8 @@ def _facts(card: ModelCard) -> list[tuple[str, str]]:
         ("licence", " ".join([card.licence, card.licence_url])),
         ("", card.licence_terms + (" Gated: the hub asks you to accept its terms." if card.gated else "")),
         ("dtype", ", ".join([card.dtype, *(f"{part} {dtype}" for part, dtype in card.dtypes.items())])),
+        ("exactness", card.exactness + (f", against the same weights without: {_effects(card)}" if card.effects() else
+                                        ": no speed or memory switch is on")),
         ("default", f"{default.width_px}x{default.height_px}, "
                     + ("" if still else f"{default.frames} frames at {default.fps:g} fps, ")
                     + f"{default.steps} steps, guidance {default.guidance:g}"),
@@ -157,6 +160,10 @@ def _facts(card: ModelCard) -> list[tuple[str, str]]:
     return [*((label, text.strip()) for label, text in [*facts, *_memory_facts(card)] if text.strip()),
             *(("source" if not number else "", source) for number, source in enumerate(card.sources)),
             *([("note", card.notes.strip())] if card.notes else [])]
+
+
+def _effects(card: ModelCard) -> str:
+    return "; ".join(effect.render() for effect in card.effects())
 
 
 def _weights_fact(card: ModelCard) -> str:

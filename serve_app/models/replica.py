@@ -12,6 +12,7 @@ import asyncio
 import functools
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,7 +34,7 @@ from serve_app.models.lifecycle import (
 )
 from serve_app.models.records import DECODED_SHARE, RunRecords
 from serve_app.models.saving import Saver, picture_of
-from serve_app.models.studio import open_studio, warm_up
+from serve_app.models.studio import Painter, open_studio, warm_up
 from serve_app.models.takes import Take
 from serve_app.models.tap import Watch
 from workflows.errors import GpuOutOfMemory, ModelFailed, ReelrayError, RenderCancelled, RenderRefused, StageFailed
@@ -110,7 +111,9 @@ class ModelReplica:
         if settings.auto_download:
             weights.ensure(card, say=log.info)
         started = time.perf_counter()
-        self._studio = open_studio(card, device, load)
+        studio = open_studio(card, device, load)
+        self._studio: Mapping[Task, Painter] = studio
+        self._saver.used = studio.used
         loaded = time.perf_counter()
         self._gpu.run_now(functools.partial(warm_up, self._studio, card))
         log.info("%s: loaded in %.1f s on %s, warm after %.1f s more", card.name, loaded - started, device,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
 
 from configs.model_card import ModelCard, Task
+from serve_app.models import options
 from serve_app.models.image_to_video import ImageToVideo
 from serve_app.models.pipelines import LoadPipeline
 from serve_app.models.placeholder import Placeholder
@@ -18,6 +20,9 @@ from serve_app.models.text_to_image import TextToImage
 from serve_app.models.text_to_video import TextToVideo
 from workflows.errors import Problem
 from workflows.media.frames import UInt8Array
+from workflows.types import Json
+
+LONGER = "warm-up with a longer text, so that a compiled model has seen two lengths of it before anybody waits for it"
 
 
 class Painter(Protocol):
@@ -34,17 +39,28 @@ class Painter(Protocol):
         """frame_HWC for a picture, frames_THWC for a clip."""
 
 
-def open_studio(card: ModelCard, device: str, load: LoadPipeline) -> Mapping[Task, Painter]:
+class Studio(dict[Task, Painter]):
+    """Task -> its painter."""
+
+    used: dict[str, Json]
+    """What is seen of the card's options in the loaded pipelines, for manifests."""
+
+
+def open_studio(card: ModelCard, device: str, load: LoadPipeline) -> Studio:
     """Load every task of the card, weights that they have in common once. Raises InvalidDocument."""
+    studio = Studio()
+    studio.used = {}
     if card.loader == "placeholder":
-        return {task: Placeholder(card, task) for task in card.tasks}
+        studio.update({task: Placeholder(card, task) for task in card.tasks})
+        return studio
     if card.remote is not None:
-        return {task: RemotePainter(card, card.remote, task) for task in card.tasks}
-    studio: dict[Task, Painter] = {}
+        studio.update({task: RemotePainter(card, card.remote, task) for task in card.tasks})
+        return studio
     components = None
     for task in card.tasks:
         pipe = load(card, task, device, components)
         components = {**(components or {}), **pipe.components}
+        studio.used |= options.used(pipe, card)
         match task:
             case Task.TEXT_TO_IMAGE:
                 studio[task] = TextToImage(pipe, card)
@@ -65,12 +81,17 @@ def warm_up(studio: Mapping[Task, Painter], card: ModelCard) -> None:
         return
     for task, painter in studio.items():
         painter.generate(warm_up_take(card, task), progress_callback=_nobody)
+        if card.options.compile != "none":
+            painter.generate(replace(warm_up_take(card, task), prompt=LONGER), progress_callback=_nobody)
 
 
 def warm_up_take(card: ModelCard, task: Task) -> Take:
-    """The smallest call that is worth anything."""
+    """The smallest call that is worth anything; of a compiled model one of the default length, since code is compiled
+    for a shape.
+    """
     width_px, height_px = card.defaults.width_px, card.defaults.height_px
-    frames = 1 if task is Task.TEXT_TO_IMAGE else card.frames.nearest(card.frames.min_frames)[0]
+    least = card.frames.min_frames if card.options.compile == "none" else card.defaults.frames
+    frames = 1 if task is Task.TEXT_TO_IMAGE else card.frames.nearest(least)[0]
     grey = np.full((height_px, width_px, 3), 128, np.uint8) if task is Task.IMAGE_TO_VIDEO else None
     return Take(prompt="warm-up", width_px=width_px, height_px=height_px, frames=frames, fps=card.defaults.fps, steps=1,
                 guidance=card.defaults.guidance, seed=0, picture_HWC=grey)
