@@ -65,7 +65,7 @@ def apply(pipe: DiffusionPipeline, card: ModelCard, device: str, dtypes: Mapping
 def offload(pipe: DiffusionPipeline, kind: Literal["model", "group", "sequential"], device: str) -> None:
     """Weights in main memory, brought to the device when they are needed.
 
-    Raises ValueError, RuntimeError, NotImplementedError or TypeError, as the libraries do, for a pipeline that cannot.
+    Raises ValueError, RuntimeError or NotImplementedError for a pipeline that cannot.
     """
     match kind:
         case "model":
@@ -76,6 +76,9 @@ def offload(pipe: DiffusionPipeline, kind: Literal["model", "group", "sequential
                     apply_group_offloading(part, onload_device=torch.device(device),
                                            offload_device=torch.device("cpu"), offload_type="leaf_level")
         case "sequential":
+            if device.startswith("cpu"):
+                # accelerate would fail in the middle of the first call, with a TypeError that explains nothing.
+                raise ValueError("there is no GPU to bring single weights to")
             pipe.enable_sequential_cpu_offload(device=device)
 
 
@@ -149,8 +152,7 @@ def _place(pipe: DiffusionPipeline, card: ModelCard, device: str) -> None:
     if kind != "none":
         try:
             offload(pipe, kind, device)
-        # accelerate cannot take the parameters of transformers 5 apart, which is a TypeError.
-        except (ValueError, RuntimeError, NotImplementedError, TypeError) as error:
+        except (ValueError, RuntimeError, NotImplementedError) as error:
             raise refused(card, "options.offload", f"{type(pipe).__name__} cannot be offloaded by {kind}: "
                           f"{str(error).strip().splitlines()[0]}", "none" if kind == "group" else "group") from error
         return

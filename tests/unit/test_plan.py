@@ -415,7 +415,7 @@ def test_text_to_video_by_svd_is_a_keyframe_and_then_svd() -> None:
 
 @pytest.mark.parametrize(("film", "shot", "told"), [
     ({"negative_prompt": "blurry"}, {}, "negative_prompt: "),
-    ({}, {"negative_prompt": "blurry"}, "shot s1, negative_prompt: "),
+    ({}, {"negative_prompt": "blurry"}, "shot s1: negative_prompt: "),
     ({"defaults": {"negative_prompt": "blurry"}}, {}, "defaults.negative_prompt: "),
 ])
 def test_a_negative_prompt_for_a_model_that_has_none_is_refused_at_the_door(
