@@ -47,13 +47,18 @@ def backend_of(denoiser: torch.nn.Module) -> str:
     return ", ".join(sorted(name.rpartition(".")[2].lower() for name in found))
 
 
+def is_free_to_choose(denoiser: torch.nn.Module) -> bool:
+    """Whether its attention goes through diffusers' dispatcher; that of UNets does not."""
+    return any(_can_dispatch(module) for module in denoiser.modules())
+
+
 def _try(denoiser: ModelMixin, backend: str) -> str:
     """Set it; what is wrong with it, or empty."""
-    if backend == "native" and not _dispatches(denoiser):
+    if backend == "native" and not is_free_to_choose(denoiser):
         return ""
-    if backend == "xformers" and not _dispatches(denoiser):
+    if backend == "xformers" and not is_free_to_choose(denoiser):
         return _try_unet(denoiser)
-    if not _dispatches(denoiser):
+    if not is_free_to_choose(denoiser):
         return f"{type(denoiser).__name__} lets nobody choose"
     try:
         denoiser.set_attention_backend(backend)
@@ -103,10 +108,6 @@ def _heads_of(denoiser: ModelMixin) -> tuple[int, int]:
             return told["heads"], projection.out_features // told["heads"]
     size = denoiser.config.get("attention_head_dim")
     return 1, size if isinstance(size, int) else USUAL_HEAD
-
-
-def _dispatches(denoiser: torch.nn.Module) -> bool:
-    return any(_can_dispatch(module) for module in denoiser.modules())
 
 
 def _can_dispatch(module: torch.nn.Module) -> bool:

@@ -89,7 +89,7 @@ def test_an_option_works_and_is_seen(
     pytest.param("sdxl", {"quantise": {"unet": "int8_dynamic"}}, "quantise.unet", "`pip install torchao`",
                  "float8_storage", marks=pytest.mark.skipif(not NO_TORCHAO, reason="torchao is installed")),
 ])
-def test_what_a_pipeline_cannot_do_is_refused_by_name(  # noqa: PLR0913, PLR0917
+def test_what_a_pipeline_cannot_do_is_refused_by_name(
         family: str, wanted: dict[str, object], field: str, told: str, nearest: str, checkpoints: Path) -> None:
     with pytest.raises(InvalidDocument, match=told) as refusal:
         loaded(family, checkpoints, **wanted)
@@ -120,9 +120,8 @@ def test_two_tasks_of_one_card_are_treated_once(checkpoints: Path) -> None:
 # -- text --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", [
-    "wan_t2v", "sdxl", *(pytest.param(name, marks=pytest.mark.slow)
-                         for name in ("wan21_i2v", "wan22_t2v", "ltx", "ltx2", "hv15", "flux", "z_image", "qwen_image"))])
+@pytest.mark.parametrize("family", ["wan_t2v", "sdxl", *(pytest.param(name, marks=pytest.mark.slow) for name in (
+    "wan21_i2v", "wan22_t2v", "ltx", "ltx2", "hv15", "flux", "z_image", "qwen_image"))])
 def test_remembered_prompts_give_the_same_bytes_and_the_encoders_rest(
         family: str, checkpoints: Path, reference_of: Callable[[str], torch.Tensor]) -> None:
     pipe, _ = loaded(family, checkpoints, text_cache={"prompts": 2}, evict_text_encoders=True)
@@ -171,7 +170,7 @@ def test_the_oldest_unused_prompt_goes_first_and_too_large_ones_are_not_kept() -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["wan22_t2v", "sdxl"])
+@pytest.mark.parametrize("family", ["wan22_t2v", "sdxl", "qwen_image"])
 def test_compiled_blocks_are_warm_at_the_default_shape_and_equal_within_rounding(
         family: str, checkpoints: Path, reference_of: Callable[[str], torch.Tensor]) -> None:
     card = BY_NAME[family].card(checkpoints, options={"compile": "regional"})
