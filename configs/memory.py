@@ -113,8 +113,8 @@ def default_shape(card: ModelCard) -> Shape:
 
 
 def need_of(card: ModelCard, shape: Shape) -> Need | None:
-    """What the model needs for the shape; None where the card does not know."""
-    if card.memory is None or not card.memory.peaks:
+    """What the model needs for the shape; None where the card does not know, or its options change it."""
+    if card.memory is None or not card.memory.peaks or card.options.changes_memory:
         return None
     weights_gb = card.memory.total_gb
     known = {_volume(peak.shape): peak for peak in card.memory.peaks}
@@ -205,9 +205,15 @@ def with_room(card: ModelCard, models: ModelsSettings) -> ModelCard:
 
 
 def rungs_of(card: ModelCard) -> tuple[Remedies, ...]:
-    """What may take something off this card's need, from nothing to everything: its known peaks count its own tiles."""
-    tiles = not card.vae_tiling and UNTILED.isdisjoint(card.pipelines.values())
-    return tuple(rung for rung in RUNGS if tiles or not rung.tiles)
+    """What may take something off this card's need, from nothing to everything: its known peaks count its own tiles.
+
+    Weights that the card's options move, or have made smaller, are left where they are; compiled layers are not moved.
+    """
+    tiles = not (card.vae_tiling or card.options.vae.tiling) and UNTILED.isdisjoint(card.pipelines.values())
+    placements = PLACEMENTS if card.options.compile == "none" else (Placement.RESIDENT, Placement.PARTS)
+    if card.options.changes_memory:
+        placements = (Placement.RESIDENT,)
+    return tuple(rung for rung in RUNGS if rung.placement in placements and (tiles or not rung.tiles))
 
 
 def first_that_fits(need: Need, room: float, rungs: Iterable[Remedies]) -> Remedies | None:

@@ -14,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 from configs.base import Frozen
 from configs.draft import DraftCall
 from configs.endpoint import RemoteModel
+from configs.model_options import Effect, Exactness, Options, worst
 from configs.references import IpAdapter, References, pinned
 
 Positive = Annotated[int, Field(ge=1)]
@@ -25,6 +26,11 @@ CONTEXT_GB = 1.0
 """Of a GPU's memory, what the CUDA context and its libraries keep for themselves."""
 LATER_FIELDS = ("dtypes", "variant", "scheduler", "vae_tiling", "references")
 """Fields younger than the first artifacts: unset they are no part of a digest, so older results keep their keys."""
+
+NO_NEGATIVE_PROMPT = frozenset({
+    "StableVideoDiffusionPipeline", "Flux2Pipeline", "Flux2KleinPipeline", "GlmImagePipeline", "Ideogram4Pipeline",
+    "LatentConsistencyModelPipeline", "OmniGenPipeline", "SanaSprintPipeline", "LTX2DFRPipeline"})
+"""diffusers' pipelines whose call has no negative prompt, of those that cards name; others are refused when loaded."""
 
 
 class Task(StrEnum):
@@ -244,6 +250,8 @@ class ModelCard(Frozen):
     wait when the GPU is free. Above 1 pictures are equal to those of a single call within rounding, not bit by bit."""
     references: References | None = None
     """How its pictures take reference pictures of characters; not given: not at all."""
+    options: Options = Options()
+    """Speed and memory switches; none of them is on by itself."""
     defaults: CallDefaults
     size: SizeRule = SizeRule()
     frames: FrameRule = FrameRule()
@@ -270,6 +278,21 @@ class ModelCard(Frozen):
         """What the card can be asked for."""
         return tuple(self.pipelines)
 
+    def effects(self) -> tuple[Effect, ...]:
+        """Every switch that is on, with what it does to pictures."""
+        tiles = Effect(option="vae_tiling", exactness=Exactness.APPROXIMATE, why="seams between tiles are blended")
+        batch = Effect(option="batch", exactness=Exactness.TOLERANCE, why="other kernels add in another order")
+        return (*((tiles,) if self.vae_tiling else ()), *((batch,) if self.batch > 1 else ()), *self.options.effects())
+
+    @property
+    def exactness(self) -> Exactness:
+        """How pictures compare with those of the same weights without any switch, on the same machine."""
+        return worst(tuple(effect.exactness for effect in self.effects()))
+
+    def takes_negative_prompt(self, task: Task) -> bool:
+        """Whether the pipeline for the task has one, as far as that is known before it is loaded."""
+        return self.pipelines.get(task) not in NO_NEGATIVE_PROMPT
+
     def digest(self) -> str:
         """Hex SHA-256 (16 digits) of all that can change a picture; titles, memory and speed do not count."""
         free = {"title", "notes", "licence", "licence_terms", "licence_url", "gated", "resources", "seconds_per_step",
@@ -277,7 +300,9 @@ class ModelCard(Frozen):
         free |= {name for name in LATER_FIELDS if name not in self.model_fields_set}
         if self.batch == 1:
             free.add("batch")
-        tree = self.model_dump(mode="json", exclude=free)
+        tree = self.model_dump(mode="json", exclude={*free, "options"})
+        if options := self.options.for_digest():
+            tree["options"] = options
         if self.remote is None:
             del tree["remote"]  # cards without one keep the digests that they had before there were such
         else:
@@ -331,6 +356,14 @@ class ModelCard(Frozen):
         sends = self.remote.sends if self.remote else None
         if self.draft and (problem := self.draft.problem(self.defaults.steps, self.defaults.guidance, sends)):
             raise ValueError(problem)
+        return self
+
+    @model_validator(mode="after")
+    def _options_have_a_pipeline(self) -> ModelCard:
+        if self.loader != "diffusers" and self.options != Options():
+            raise ValueError(f"options are for cards with `loader: diffusers`; take them out of a {self.loader} card")
+        if self.vae_tiling and self.options.vae.tiling:
+            raise ValueError("vae_tiling and options.vae.tiling say the same; take one of the two out")
         return self
 
     @model_validator(mode="after")

@@ -9,14 +9,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from ray import serve
 from ray.serve.config import RequestRouterConfig
 
-from configs.chat_card import AnyCard
+from configs.chat_card import AnyCard, ChatCard
 from configs.load import casting, load_cards, story_card
 from configs.settings import Settings
 from serve_app.capacity import check_resources, gpus_of
+from serve_app.cluster import scratch_dir
 from serve_app.deployments import ChatDeployment, DirectorDeployment, MediaDeployment, ModelDeployment
 from serve_app.director import calls_at_once
 from serve_app.ingress import IngressDeployment
@@ -66,5 +68,14 @@ def _model(model: type, card: AnyCard, settings: Settings, cluster: Mapping[str,
         model, name=f"model-{card.name}", num_replicas=replicas.replicas, max_ongoing_requests=calls_at_once(card),
         health_check_period_s=2, graceful_shutdown_timeout_s=settings.models.drain_s,
         graceful_shutdown_wait_loop_s=0.2, request_router_config=ROUTER,
-        ray_actor_options={"num_gpus": gpus_of(card, settings, cluster), "num_cpus": num_cpus},
+        ray_actor_options={"num_gpus": gpus_of(card, settings, cluster), "num_cpus": num_cpus,
+                           **_compiler(card, settings)},
     ).bind(card, settings)
+
+
+def _compiler(card: AnyCard, settings: Settings) -> dict[str, Any]:
+    """Compiled code outlives the replica that compiled it: the next one finds it under `data_dir`."""
+    if isinstance(card, ChatCard) or card.options.compile == "none":
+        return {}
+    directory = str(scratch_dir(settings) / "compiled")
+    return {"runtime_env": {"env_vars": {"TORCHINDUCTOR_CACHE_DIR": directory}}}

@@ -86,8 +86,9 @@ def models_show(name: CardArgument, profile: ProfileOption = "", settings_: SetO
     share = share_of(card, with_gpu_memory(load_settings(profile, settings_ or ())).models)
     if as_json:
         fits: Json = {} if card.memory is None else {str(size): card.memory.fit(size) for size in GPU_SIZES_GB}
-        print(json.dumps({**card.model_dump(mode="json"), "fits_gb": fits, "here": _here(card),
-                          "share": {"gpus": share.gpus, "why": share.why}}, ensure_ascii=False))
+        told: dict[str, Json] = {"fits_gb": fits, "here": _here(card), "share": {"gpus": share.gpus, "why": share.why},
+                                 **({"exactness": card.exactness} if isinstance(card, ModelCard) else {})}
+        print(json.dumps({**card.model_dump(mode="json"), **told}, ensure_ascii=False))
         return
     out.print(f"[bold]{card.name}[/bold]  {card.title}", highlight=False)
     table = Table(box=None, show_header=False)
@@ -197,6 +198,8 @@ def _facts(card: ModelCard) -> list[tuple[str, str]]:
         ("licence", " ".join([card.licence, card.licence_url])),
         ("", card.licence_terms + (" Gated: the hub asks you to accept its terms." if card.gated else "")),
         ("dtype", ", ".join([card.dtype, *(f"{part} {dtype}" for part, dtype in card.dtypes.items())])),
+        ("exactness", card.exactness + (f", against the same weights without: {_effects(card)}" if card.effects() else
+                                        ": no speed or memory switch is on")),
         ("default", f"{default.width_px}x{default.height_px}, "
                     + ("" if still else f"{default.frames} frames at {default.fps:g} fps, ")
                     + f"{default.steps} steps, guidance {default.guidance:g}"),
@@ -232,6 +235,10 @@ def _references_fact(card: ModelCard) -> str:
         return how + (", and at least one" if part.required else "")
     return (f"{how}, at weight {part.scale:g}, through {part.repo} {part.weight_file}"
             + (f" at {part.revision}" if part.revision else ""))
+
+
+def _effects(card: ModelCard) -> str:
+    return "; ".join(effect.render() for effect in card.effects())
 
 
 def _weights_fact(card: ModelCard) -> str:

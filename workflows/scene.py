@@ -89,7 +89,8 @@ def decide(storyboard: Storyboard, cards: Cards, assets: Mapping[str, Artifact])
         raise InvalidDocument(problems=tuple(dict.fromkeys(_at_their_source(unanswered, storyboard))))
     used = {cards[task].name: cards[task] for shot in shots for task in tasks_of(shot, cards)}
     film = _film(storyboard, cards, assets, tuple(used.values()))
-    problems = [*_wrong_size(film, used.values()), *_missing_pictures(shots, assets)]
+    problems = [*_wrong_size(film, used.values()), *_missing_pictures(shots, assets),
+                *_negative_prompts(storyboard, shots, cards)]
     scenes: list[Scene] = []
     for shot in shots:
         scene = _scene(storyboard, shot, film)
@@ -153,6 +154,16 @@ def _missing_cards(shots: Sequence[Shot], cards: Cards) -> Iterator[Problem]:
 def _no_card(task: Task, shot_id: str, *, field: str) -> Problem:
     return Problem(shot_id=shot_id, field=field,
                    problem=f"no model is configured for {task.value}; choose one with models.{task.value}")
+
+
+def _negative_prompts(storyboard: Storyboard, shots: Sequence[Shot], cards: Cards) -> Iterator[Problem]:
+    for shot in shots:
+        asked = storyboard.negative_prompt if shot.negative_prompt is None else shot.negative_prompt
+        deaf = [task for task in tasks_of(shot, cards) if not cards[task].takes_negative_prompt(task)]
+        if asked and deaf:
+            yield Problem(shot_id="" if shot.negative_prompt is None else shot.id, field="negative_prompt",
+                          problem=f"model card {cards[deaf[0]].name} has no negative prompt "
+                                  f"({cards[deaf[0]].pipelines[deaf[0]]})", nearest="leave it out")
 
 
 def _missing_pictures(shots: Sequence[Shot], assets: Mapping[str, Artifact]) -> Iterator[Problem]:

@@ -25,13 +25,13 @@ from diffusers.models import autoencoders
 
 from configs.memory import (
     PLACEMENTS,
-    RUNGS,
     Placement,
     Remedies,
     Shape,
     first_that_fits,
     nearest_that_fits,
     need_of,
+    rungs_of,
     too_large,
 )
 from configs.model_card import ModelCard, Task
@@ -93,12 +93,13 @@ class Ladder:
 
         def loaded(card: ModelCard, task: Task, device: str, components: Mapping[str, Any] | None = None,
                    ) -> DiffusionPipeline:
-            weights_gb = card.memory.total_gb if card.memory else 0.0
+            # Where the card's options move the weights themselves, nobody knows how much of them is there at once.
+            weights_gb = card.memory.total_gb if card.memory and not card.options.changes_memory else 0.0
             resident = self._room is None or weights_gb <= self._room
             pipe = load(card, task, device if resident else "cpu", components)
             self._pipes[task] = pipe
             self._tilers[task] = Tiler(pipe)
-            self._rungs[task] = _rungs_of(pipe, self._tilers[task])
+            self._rungs[task] = _rungs_of(pipe, self._tilers[task], card)
             if not resident:
                 log.warning("%s: %.1f GB of weights do not fit %.1f GB of GPU memory; they stay in main memory",
                             card.name, weights_gb, self._room)
@@ -267,7 +268,7 @@ class Tiler:
             (self._vae.enable_slicing if on else self._vae.disable_slicing)()
 
 
-def _rungs_of(pipe: DiffusionPipeline, tiler: Tiler) -> tuple[Remedies, ...]:
+def _rungs_of(pipe: DiffusionPipeline, tiler: Tiler, card: ModelCard) -> tuple[Remedies, ...]:
     """What can be done with this pipeline, from nothing to everything, what costs less time first.
 
     Whatever the card itself has done is left alone.
@@ -276,7 +277,7 @@ def _rungs_of(pipe: DiffusionPipeline, tiler: Tiler) -> tuple[Remedies, ...]:
     placements: list[Placement] = []
     if modules and not _is_placed(pipe, modules):
         placements = [Placement.PARTS, Placement.LAYERS] if pipe.model_cpu_offload_seq else [Placement.LAYERS]
-    return tuple(rung for rung in RUNGS
+    return tuple(rung for rung in rungs_of(card)
                  if rung.placement in (Placement.RESIDENT, *placements) and (tiler.can or not rung.tiles))
 
 

@@ -16,7 +16,7 @@ import transformers
 from diffusers import DiffusionPipeline
 
 from configs.model_card import ModelCard, Task
-from serve_app.models import weights
+from serve_app.models import options, quantise, weights
 from serve_app.models.adapters import require, with_adapter
 from serve_app.models.repo import import_home, refused
 
@@ -38,7 +38,7 @@ def load(card: ModelCard, task: Task, device: str, components: Mapping[str, Any]
 
     `components` are those of a pipeline already loaded for another task of the same card: what both classes have in
     common is shared, not read again. Raises InvalidDocument when the card names no pipeline class for the task or a
-    wrong one, or when its weights are missing, incomplete or cannot be downloaded.
+    wrong one, when its weights are missing, incomplete or cannot be downloaded, and for options that it has no use for.
     """
     pipeline_class = find_class(card, task)
     where = weights.require(card)
@@ -49,14 +49,18 @@ def load(card: ModelCard, task: Task, device: str, components: Mapping[str, Any]
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     dtypes = {"default": DTYPES[card.dtype], **{name: DTYPES[dtype] for name, dtype in card.dtypes.items()}}
+    quantisation = quantise.while_loading(card, where, shared)
+    files = quantise.from_files(card, where, shared, dtypes)
+    # Weights that are to be offloaded would not fit the GPU first.
+    device_map = None if options.start_in_main_memory(card) else device.partition(":")[0]
     try:
         pipe = pipeline_class.from_pretrained(
             str(where), dtype=dtypes, variant=card.variant or None, use_safetensors=True, trust_remote_code=False,
-            local_files_only=True, device_map=device.partition(":")[0], **shared)
+            local_files_only=True, device_map=device_map, quantization_config=quantisation, **files, **shared)
     except (OSError, ValueError) as error:
         # OSError is also what a file with a wrong content raises.
         raise refused(card, "repo", f"{where} cannot be loaded: {_first_line(error)}") from error
-    return with_adapter(_adjusted(pipe.to(device), card), card, DTYPES)
+    return options.apply(with_adapter(_adjusted(pipe, card), card, DTYPES), card, device, dtypes, shared)
 
 
 def load_embedding(card: ModelCard) -> tuple[Any, Any]:
@@ -108,8 +112,6 @@ def _adjusted(pipe: DiffusionPipeline, card: ModelCard) -> DiffusionPipeline:
                 raise refused(card, f"scheduler.{name}", f"{type(pipe.scheduler).__name__} has no such setting",
                               nearest[0] if nearest else "")
         pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **card.scheduler)
-    if card.vae_tiling:
-        pipe.vae.enable_tiling()
     return pipe
 
 

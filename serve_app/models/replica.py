@@ -12,7 +12,7 @@ import asyncio
 import functools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -38,7 +38,7 @@ from serve_app.models.lifecycle import (
 )
 from serve_app.models.records import DECODED_SHARE, RunRecords, StepClock
 from serve_app.models.saving import Saver, picture_of, references_of
-from serve_app.models.studio import open_studio, warm_up
+from serve_app.models.studio import Painter, open_studio, warm_up
 from serve_app.models.takes import Take
 from serve_app.models.tap import Watch
 from workflows.errors import GpuOutOfMemory, ModelFailed, ReelrayError, RenderCancelled, RenderRefused, StageFailed
@@ -124,7 +124,9 @@ class ModelReplica:
             adapters.ensure(card, say=log.info)
         started = time.perf_counter()
         self._ladder = Ladder(card, device, room_gb(device, assigned_gpus))
-        self._studio = open_studio(card, device, self._ladder.keeping(load))
+        studio = open_studio(card, device, self._ladder.keeping(load))
+        self._studio: Mapping[Task, Painter] = studio
+        self._saver.used = studio.used
         self._batcher = batcher_of(card, self._studio, self._ladder, self._gpu, self._heartbeat)
         loaded = time.perf_counter()
         self._gpu.run_now(functools.partial(warm_up, self._studio, card, self._ladder))

@@ -41,6 +41,8 @@ class Saver:
         self._device = device
         self._store = store
         self._options = options
+        self.used: Mapping[str, Json] = {}
+        """What is seen of the card's options in the loaded model."""
 
     def save(self, frames: UInt8Array, call: RenderCall, records: RunRecords, *, warnings: tuple[str, ...],
              seconds: Mapping[str, float]) -> NodeResult:
@@ -75,6 +77,8 @@ class Saver:
         references: dict[str, Json] = {"references": pictures} if pictures else {}
         return {
             "card": {"name": self._card.name, "digest": self._card.digest()},
+            "exactness": {"class": self._card.exactness.value, "used": dict(self.used),
+                          "why": [effect.render() for effect in self._card.effects()]},
             "call": {**asked, "first_frame": first, **references},
             "encode": asdict(self._options),
             "device": self._device,

@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from configs.model_card import ModelCard, Task
+from serve_app.models import options
 from serve_app.models.image_to_video import ImageToVideo
 from serve_app.models.ladder import Ladder, is_out_of_memory
 from serve_app.models.pipelines import LoadPipeline
@@ -23,6 +24,9 @@ from serve_app.models.text_to_image import TextToImage
 from serve_app.models.text_to_video import TextToVideo
 from workflows.errors import Problem
 from workflows.media.frames import UInt8Array
+from workflows.types import Json
+
+LONGER = "warm-up with a longer text, so that a compiled model has seen two lengths of it before anybody waits for it"
 
 log = logging.getLogger(__name__)
 
@@ -41,17 +45,28 @@ class Painter(Protocol):
         """frame_HWC for a picture, frames_THWC for a clip."""
 
 
-def open_studio(card: ModelCard, device: str, load: LoadPipeline) -> Mapping[Task, Painter]:
+class Studio(dict[Task, Painter]):
+    """Task -> its painter."""
+
+    used: dict[str, Json]
+    """What is seen of the card's options in the loaded pipelines, for manifests."""
+
+
+def open_studio(card: ModelCard, device: str, load: LoadPipeline) -> Studio:
     """Load every task of the card, weights that they have in common once. Raises InvalidDocument."""
+    studio = Studio()
+    studio.used = {}
     if card.loader == "placeholder":
-        return {task: Placeholder(card, task) for task in card.tasks}
+        studio.update({task: Placeholder(card, task) for task in card.tasks})
+        return studio
     if card.remote is not None:
-        return {task: RemotePainter(card, card.remote, task) for task in card.tasks}
-    studio: dict[Task, Painter] = {}
+        studio.update({task: RemotePainter(card, card.remote, task) for task in card.tasks})
+        return studio
     components = None
     for task in card.tasks:
         pipe = load(card, task, device, components)
         components = {**(components or {}), **pipe.components}
+        studio.used |= options.used(pipe, card)
         match task:
             case Task.TEXT_TO_IMAGE:
                 studio[task] = TextToImage(pipe, card)
@@ -76,6 +91,8 @@ def warm_up(studio: Mapping[Task, Painter], card: ModelCard, ladder: Ladder) -> 
         for attempt in ladder.attempts(task, take.shape):
             with attempt:
                 painter.generate(take, progress_callback=_nobody)
+                if card.options.compile != "none":
+                    painter.generate(replace(take, prompt=LONGER), progress_callback=_nobody)
         if card.draft and card.draft.cache:
             for attempt in ladder.attempts(task, take.shape):
                 with attempt:
@@ -105,9 +122,12 @@ def _try_cache(painter: Painter, take: Take, card: ModelCard) -> None:
 
 
 def warm_up_take(card: ModelCard, task: Task) -> Take:
-    """The smallest call that is worth anything."""
+    """The smallest call that is worth anything; of a compiled model one of the default length, since code is compiled
+    for a shape.
+    """
     width_px, height_px = card.defaults.width_px, card.defaults.height_px
-    frames = 1 if task is Task.TEXT_TO_IMAGE else card.frames.nearest(card.frames.min_frames)[0]
+    least = card.frames.min_frames if card.options.compile == "none" else card.defaults.frames
+    frames = 1 if task is Task.TEXT_TO_IMAGE else card.frames.nearest(least)[0]
     grey = np.full((height_px, width_px, 3), 128, np.uint8) if task is Task.IMAGE_TO_VIDEO else None
     return Take(prompt="warm-up", width_px=width_px, height_px=height_px, frames=frames, fps=card.defaults.fps, steps=1,
                 guidance=card.defaults.guidance, seed=0, picture_HWC=grey,

@@ -61,6 +61,17 @@ def test_show_as_json_has_the_whole_card_and_what_it_fits() -> None:
     assert (tree["here"], tree["gated"], tree["pipelines"]) == ("", False, {"text_to_image": "QwenImagePipeline"})
 
 
+def test_show_tells_how_exact_a_card_is_and_why(tmp_path: Path) -> None:
+    choice = own_card(tmp_path)
+    assert "bit: no speed or memory switch is on" in " ".join(run("show", "mine", *choice)[1].split())
+    card = tmp_path / "mine.yaml"
+    card.write_text(card.read_text() + "options: {compile: regional, offload: model}\n")
+    told = " ".join(run("show", "mine", *choice)[1].split())
+    assert "tolerance, against the same weights without: offload (bit): model:" in told
+    assert "compile (tolerance): regional: fused kernels round less often" in told
+    assert json.loads(run("show", "mine", "--json", *choice)[1])["exactness"] == "tolerance"
+
+
 def test_an_unknown_card_is_refused_with_the_nearest() -> None:
     with pytest.raises(SettingsError, match="no card 'svd'; did you mean 'svd-xt'"):
         run("show", "svd")

@@ -424,6 +424,20 @@ def test_text_to_video_by_svd_is_a_keyframe_and_then_svd() -> None:
     assert (plan.nodes[1].payload["steps"], plan.nodes[1].payload["frames"]) == (25, 25)
 
 
+@pytest.mark.parametrize(("film", "shot", "told"), [
+    ({"negative_prompt": "blurry"}, {}, "negative_prompt: "),
+    ({}, {"negative_prompt": "blurry"}, "shot s1: negative_prompt: "),
+    ({"defaults": {"negative_prompt": "blurry"}}, {}, "defaults.negative_prompt: "),
+])
+def test_a_negative_prompt_for_a_model_that_has_none_is_refused_at_the_door(
+        film: dict[str, object], shot: dict[str, object], told: str) -> None:
+    (line,) = refusals({**film, "shots": [{"id": "s1", "prompt": "a ball", **shot}]}, svd_cast())
+    assert line.startswith(told)
+    assert line.endswith("model card svd-xt has no negative prompt (StableVideoDiffusionPipeline); nearest valid: "
+                         "leave it out")
+    assert plan({**film, "shots": [{"id": "s1", "prompt": "a ball", "negative_prompt": ""}]}, svd_cast())
+
+
 def test_svd_for_text_to_video_needs_it_for_image_to_video_too() -> None:
     with pytest.raises(SettingsError, match=r"animate it with 'svd-xt', set models\.image_to_video=svd-xt too"):
         svd_cast("models.image_to_video=sketch")

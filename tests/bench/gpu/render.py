@@ -5,7 +5,8 @@ All ways use the same weights on the same device, in turns, so that a ratio does
 - diffusers: the pipeline as its documentation calls it, with the arguments that the card stands for
 - reelray: the same pipeline behind the tap, with progress records and a Reporter; uint8 frames on the CPU at the end
 - stored: the same asked of a `ModelReplica`, until the encoded file is in the store
-- levers, which no card sets yet: cuDNN's attention, and with it the repeated blocks compiled
+- levers, which no shipped card sets: the best back end of `options.attention` that works here, for denoisers that let
+  one choose; cuDNN's attention for all; and with it the repeated blocks compiled
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from actors.reporter import Reporter
 from configs.model_card import Task
 from configs.settings import MediaSettings, ModelsSettings
-from serve_app.models import pipelines
+from serve_app.models import attention, pipelines
 from serve_app.models.image_to_video import ImageToVideo
 from serve_app.models.lifecycle import CancelToken, seeded
 from serve_app.models.records import RunRecords
@@ -52,6 +53,8 @@ PAINTERS: dict[Task, Callable[..., Painter]] = {
     Task.TEXT_TO_IMAGE: TextToImage, Task.TEXT_TO_VIDEO: TextToVideo, Task.IMAGE_TO_VIDEO: ImageToVideo}
 ATTENTION = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 """cuDNN's where it can, else as usual."""
+BEST_FIRST = ("_flash_3", "_native_cudnn", "native")
+"""As a card's `options.attention`."""
 
 SHORT_STEPS = 2
 
@@ -128,6 +131,20 @@ class Stage:
         self.denoiser.compile_repeated_blocks(fullgraph=True, backend="eager" if self.tiny else "inductor")
         return f"its first {SHORT_STEPS} steps: {self.device.seconds(self._briefly):.1f} s"
 
+    @contextmanager
+    def attending(self) -> Iterator[None]:
+        """Inside, the denoiser uses the first back end of BEST_FIRST that works here."""
+        options = self.card.options.model_copy(update={"attention": BEST_FIRST})
+        attention.choose(self.card.model_copy(update={"options": options}), "denoiser", self.denoiser)
+        try:
+            yield
+        finally:
+            self.denoiser.set_attention_backend("native")
+
+    def attends_with(self) -> str:
+        """For the note."""
+        return attention.backend_of(self.denoiser)
+
     def flop_per_step(self) -> int:
         """Of the denoiser, guidance included; also the first run at the measured shape."""
         with FlopCount(self.denoiser) as count:
@@ -178,6 +195,9 @@ def ways(stage: Stage) -> list[list[Way]]:
     together = [Way(name="diffusers", run=stage.diffusers), Way(name="reelray", run=stage.reelray),
                 Way(name="reelray, cuDNN attention", run=stage.reelray, around=cudnn_first),
                 Way(name="reelray, stored", run=stage.stored)]
+    if attention.is_free_to_choose(stage.denoiser):
+        together.append(Way(name="reelray, options.attention", run=stage.reelray, around=stage.attending,
+                            prepare=stage.attends_with))
     # SVD's class does not say which of its blocks repeat.
     if not stage.denoiser._repeated_blocks:
         return [together]

@@ -10,7 +10,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from configs.model_card import ModelCard, Task
-from serve_app.models import pipelines
+from serve_app.models import options, pipelines
 from tests.bench.gpu.architectures import ARCHITECTURES, Part
 
 
@@ -24,7 +24,10 @@ class RandomWeights:
 
     def __call__(self, card: ModelCard, task: Task, device: str, components: Mapping[str, Any] | None = None,
                  ) -> DiffusionPipeline:
-        """In the card's dtypes and with its scheduler settings; parts of another task's pipeline are shared."""
+        """In the card's dtypes, with its scheduler settings and options; parts of another task's pipeline are shared.
+
+        Of `quantise` only `float8_storage` can be made without files.
+        """
         architecture, shared = ARCHITECTURES[card.name], components or {}
         started = time.perf_counter()
         torch.manual_seed(0)
@@ -35,6 +38,9 @@ class RandomWeights:
         scheduler = architecture.scheduler()
         scheduler = type(scheduler).from_config(scheduler.config, **card.scheduler)
         made = pipelines.find_class(card, task)(**parts, **readers, scheduler=scheduler, **architecture.settings)
+        dtypes = {"default": pipelines.DTYPES[card.dtype],
+                  **{name: pipelines.DTYPES[dtype] for name, dtype in card.dtypes.items()}}
+        options.apply(made, card, device, dtypes, shared)
         self.seconds += time.perf_counter() - started
         self.pipes[task] = made
         return made

@@ -100,6 +100,7 @@ async def test_the_manifest_says_how_it_was_made(bench: Bench) -> None:
     manifest = bench.store.manifest(call.key)
     assert manifest is not None
     made = manifest["made"]
+    assert made["exactness"] == {"class": "bit", "used": {}, "why": []}
     assert made["card"] == {"name": "scripted", "digest": bench.card.digest()}
     assert (made["call"]["seed"], made["call"]["attempt"], made["call"]["prompt"]) == (11, 2, "a red ball")
     assert {"reelray", "torch", "diffusers", "python"} <= made["versions"].keys()

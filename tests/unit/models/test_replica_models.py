@@ -68,6 +68,20 @@ async def test_another_seed_gives_other_bytes(replica_of: MakeReplica, wan_card:
     assert one.artifact.sha256 != other.artifact.sha256
 
 
+async def test_a_manifest_says_how_exact_the_clip_is_and_what_was_used(replica_of: MakeReplica, checkpoints: Path,
+                                                                         ) -> None:
+    card = BY_NAME["wan_t2v"].card(checkpoints, options={
+        "attention": ["_flash_3", "native"], "offload": "group", "text_cache": {}})
+    replica, store, _ = replica_of(card)
+    call = render_call(card, steps=STEPS)
+    await replica.clip(call)
+    manifest = store.manifest(call.key)
+    assert manifest is not None
+    assert manifest["made"]["exactness"] == {
+        "class": "tolerance", "used": {"attention.transformer": "native", "offload": "group"},
+        "why": [effect.render() for effect in card.effects()]}
+
+
 async def test_the_shipped_placeholder_card_renders_pictures_and_clips(replica_of: MakeReplica) -> None:
     card = load_cards(Settings())["placeholder"]
     replica, store, _ = replica_of(card)
