@@ -13,6 +13,7 @@ from diffusers import DiffusionPipeline, WanTransformer3DModel
 from configs.model_card import ModelCard, Task
 from configs.model_options import TextCache
 from serve_app.models import options, pipelines
+from serve_app.models.ladder import Ladder
 from serve_app.models.studio import open_studio, warm_up, warm_up_take
 from serve_app.models.text_cache import RememberedPrompts
 from tests.families import BY_NAME
@@ -182,7 +183,7 @@ def test_compiled_blocks_are_warm_at_the_default_shape_and_equal_within_rounding
 
     studio = open_studio(card, "cpu", load)
     assert warm_up_take(card, BY_NAME[family].task).frames == card.defaults.frames
-    warm_up(studio, card)
+    warm_up(studio, card, Ladder(card, "cpu", None))
     counted = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     assert counted > 0
     found = BY_NAME[family].render(made[0], checkpoints, callback=lambda *_: None)

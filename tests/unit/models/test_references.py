@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from configs.model_card import Task
 from configs.settings import MediaSettings, ModelsSettings
 from serve_app.models import adapters, pipelines
+from serve_app.models.ladder import Ladder
 from serve_app.models.replica import ModelReplica
 from serve_app.models.studio import warm_up, warm_up_take
 from serve_app.models.text_to_image import TextToImage
@@ -106,7 +107,7 @@ def test_an_editor_draws_nothing_without_a_picture_and_is_warmed_up_with_one(pip
     (found,) = model.problems(family.take(guidance=1.0))
     assert found.problem == "this model draws nothing without a reference picture"
     assert model.problems(warm_up_take(card, Task.TEXT_TO_IMAGE)) == ()
-    warm_up({Task.TEXT_TO_IMAGE: model}, card)
+    warm_up({Task.TEXT_TO_IMAGE: model}, card, Ladder(card, "cpu", None))
 
 
 @pytest.mark.parametrize(("family", "references", "field"), [

@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline
 
 from configs.draft import DraftCall, StepCache
 from configs.model_card import ModelCard
+from serve_app.models.ladder import Ladder
 from serve_app.models.lifecycle import CancelToken
 from serve_app.models.step_cache import cacheable, step_cache
 from serve_app.models.studio import warm_up
@@ -96,5 +97,5 @@ def test_a_cache_that_breaks_the_model_keeps_the_replica_down(checkpoints: Path,
     """HunyuanVideo 1.5 has a cache, and its blocks return what the cache does not expect."""
     card, pipe = drafting(checkpoints, "hv15"), pipe_of("hv15")
     with pytest.raises(InvalidDocument, match=r"draft\.cache.*IndexError"):
-        warm_up({BY_NAME["hv15"].task: TextToVideo(pipe, card)}, card)
+        warm_up({BY_NAME["hv15"].task: TextToVideo(pipe, card)}, card, Ladder(card, "cpu", None))
     assert not pipe.transformer.is_cache_enabled
