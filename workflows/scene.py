@@ -75,7 +75,7 @@ def decide(storyboard: Storyboard, cards: Cards, assets: Mapping[str, Artifact])
     used = {cards[task].name: cards[task] for shot in shots for task in tasks_of(shot, cards)}
     film = _film(storyboard, cards, assets, tuple(used.values()))
     problems = [*_wrong_size(film, used.values()), *_missing_pictures(shots, assets),
-                *_negative_prompts(storyboard, shots, cards)]
+                *_negative_prompts(storyboard, [(shot, tasks_of(shot, cards)) for shot in shots], cards)]
     scenes: list[Scene] = []
     for shot in shots:
         scene = _scene(storyboard, shot, film)
@@ -105,12 +105,13 @@ def decide_pictures(storyboard: Storyboard, cards: Cards) -> tuple[Film, tuple[S
     every = [storyboard.resolved(shot) for shot in storyboard.shots]
     tasks = (task for shot in every for task in tasks_of(shot, cards))
     film = _film(storyboard, cards, {}, (card, *(cards[task] for task in dict.fromkeys(tasks) if task in cards)))
-    problems = [*_reference_pictures(storyboard), *_wrong_size(film, (card,))]
     shots = [shot for shot in every if shot.image is None]
+    problems = [*_reference_pictures(storyboard), *_wrong_size(film, (card,)),
+                *_negative_prompts(storyboard, [(shot, (Task.TEXT_TO_IMAGE,)) for shot in shots], cards)]
     if not shots:
         problems.append(Problem(field="shots", problem="every shot has a picture of its own, so none is to be drawn"))
     if problems:
-        raise InvalidDocument(problems=tuple(problems))
+        raise InvalidDocument(problems=tuple(dict.fromkeys(_at_their_source(problems, storyboard))))
     return film, tuple(_drawn(storyboard, shot, (Task.TEXT_TO_IMAGE,), card) for shot in shots)
 
 
@@ -146,10 +147,11 @@ def _no_card(task: Task, shot_id: str, *, field: str) -> Problem:
                    problem=f"no model is configured for {task.value}; choose one with models.{task.value}")
 
 
-def _negative_prompts(storyboard: Storyboard, shots: Sequence[Shot], cards: Cards) -> Iterator[Problem]:
-    for shot in shots:
+def _negative_prompts(storyboard: Storyboard, shots: Iterable[tuple[Shot, tuple[Task, ...]]], cards: Cards,
+                      ) -> Iterator[Problem]:
+    for shot, tasks in shots:
         asked = storyboard.negative_prompt if shot.negative_prompt is None else shot.negative_prompt
-        deaf = [task for task in tasks_of(shot, cards) if not cards[task].takes_negative_prompt(task)]
+        deaf = [task for task in tasks if not cards[task].takes_negative_prompt(task)]
         if asked and deaf:
             yield Problem(shot_id="" if shot.negative_prompt is None else shot.id, field="negative_prompt",
                           problem=f"model card {cards[deaf[0]].name} has no negative prompt "
