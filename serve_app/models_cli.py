@@ -58,8 +58,8 @@ def models_show(name: CardArgument, profile: ProfileOption = "", settings_: SetO
     card = _card(name, profile, settings_)
     if as_json:
         fits: Json = {} if card.memory is None else {str(size): card.memory.fit(size) for size in GPU_SIZES_GB}
-        told = {"fits_gb": fits, "here": _here(card), "exactness": card.exactness}
-        print(json.dumps({**card.model_dump(mode="json"), **told}, ensure_ascii=False))
+        tree = {**card.model_dump(mode="json"), "exactness": card.exactness}
+        print(json.dumps({**tree, "fits_gb": fits, "here": _here(card)}, ensure_ascii=False))
         return
     out.print(f"[bold]{card.name}[/bold]  {card.title}", highlight=False)
     table = Table(box=None, show_header=False)
