@@ -250,14 +250,14 @@ class ModelCard(Frozen):
     wait when the GPU is free. Above 1 pictures are equal to those of a single call within rounding, not bit by bit."""
     references: References | None = None
     """How its pictures take reference pictures of characters; not given: not at all."""
-    options: Options = Options()
-    """Speed and memory switches; none of them is on by itself."""
     defaults: CallDefaults
     size: SizeRule = SizeRule()
     frames: FrameRule = FrameRule()
     resources: Resources = Resources()
     arguments: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """Further arguments of the pipeline's call that never change, e.g. `max_sequence_length`."""
+    options: Options = Options()
+    """Speed and memory switches; none of them is on by itself."""
     seconds_per_step: Annotated[float, Field(gt=0)] = 1.0
     """Rough time of one denoising step at the default shape; orders the queue before there is a measurement."""
     prompt_words: Positive = 400
@@ -300,14 +300,15 @@ class ModelCard(Frozen):
         free |= {name for name in LATER_FIELDS if name not in self.model_fields_set}
         if self.batch == 1:
             free.add("batch")
-        tree = self.model_dump(mode="json", exclude={*free, "options"})
-        if options := self.options.for_digest():
-            tree["options"] = options
+        tree = self.model_dump(mode="json", exclude=free)
         if self.remote is None:
             del tree["remote"]  # cards without one keep the digests that they had before there were such
         else:
             waits = {"api_key_env", "api_key_file", "timeout_s", "video_timeout_s", "poll_s", "parallel"}
             tree["remote"] = {name: value for name, value in tree["remote"].items() if name not in waits}
+        del tree["options"]
+        if options := self.options.for_digest():
+            tree["options"] = options
         body = json.dumps(tree, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(body.encode()).hexdigest()[:16]
 
@@ -359,14 +360,6 @@ class ModelCard(Frozen):
         return self
 
     @model_validator(mode="after")
-    def _options_have_a_pipeline(self) -> ModelCard:
-        if self.loader != "diffusers" and self.options != Options():
-            raise ValueError(f"options are for cards with `loader: diffusers`; take them out of a {self.loader} card")
-        if self.vae_tiling and self.options.vae.tiling:
-            raise ValueError("vae_tiling and options.vae.tiling say the same; take one of the two out")
-        return self
-
-    @model_validator(mode="after")
     def _name_is_free(self) -> ModelCard:
         if self.name in ("cpu", "story"):
             raise ValueError(f"the name {self.name} is taken: it is a lane of the Director's own; nearest valid: "
@@ -393,4 +386,12 @@ class ModelCard(Frozen):
             raise ValueError("a remote card does text_to_image and text_to_video; take image_to_video out")
         if self.resources.num_gpus:
             raise ValueError("a remote card uses no GPU here; nearest valid: resources: {num_gpus: 0, num_cpus: 0.1}")
+        return self
+
+    @model_validator(mode="after")
+    def _options_have_a_pipeline(self) -> ModelCard:
+        if self.loader != "diffusers" and self.options != Options():
+            raise ValueError(f"options are for cards with `loader: diffusers`; take them out of a {self.loader} card")
+        if self.vae_tiling and self.options.vae.tiling:
+            raise ValueError("vae_tiling and options.vae.tiling say the same; take one of the two out")
         return self

@@ -66,6 +66,8 @@ FLOAT8_STORAGE = "float8_storage"
 """Weights are kept in eight bits and widened layer by layer while they are used; part of diffusers."""
 GGUF = "gguf:"
 """`gguf:FILE`: the component's weights come from a GGUF file instead of the checkpoint's own."""
+DENOISERS = ("transformer", "unet", "prior")
+"""How the names of components begin that predict noise: `transformer_2` too."""
 
 
 class VaeOptions(Frozen):
@@ -192,6 +194,11 @@ class Options(Frozen):
         if self.compile != "none" and self.offload in ("group", "sequential"):
             raise ValueError(f"compile does not go with offload: {self.offload}, which moves weights between the "
                              "compiled parts; nearest valid: offload: model, or compile: none")
+        cast = [name for name, scheme in self.quantise.items()
+                if scheme == FLOAT8_STORAGE and name.startswith(DENOISERS)]
+        if self.compile != "none" and cast:
+            raise ValueError(f"compile does not go with {cast[0]}: {FLOAT8_STORAGE}, whose widening breaks every block "
+                             f"into pieces; nearest valid: {cast[0]}: float8_weight_only")
         if self.evict_text_encoders and self.offload != "none":
             raise ValueError(f"offload: {self.offload} takes the text encoders off the GPU already; take "
                              "evict_text_encoders out")

@@ -12,7 +12,7 @@ import torch
 
 from configs.model_card import ModelCard
 from serve_app.doctor import Finding
-from serve_app.models import adapters, pipelines, weights
+from serve_app.models import adapters, pipelines, quantise, weights
 from serve_app.models.studio import open_studio
 from workflows.errors import ReelrayError
 
@@ -38,9 +38,12 @@ def examine_card(card: ModelCard, *, load: bool = False, checksums: bool = False
         yield Finding(level="ok", what="classes", text=", ".join(sorted(set(card.pipelines.values()))))
         directory = weights.require(card)
         extra, beside = adapters.extra_of(card), adapters.require(card)
+        quantise.while_loading(card, directory, ())
     except ReelrayError as error:
         yield Finding(level="fail", what="card", text=str(error))
         return
+    if card.effects():
+        yield Finding(level="ok", what="options", text=f"{card.exactness}; the pipeline itself is asked by --load")
     yield from _files(card, directory, checksums=checksums)
     if beside is not None and extra is not None:
         yield from _extra(extra, beside, "adapter", checksums=checksums)

@@ -90,7 +90,7 @@ def decide(storyboard: Storyboard, cards: Cards, assets: Mapping[str, Artifact])
     used = {cards[task].name: cards[task] for shot in shots for task in tasks_of(shot, cards)}
     film = _film(storyboard, cards, assets, tuple(used.values()))
     problems = [*_wrong_size(film, used.values()), *_missing_pictures(shots, assets),
-                *_negative_prompts(storyboard, shots, cards)]
+                *_negative_prompts(storyboard, [(shot, tasks_of(shot, cards)) for shot in shots], cards)]
     scenes: list[Scene] = []
     for shot in shots:
         scene = _scene(storyboard, shot, film)
@@ -123,7 +123,8 @@ def decide_pictures(storyboard: Storyboard, cards: Cards, assets: Mapping[str, A
     film = _film(storyboard, cards, assets, (card, *(cards[task] for task in dict.fromkeys(tasks) if task in cards)))
     shots = [shot for shot in every if shot.image is None]
     drawn = [(shot, (Task.TEXT_TO_IMAGE,)) for shot in shots]
-    problems = [*reference_problems(storyboard, drawn, card, assets), *_wrong_size(film, (card,))]
+    problems = [*reference_problems(storyboard, drawn, card, assets), *_wrong_size(film, (card,)),
+                *_negative_prompts(storyboard, drawn, cards)]
     if not shots:
         problems.append(Problem(field="shots", problem="every shot has a picture of its own, so none is to be drawn"))
     if problems:
@@ -156,10 +157,11 @@ def _no_card(task: Task, shot_id: str, *, field: str) -> Problem:
                    problem=f"no model is configured for {task.value}; choose one with models.{task.value}")
 
 
-def _negative_prompts(storyboard: Storyboard, shots: Sequence[Shot], cards: Cards) -> Iterator[Problem]:
-    for shot in shots:
+def _negative_prompts(storyboard: Storyboard, shots: Iterable[tuple[Shot, tuple[Task, ...]]], cards: Cards,
+                      ) -> Iterator[Problem]:
+    for shot, tasks in shots:
         asked = storyboard.negative_prompt if shot.negative_prompt is None else shot.negative_prompt
-        deaf = [task for task in tasks_of(shot, cards) if not cards[task].takes_negative_prompt(task)]
+        deaf = [task for task in tasks if not cards[task].takes_negative_prompt(task)]
         if asked and deaf:
             yield Problem(shot_id="" if shot.negative_prompt is None else shot.id, field="negative_prompt",
                           problem=f"model card {cards[deaf[0]].name} has no negative prompt "

@@ -24,21 +24,21 @@ FAR = 0.1
 """Largest relative distance from torch's own attention; eight-bit kernels stay well below it."""
 
 
-def choose(card: ModelCard, name: str, denoiser: ModelMixin) -> str:
-    """Set the card's first back end that works for this component and return it.
+def choose(card: ModelCard, name: str, denoiser: ModelMixin, dtype: torch.dtype) -> str:
+    """Set the card's first back end that works for this component, which computes in `dtype`, and return it.
 
     Raises InvalidDocument with everything that was tried and why it did not work.
     """
     tried: list[str] = []
     for backend in card.options.attention:
-        problem = _try(denoiser, backend)
+        problem = _try(denoiser, backend, dtype)
         if not problem:
             log.info("%s: %s attends with %s%s", card.name, name, backend,
                      f" (not with {'; '.join(tried)})" if tried else "")
             return backend
         tried.append(f"{backend}: {problem}")
     raise refused(card, "options.attention", f"none works for {name} ({type(denoiser).__name__}) on "
-                                             f"{denoiser.device} in {denoiser.dtype}: {'; '.join(tried)}", "native")
+                                             f"{denoiser.device} in {dtype}: {'; '.join(tried)}", "native")
 
 
 def backend_of(denoiser: torch.nn.Module) -> str:
@@ -52,7 +52,7 @@ def is_free_to_choose(denoiser: torch.nn.Module) -> bool:
     return any(_can_dispatch(module) for module in denoiser.modules())
 
 
-def _try(denoiser: ModelMixin, backend: str) -> str:
+def _try(denoiser: ModelMixin, backend: str, dtype: torch.dtype) -> str:
     """Set it; what is wrong with it, or empty."""
     if backend == "native" and not is_free_to_choose(denoiser):
         return ""
@@ -62,7 +62,7 @@ def _try(denoiser: ModelMixin, backend: str) -> str:
         return f"{type(denoiser).__name__} lets nobody choose"
     try:
         denoiser.set_attention_backend(backend)
-        return _probe(denoiser)
+        return _probe(denoiser, dtype)
     # Every package has errors of its own for what it cannot do.
     except Exception as error:  # noqa: BLE001 - the reason is told when nothing else works either
         return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:200]
@@ -77,11 +77,11 @@ def _try_unet(denoiser: ModelMixin) -> str:
     return ""
 
 
-def _probe(denoiser: ModelMixin) -> str:
+def _probe(denoiser: ModelMixin, dtype: torch.dtype) -> str:
     """One small call with the back end that has just been set, held against torch's own."""
     heads, size = _heads_of(denoiser)
     noise = torch.Generator("cpu").manual_seed(0)
-    query, key, value = (torch.randn(1, TOKENS, heads, size, generator=noise).to(denoiser.device, _dtype_of(denoiser))
+    query, key, value = (torch.randn(1, TOKENS, heads, size, generator=noise).to(denoiser.device, dtype)
                          for _ in range(3))
     with torch.inference_mode():
         found = dispatch_attention_fn(query, key, value).float()
@@ -91,12 +91,6 @@ def _probe(denoiser: ModelMixin) -> str:
         return "it returned no finite numbers"
     far = float((found - expected).norm() / expected.norm())
     return "" if far < FAR else f"it is {far:.2g} away from torch's own attention"
-
-
-def _dtype_of(denoiser: ModelMixin) -> torch.dtype:
-    """What its attention computes in: weights may be kept in less."""
-    return next((part.dtype for part in denoiser.parameters() if part.dtype in (torch.bfloat16, torch.float16)),
-                torch.float32)
 
 
 def _heads_of(denoiser: ModelMixin) -> tuple[int, int]:

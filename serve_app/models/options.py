@@ -16,7 +16,7 @@ from diffusers.hooks import apply_group_offloading
 from diffusers.hooks.group_offloading import _is_group_offload_enabled
 
 from configs.model_card import ModelCard
-from configs.model_options import FLOAT8_STORAGE
+from configs.model_options import DENOISERS, FLOAT8_STORAGE
 from serve_app.models import attention, quantise
 from serve_app.models.repo import refused
 from serve_app.models.text_cache import RememberedPrompts, evict, is_evicted
@@ -24,8 +24,6 @@ from workflows.types import Json
 
 log = logging.getLogger(__name__)
 
-DENOISERS = ("transformer", "unet", "prior")
-"""How the names of components begin that predict noise: `transformer_2` too."""
 TEXT_ENCODERS = "text_encoder"
 
 
@@ -45,7 +43,7 @@ def apply(pipe: DiffusionPipeline, card: ModelCard, device: str, dtypes: Mapping
     denoisers = _denoisers(pipe)
     for name, denoiser in denoisers.items():
         if name not in shared and options.attention:
-            attention.choose(card, name, denoiser)
+            attention.choose(card, name, denoiser, dtypes.get(name, dtypes["default"]))
     if options.attention_slicing != "none":
         _slice_attention(card, denoisers)
     _adjust_vae(pipe, card)

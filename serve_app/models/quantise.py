@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import importlib.util
 import json
@@ -97,7 +98,7 @@ def _index(where: Path) -> dict[str, Any]:
 def _library(card: ModelCard, index: Mapping[str, Any], component: str) -> str:
     if component not in index:
         raise refused(card, f"options.quantise.{component}", f"the checkpoint has no component {component!r}; it has "
-                                                             f"{', '.join(index)}")
+                      f"{', '.join(index)}", next(iter(difflib.get_close_matches(component, list(index), n=1)), ""))
     return str(index[component][0])
 
 

@@ -70,6 +70,10 @@ def test_show_tells_how_exact_a_card_is_and_why(tmp_path: Path) -> None:
     assert "tolerance, against the same weights without: offload (bit): model:" in told
     assert "compile (tolerance): regional: fused kernels round less often" in told
     assert json.loads(run("show", "mine", "--json", *choice)[1])["exactness"] == "tolerance"
+    card.write_text(card.read_text().replace("compile: regional", "quantise: {transfomer: float8_storage}"))
+    code, text = run("check", "mine", "--json", *choice)
+    assert (code, json.loads(text)[-1]["level"]) == (1, "fail")
+    assert "options.quantise.transfomer: the checkpoint has no component 'transfomer'" in text
 
 
 def test_an_unknown_card_is_refused_with_the_nearest() -> None:

@@ -135,7 +135,8 @@ class Stage:
     def attending(self) -> Iterator[None]:
         """Inside, the denoiser uses the first back end of BEST_FIRST that works here."""
         options = self.card.options.model_copy(update={"attention": BEST_FIRST})
-        attention.choose(self.card.model_copy(update={"options": options}), "denoiser", self.denoiser)
+        attention.choose(self.card.model_copy(update={"options": options}), "denoiser", self.denoiser,
+                         pipelines.DTYPES[self.card.dtype])
         try:
             yield
         finally:

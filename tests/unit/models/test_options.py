@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DiffusionPipeline, WanTransformer3DModel
+from PIL import Image
 
 from configs.model_card import ModelCard, Task
 from configs.model_options import TextCache
@@ -106,16 +107,20 @@ def test_weights_that_come_one_by_one_are_in_main_memory_and_wait_for_their_devi
     assert linear._hf_hook.weights_map["weight"].device.type == "cpu"
 
 
-def test_two_tasks_of_one_card_are_treated_once(checkpoints: Path) -> None:
+@pytest.mark.parametrize("kind", ["group", "model"])
+def test_two_tasks_of_one_card_are_treated_once(kind: str, checkpoints: Path) -> None:
     card = BY_NAME["wan_ti2v"].card(checkpoints, pipelines={
         Task.TEXT_TO_VIDEO: "WanPipeline", Task.IMAGE_TO_VIDEO: "WanImageToVideoPipeline"},
-        options={"offload": "group", "text_cache": {}, "quantise": {"transformer": "float8_storage"}})
+        options={"offload": kind, "text_cache": {}, "quantise": {"transformer": "float8_storage"}})
     first = pipelines.load(card, Task.TEXT_TO_VIDEO, "cpu")
     second = pipelines.load(card, Task.IMAGE_TO_VIDEO, "cpu", first.components)
     assert second.transformer is first.transformer
     assert options.used(first, card) == options.used(second, card) == {
-        "quantise.transformer": "float8_storage", "offload": "group"}
-    first(prompt="a", width=32, height=32, num_frames=5, num_inference_steps=1)
+        "quantise.transformer": "float8_storage", "offload": kind}
+    frames = [pipe(prompt="a", width=32, height=32, num_frames=5, num_inference_steps=1, output_type="pt",
+                   generator=torch.Generator("cpu").manual_seed(1), **start).frames
+              for pipe, start in ((first, {}), (second, {"image": Image.new("RGB", (32, 32))}), (first, {}))]
+    assert torch.equal(frames[0], frames[2])
 
 
 # -- text --------------------------------------------------------------------------------------------------------
