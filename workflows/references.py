@@ -45,7 +45,7 @@ def reference_problems(storyboard: Storyboard, shots: Iterable[tuple[Shot, tuple
         elif people and tasks == (Task.TEXT_TO_VIDEO,):
             names = ", ".join(who.id for who in people)
             yield Problem(shot_id=shot.id, field="mode", nearest="mode: keyframe, or no mode", problem=(
-                f"text to video takes no reference pictures, and {names} has one; a drawn first frame does"))
+                f"text to video takes no reference pictures, and there are some of {names}; a drawn frame does"))
 
 
 def unused_references(storyboard: Storyboard, shots: Iterable[tuple[Shot, tuple[Task, ...]]]) -> Iterator[str]:

@@ -117,11 +117,11 @@ def test_the_pictures_of_characters_are_named_before_planning() -> None:
 
 @pytest.mark.parametrize(("film", "cards", "messages"), [
     (changed("shots.0.mode", "text_to_video"), DRAWS, [
-        "shot both: mode: text to video takes no reference pictures, and mia, rex has one; a drawn first frame does; "
-        "nearest valid: mode: keyframe, or no mode"]),
+        "shot both: mode: text to video takes no reference pictures, and there are some of mia, rex; a drawn frame "
+        "does; nearest valid: mode: keyframe, or no mode"]),
     ({**changed("shots.0.prompt", "a"), "defaults": {"mode": "text_to_video"}}, DRAWS, [
-        "defaults.mode: text to video takes no reference pictures, and mia, rex has one; a drawn first frame does; "
-        "nearest valid: mode: keyframe, or no mode"]),
+        "defaults.mode: text to video takes no reference pictures, and there are some of mia, rex; a drawn frame "
+        "does; nearest valid: mode: keyframe, or no mode"]),
     (FILM, {**DRAWS, Task.TEXT_TO_IMAGE: SDXL.model_copy(update={
         "references": ADAPTER.model_copy(update={"max_pictures": 1})})}, [
         "shot both: characters: 2 of them have a reference picture, and model sdxl takes 1; nearest valid: at most 1"]),
