@@ -47,8 +47,10 @@ def parts_of(pipe: DiffusionPipeline) -> set[str]:
 
 
 def weighed_parts(family: Family, checkpoints: Path) -> set[str]:
-    """The same of a checkpoint, without loading it."""
-    return {path.parent.name for path in Path(family.card(checkpoints).repo).rglob("*.safetensors")}
+    """The same of a checkpoint and of its card's adapter, which brings an image encoder, without loading them."""
+    card = family.card(checkpoints)
+    parts = {path.parent.name for path in Path(card.repo).rglob("*.safetensors")}
+    return parts | {"image_encoder"} if isinstance(card.references, IpAdapter) else parts
 
 
 def family_of(card: ModelCard, task: Task, checkpoints: Path) -> Family:
