@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from configs.base import Frozen
 from configs.endpoint import RemoteModel
+from configs.parallel import Parallel
 
 Positive = Annotated[int, Field(ge=1)]
 Dtype = Literal["float32", "float16", "bfloat16"]
@@ -237,6 +238,8 @@ class ModelCard(Frozen):
     size: SizeRule = SizeRule()
     frames: FrameRule = FrameRule()
     resources: Resources = Resources()
+    parallel: Parallel | None = None
+    """Several GPUs for one call; `resources.num_gpus` must be their number."""
     arguments: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """Further arguments of the pipeline's call that never change, e.g. `max_sequence_length`."""
     seconds_per_step: Annotated[float, Field(gt=0)] = 1.0
@@ -262,6 +265,8 @@ class ModelCard(Frozen):
         free = {"title", "notes", "licence", "licence_terms", "licence_url", "gated", "resources", "seconds_per_step",
                 "world", "prompt_words", "tier", "memory", "sources"}
         free |= {name for name in LATER_FIELDS if name not in self.model_fields_set}
+        if self.parallel is None:
+            free.add("parallel")
         tree = self.model_dump(mode="json", exclude=free)
         if self.remote is None:
             del tree["remote"]  # cards without one keep the digests that they had before there were such
@@ -289,6 +294,12 @@ class ModelCard(Frozen):
             raise ValueError("a card needs at least one task under `pipelines`")
         if self.loader == "diffusers" and not self.repo:
             raise ValueError("a diffusers card needs `repo`")
+        return self
+
+    @model_validator(mode="after")
+    def _only_pipelines_are_shared_out(self) -> ModelCard:
+        if self.parallel is not None and self.loader != "diffusers":
+            raise ValueError(f"`parallel` is for cards with `loader: diffusers`; take it out of this {self.loader} card")
         return self
 
     @model_validator(mode="after")

@@ -151,6 +151,7 @@ def _facts(card: ModelCard) -> list[tuple[str, str]]:
         ("frames", "" if still else (f"{frames.step}n+{frames.offset}, " if frames.step > 1 else "")
          + f"{frames.min_frames} to {frames.max_frames}"),
         ("prompt", f"up to about {card.prompt_words} words" if card.prompt_words < UNREAD_WORDS else ""),
+        ("parallel", "" if card.parallel is None else str(card.parallel)),
         ("speed", f"about {card.seconds_per_step:g} s per step at the default shape"
                   + (", on a large GPU" if card.loader == "diffusers" and card.resources.num_gpus else "")),
     ]
