@@ -20,6 +20,7 @@ import torch
 from configs.model_card import ModelCard, Task
 from configs.settings import MediaSettings, ModelsSettings
 from serve_app.models import pipelines, weights
+from serve_app.models.crew import crew_of
 from serve_app.models.lifecycle import (
     CancelToken,
     GpuThread,
@@ -104,13 +105,15 @@ class ModelReplica:
         self._saving = SerialThread("saving")
         device = "cpu" if card.loader != "diffusers" else pick_device(settings.device, assigned_gpus)
         made_on = f"{card.remote.model_name} at {card.remote.api_url}" if card.remote else describe(device)
+        made_on = f"{card.parallel.degree} x {made_on}" if card.parallel else made_on
         self._saver = Saver(card, made_on, store,
                             EncodeOptions(crf=media.crf, preset=media.preset, gop_s=media.gop_s))
         set_torch_threads(settings)
         if settings.auto_download:
             weights.ensure(card, say=log.info)
         started = time.perf_counter()
-        self._studio = open_studio(card, device, load)
+        self._crew = crew_of(card, device, stall_s=settings.stall_s)
+        self._studio = self._crew.joined(open_studio(card, device, self._crew.keeping(load)))
         loaded = time.perf_counter()
         self._gpu.run_now(functools.partial(warm_up, self._studio, card))
         log.info("%s: loaded in %.1f s on %s, warm after %.1f s more", card.name, loaded - started, device,
@@ -141,7 +144,7 @@ class ModelReplica:
 
     async def check_health(self) -> None:
         """Raise when this process cannot render any more: a broken GPU context, or no step for too long."""
-        if problem := self._heartbeat.problem():
+        if problem := self._heartbeat.problem() or self._crew.problem():
             raise RuntimeError(f"{self._card.name}: {problem}")
 
     def close(self) -> None:
@@ -150,6 +153,7 @@ class ModelReplica:
             run.token.set()
         self._gpu.close()
         self._saving.close()
+        self._crew.close()
         self._studio = {}
         free_memory()
 
