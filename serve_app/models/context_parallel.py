@@ -23,6 +23,11 @@ from serve_app.models.repo import refused
 DENOISERS = ("transformer", "transformer_2", "unet")
 RING_BACKEND = "_native_flash"
 """diffusers' default attention does not return what a ring adds up; this one does and is part of torch."""
+BROKEN_PLANS = {
+    "LTXVideoTransformer3DModel": "its attention mask has a row per head, and heads are shared out",
+    "LTX2VideoTransformer3DModel": "its plan does not cut up positions of the `split` kind, which the checkpoints use",
+}
+"""Classes whose plan fails in the first step, as seen with diffusers 0.42.1 and checkpoints of their classes."""
 UNEVEN = "divisible by mesh size"
 """How diffusers says that a sequence of tokens cannot be cut into equal shares."""
 
@@ -43,6 +48,9 @@ def require_support(pipe: DiffusionPipeline, card: ModelCard, parallel: Parallel
         if model._cp_plan is None:
             raise refused(card, "parallel", f"diffusers {diffusers.__version__} cannot share out {name} ({kind}) among "
                           "GPUs: the class has no context-parallel plan", "no `parallel` in this card")
+        if kind in BROKEN_PLANS:
+            raise refused(card, "parallel", f"diffusers {diffusers.__version__} cannot share out {name} ({kind}) among "
+                          f"GPUs: {BROKEN_PLANS[kind]}", "no `parallel` in this card")
         for setting, heads in model.config.items():
             if setting.endswith("num_attention_heads") and isinstance(heads, int) and not parallel.uneven:
                 _require_heads(card, parallel, f"{name} ({kind}) has {heads} attention heads ({setting})", heads)

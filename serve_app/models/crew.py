@@ -283,6 +283,10 @@ class Crew:
         """Why the replica should be replaced; empty when all processes can make calls."""
         return self._problem
 
+    def pids(self) -> tuple[int, ...]:
+        """Of the other processes."""
+        return tuple(member.process.pid for member in self._members)
+
     def close(self) -> None:
         """End the other processes. Not while a call runs."""
         with self._changed:

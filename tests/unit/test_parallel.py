@@ -47,7 +47,7 @@ def test_a_replica_gets_as_many_gpus_as_share_a_call(num_gpus: float, refused: b
     shared = card(parallel={"ulysses": 2}, resources=Resources(num_gpus=num_gpus))
     if not refused:
         return check_resources(Settings(), [shared], {"GPU": 8.0})
-    with pytest.raises(ImpossibleResources, match=r"asks for \d GPUs.*out among 2; nearest valid: resources.num_gpus: 2"):
+    with pytest.raises(ImpossibleResources, match=r"asks for \d GPUs.*among 2; nearest valid: resources.num_gpus: 2"):
         check_resources(Settings(), [shared], {"GPU": 8.0})
 
 
