@@ -299,7 +299,8 @@ class ModelCard(Frozen):
     @model_validator(mode="after")
     def _only_pipelines_are_shared_out(self) -> ModelCard:
         if self.parallel is not None and self.loader != "diffusers":
-            raise ValueError(f"`parallel` is for cards with `loader: diffusers`; take it out of this {self.loader} card")
+            raise ValueError("`parallel` is for cards with `loader: diffusers`; take it out of this "
+                             f"{self.loader} card")
         return self
 
     @model_validator(mode="after")

@@ -23,7 +23,7 @@ class Parallel(Frozen):
     """Groups of them that pass keys and values on instead; for more GPUs than heads can be divided by."""
     uneven: bool = False
     """Take token sequences and heads that cannot be shared out evenly; costs a small exchange per attention. For models
-    whose text is cut up too (Qwen-Image), and for sizes that do not come out even."""
+    whose text is cut up too (Qwen-Image), and for sizes that do not come out even (those on GPUs only)."""
 
     @property
     def degree(self) -> int:
@@ -33,8 +33,8 @@ class Parallel(Frozen):
     @model_validator(mode="after")
     def _is_parallel(self) -> Parallel:
         if self.degree == 1:
-            raise ValueError("parallel: ulysses and ring are both 1, which is one GPU; nearest valid: ulysses: 2, or no "
-                             "`parallel` at all")
+            raise ValueError("parallel: ulysses and ring are both 1, which is one GPU; nearest valid: ulysses: 2, or "
+                             "no `parallel` at all")
         if self.uneven and min(self.ulysses, self.ring) > 1:
             raise ValueError("parallel: uneven goes with ulysses or with ring, not with both; nearest valid: "
                              f"ulysses: {self.degree}, ring: 1")

@@ -23,8 +23,8 @@ def check_resources(settings: Settings, cards: Iterable[ModelCard], cluster: Map
                 f"nearest {int(gpus)} or {int(gpus) + 1}")
         if card.parallel is not None and gpus not in (0, card.parallel.degree):
             raise ImpossibleResources(
-                problem=f"card {card.name} asks for {gpus:g} GPUs per replica, but its `parallel` shares a call out among "
-                f"{card.parallel.degree}; nearest valid: resources.num_gpus: {card.parallel.degree}")
+                problem=f"card {card.name} asks for {gpus:g} GPUs per replica, but its `parallel` shares a call out "
+                f"among {card.parallel.degree}; nearest valid: resources.num_gpus: {card.parallel.degree}")
     if wanted > have:
         shares = ", ".join(f"{c.name} {settings.models.replica_of(c.name).replicas} x {gpus_of(c, settings, cluster):g}"
                            for c in cards)

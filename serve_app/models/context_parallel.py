@@ -41,8 +41,8 @@ def denoisers(pipe: DiffusionPipeline) -> dict[str, ModelMixin]:
 def require_support(pipe: DiffusionPipeline, card: ModelCard, parallel: Parallel, device: str) -> None:
     """Raises InvalidDocument when the pipeline's denoisers cannot be shared out as the card says."""
     if parallel.ring > 1 and device == "cpu":
-        raise refused(card, "parallel.ring", "ring attention needs a GPU: no attention on the CPU returns what it adds up",
-                      f"ulysses: {parallel.degree}")
+        raise refused(card, "parallel.ring", "ring attention needs a GPU: no attention on the CPU returns what it adds "
+                      "up", f"ulysses: {parallel.degree}")
     for name, model in denoisers(pipe).items():
         kind = type(model).__name__
         if model._cp_plan is None:
@@ -76,7 +76,8 @@ def join_group(parallel: Parallel, device: str, rank: int, *, meeting: str, stal
 def share_out(pipes: Iterable[DiffusionPipeline], parallel: Parallel, device: str, rank: int) -> None:
     """Switch it on in every denoiser of these pipelines, once in those that they have in common."""
     kind = device.partition(":")[0]
-    mesh = dist.device_mesh.init_device_mesh(kind, (parallel.ring, parallel.ulysses), mesh_dim_names=("ring", "ulysses"))
+    mesh = dist.device_mesh.init_device_mesh(kind, (parallel.ring, parallel.ulysses),
+                                             mesh_dim_names=("ring", "ulysses"))
     context = ContextParallelConfig(
         ring_degree=parallel.ring, ulysses_degree=parallel.ulysses, mesh=mesh,
         ulysses_anything=parallel.uneven and parallel.ulysses > 1, ring_anything=parallel.uneven and parallel.ring > 1)

@@ -1,7 +1,7 @@
 """Several GPUs for one call: rank 0's side, inside the replica. The others are `crew_member`. Knows no job, no Ray.
 
-All processes make the same call of the same pipeline with the same seed, and meet in every attention layer. So they must
-stop at the same point, or those that go on would wait for ever: rank 0 decides at each point where a call may be
+All processes make the same call of the same pipeline with the same seed, and meet in every attention layer. So they
+must stop at the same point, or those that go on would wait for ever: rank 0 decides at each point where a call may be
 stopped, and the others wait for its word. An error of one process ends the call on all. Where they can no longer be
 brought to the same point (a process died, or failed alone inside a step), the crew is broken up and the replica is
 unhealthy: Serve replaces it.
@@ -38,6 +38,7 @@ from serve_app.models.tap import UNWATCHED, ProgressCallback, Watch
 from workflows.errors import (
     DeadlineExceeded,
     ImpossibleResources,
+    Overloaded,
     Problem,
     RenderCancelled,
     RenderRefused,
@@ -80,8 +81,8 @@ def crew_of(card: ModelCard, device: str, *, stall_s: float) -> Alone | Crew:
     seen = torch.cuda.device_count()
     if device != "cpu" and seen < card.parallel.degree:
         raise ImpossibleResources(
-            problem=f"card {card.name} shares a call out among {card.parallel.degree} GPUs, but this replica has {seen}; "
-                    f"nearest valid: resources.num_gpus: {card.parallel.degree}")
+            problem=f"card {card.name} shares a call out among {card.parallel.degree} GPUs, but this replica has "
+                    f"{seen}; nearest valid: resources.num_gpus: {card.parallel.degree}")
     return Crew(card, card.parallel, device, stall_s=stall_s)
 
 
@@ -125,6 +126,8 @@ class Crew:
         for name, value in LOOPBACK.items():
             os.environ.setdefault(name, value)
         threads = max(torch.get_num_threads() // parallel.degree, 1)
+        if device == "cpu":
+            torch.set_num_threads(threads)
         self._members = [_start(rank) for rank in range(1, parallel.degree)]
         for member in self._members:
             kind = device.partition(":")[0]
@@ -178,19 +181,20 @@ class Crew:
             ) -> UInt8Array:
         """Make the call on all processes; only this one reports and returns its result.
 
-        Raises what the painter raises, the error of another process as if it were this one's, and ReplicaLost when a
-        process is gone.
+        Raises what the painter raises, the error of another process as if it were this one's, ReplicaLost when a
+        process goes in the middle of it, and Overloaded when one had gone before.
         """
         if watch.checkpoint_every or watch.resume is not None:
             raise RenderRefused(node_id=watch.label, reason="a call on several GPUs has no checkpoints")
         if self._problem:
-            raise ReplicaLost(node_id=watch.label, reason=self._problem)
+            # Nothing was run: until Serve has replaced this replica, other shots must not be blamed for its end.
+            raise Overloaded(node_id=watch.label, reason=f"{self._problem}; the replica is about to be replaced")
         number = self._begin(task, take, watch.label)
         ours: Exception | None = None
         try:
             frames = painter.generate(take, progress_callback=callback, watch=replace(
                 watch, cancel=_Decision(self, number, watch), deadline_s=UNWATCHED.deadline_s))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - raised below, when the others have been told
             ours = error
         self.say(number, Verdict.FREE if ours is None else Verdict.STOP)
         theirs = self._gather(number, patience_s=None if ours is None else GRACE_S)
@@ -229,9 +233,9 @@ class Crew:
             return ReplicaLost(node_id=label, reason=self._problem)
         if isinstance(ours, AssertionError) and UNEVEN in str(ours):
             shares = self._parallel.degree
-            return RenderRefused(node_id=label, reason=f"this size and length is no number of tokens that {shares} GPUs "
-                                 "can share evenly; nearest valid: another size or length, or `uneven: true` under "
-                                 "`parallel` in the card")
+            return RenderRefused(node_id=label, reason=f"this size, length or prompt makes a number of tokens that "
+                                 f"{shares} GPUs cannot share evenly; nearest valid: another one, or `uneven: true` "
+                                 "under `parallel` in the card")
         # After a break-up ours only says that the others did not answer.
         first, second = (theirs, ours) if self._problem else (ours, theirs)
         return first or second or ReplicaLost(node_id=label, reason=self._problem)
@@ -254,8 +258,8 @@ class Crew:
     def _expect_the_end(self, report: Report, rank: int) -> None:
         """A process failed: this one does too by itself, or it is inside an exchange that nobody answers any more."""
         with self._changed:
-            over = self._changed.wait_for(lambda: self._problem or not (self._running and self._number == report.number),
-                                          GRACE_S)
+            over = self._changed.wait_for(
+                lambda: self._problem or not (self._running and self._number == report.number), GRACE_S)
         if not over:
             self._break_up(f"process {rank} of {self._parallel.degree} failed alone: {report.error}")
 

@@ -123,6 +123,7 @@ def _perform(studio: Mapping[Task, Painter], call: Call, inbox: Inbox, rank: int
     except RenderCancelled:
         return None
     except Exception as error:
+        log.exception("%s: failed", call.label)
         return portable(error, rank)
     return None
 

@@ -12,29 +12,39 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from diffusers import DiffusionPipeline
 
 from configs.model_card import ModelCard, SizeRule, Task
 from configs.parallel import Parallel
+from configs.settings import MediaSettings, ModelsSettings
 from serve_app.models import pipelines
 from serve_app.models.context_parallel import require_support
 from serve_app.models.crew import Crew, crew_of
 from serve_app.models.lifecycle import CancelToken
+from serve_app.models.replica import ModelReplica
 from serve_app.models.studio import Painter, open_studio
 from serve_app.models.takes import Take
 from serve_app.models.tap import UNWATCHED, ProgressCallback, Watch
+from tests.fakes_models import RememberingSink, render_call
 from tests.families import BY_NAME, STEPS, Family
 from workflows.errors import (
     DeadlineExceeded,
     InvalidDocument,
+    Overloaded,
     Problem,
     RenderCancelled,
     RenderRefused,
     ReplicaLost,
+    Retry,
+    StageFailed,
 )
+from workflows.media.decode import read_frames
 from workflows.media.frames import UInt8Array
+from workflows.store import Store
+from workflows.types import Phase
 
 WAN = BY_NAME["wan_t2v"]
 TOLERANCE = 1
@@ -137,7 +147,7 @@ def test_a_call_on_two_processes_is_that_of_one_and_stops_on_both(ship: Ship, of
 @pytest.mark.parametrize(("name", "parallel", "changes"), [
     ("wan_ti2v", {"ulysses": 2}, {}), ("wan21_i2v", {"ulysses": 2}, {}), ("wan22_t2v", {"ulysses": 2}, {}),
     ("wan22_i2v", {"ulysses": 2}, {}), ("flux", {"ulysses": 2}, {}),
-    ("qwen_image", {"ulysses": 2, "uneven": True}, {"prompt": "a red ball on grey"}),
+    ("qwen_image", {"ulysses": 2, "uneven": True}, {"prompt": "a red ball on"}),
 ])
 def test_every_family_that_can_gives_the_pictures_of_one(name: str, parallel: dict[str, object],
                                                          changes: dict[str, object], checkpoints: Path) -> None:
@@ -159,20 +169,18 @@ def test_a_deadline_ends_the_call_on_both(ship: Ship, of_one: UInt8Array) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("uneven", [False, True])
-def test_tokens_that_do_not_come_out_even_are_refused_or_taken(uneven: bool, checkpoints: Path) -> None:
-    changes = {"width_px": 48, "height_px": 48, "frames": 9}  # 27 tokens
+@pytest.mark.parametrize(("name", "changes"), [
+    ("wan_t2v", {"width_px": 48, "height_px": 48, "frames": 9}),  # 27 tokens
+    ("qwen_image", {"prompt": "a red ball on"}),
+])
+def test_tokens_that_do_not_come_out_even_are_refused(name: str, changes: dict[str, object], checkpoints: Path) -> None:
+    family = BY_NAME[name]
     rule = SizeRule(multiple_px=16, min_px=32, max_px=128)
-    alone = open_studio(WAN.card(checkpoints, size=rule), "cpu", pipelines.load)[WAN.task].generate(
-        WAN.take(**changes), progress_callback=quiet)
-    ship = launch(WAN, WAN.card(checkpoints, size=rule, parallel={"ulysses": 2, "uneven": uneven}))
+    ship = launch(family, family.card(checkpoints, size=rule, parallel={"ulysses": 2}))
     try:
-        if uneven:
-            assert same(ship.render(**changes), alone)
-        else:
-            with pytest.raises(RenderRefused, match="2 GPUs can share evenly; nearest valid: another size or length"):
-                ship.render(**changes)
-            ship.render()
+        with pytest.raises(RenderRefused, match="2 GPUs cannot share evenly; nearest valid: another one, or `uneven"):
+            ship.render(**changes)
+        assert ship.render().std() > 1
     finally:
         ship.crew.close()
 
@@ -209,9 +217,9 @@ def test_a_killed_process_is_noticed_and_its_call_may_be_tried_elsewhere(when: s
             ship.render(callback=lambda step, *_: os.kill(pid, signal.SIGKILL) if step == 1 else None)
     else:
         os.kill(pid, signal.SIGKILL)
-        until(lambda: ship.crew.problem())
+        until(ship.crew.problem)
     assert ship.crew.problem() == "process 1 of 2 is gone"
-    with pytest.raises(ReplicaLost):
+    with pytest.raises(Overloaded, match="about to be replaced"):
         ship.render()
 
 
@@ -226,6 +234,26 @@ def test_a_process_that_hangs_ends_the_call_and_the_crew(checkpoints: Path) -> N
         until(lambda: not alive(pid))
     finally:
         ship.crew.close()
+
+
+@pytest.mark.slow
+async def test_a_replica_renders_with_its_crew_and_is_unhealthy_without_it(checkpoints: Path, tmp_path: Path) -> None:
+    card, sink, store = WAN.card(checkpoints, parallel={"ulysses": 2}), RememberingSink(), Store(str(tmp_path))
+    replica = ModelReplica(card, ModelsSettings(torch_threads=1), MediaSettings(), store, sink, assigned_gpus=0)
+    try:
+        clip = await replica.clip(render_call(card, steps=STEPS))
+        assert read_frames(store.fetch(clip.artifact)).shape == (5, 32, 32, 3)
+        assert [record.step for record in sink.records if record.phase is Phase.DIFFUSION] == [*range(1, STEPS + 1)]
+        await replica.check_health()
+        os.kill(children()[0], signal.SIGKILL)
+        with pytest.raises(StageFailed) as failure:
+            await replica.clip(render_call(card, key="b" * 32, steps=STEPS))
+        assert failure.value.retry is Retry.FREE
+        with pytest.raises(RuntimeError, match="wan-t2v: process 1 of 2 is gone"):
+            await replica.check_health()
+    finally:
+        replica.close()
+    assert children() == []
 
 
 # -- beginning and end ----------------------------------------------------------------------------------------------
@@ -286,6 +314,12 @@ def test_the_others_end_when_rank_0_is_killed(checkpoints: Path) -> None:
         assert alive(pid)
         rank_0.kill()
     until(lambda: not alive(pid))
+
+
+def children() -> list[int]:
+    """Crew members that this process started and that run."""
+    return [child.pid for child in psutil.Process().children()
+            if alive(child.pid) and "serve_app.models.crew_member" in child.cmdline()]
 
 
 def alive(pid: int) -> bool:
