@@ -113,8 +113,10 @@ def default_shape(card: ModelCard) -> Shape:
 
 
 def need_of(card: ModelCard, shape: Shape) -> Need | None:
-    """What the model needs for the shape; None where the card does not know, or its options change it."""
-    if card.memory is None or not card.memory.peaks or card.options.changes_memory:
+    """What the model needs for the shape; None where the card does not know, its options change it, or several GPUs
+    share a call: then activations are less on each, and how much less nobody has measured.
+    """
+    if card.memory is None or not card.memory.peaks or card.options.changes_memory or card.parallel is not None:
         return None
     weights_gb = card.memory.total_gb
     known = {_volume(peak.shape): peak for peak in card.memory.peaks}
@@ -146,7 +148,7 @@ class Share:
     why: str
 
     def __str__(self) -> str:
-        return f"{self.gpus:g} GPU per replica: {self.why}"
+        return f"{self.gpus:g} GPU{'s' if self.gpus > 1 else ''} per replica: {self.why}"
 
 
 def room_gb(gpu_gb: float, gpus: float) -> float:
@@ -166,6 +168,8 @@ def share_of(card: AnyCard, models: ModelsSettings) -> Share:
         return Share(gpus=asked, why="as set")
     if card.resources.num_gpus is not None:
         return Share(gpus=card.resources.num_gpus, why="as the card says")
+    if isinstance(card, ModelCard) and card.parallel is not None:
+        return Share(gpus=card.parallel.degree, why=f"{card.parallel}")
     if card.loader not in ("diffusers", "transformers"):
         return Share(gpus=0.0, why="nothing is computed here")
     peak = _usual_peak(card)
@@ -213,6 +217,9 @@ def rungs_of(card: ModelCard) -> tuple[Remedies, ...]:
     placements = PLACEMENTS if card.options.compile == "none" else (Placement.RESIDENT, Placement.PARTS)
     if card.options.changes_memory:
         placements = (Placement.RESIDENT,)
+    if card.parallel is not None:
+        # A remedy of one process would have to be taken by all of them at once.
+        placements, tiles = (Placement.RESIDENT,), False
     return tuple(rung for rung in RUNGS if rung.placement in placements and (tiles or not rung.tiles))
 
 

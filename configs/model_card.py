@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Iterable
 from enum import StrEnum
 from typing import Annotated, Literal
 
@@ -15,6 +13,8 @@ from configs.base import Frozen
 from configs.draft import DraftCall
 from configs.endpoint import RemoteModel
 from configs.model_options import Effect, Exactness, Options, worst
+from configs.parallel import Parallel
+from configs.prompt_world import PromptWorld
 from configs.references import IpAdapter, References, pinned
 
 Positive = Annotated[int, Field(ge=1)]
@@ -164,53 +164,6 @@ class Memory(Frozen):
         return "fits" if self.peaks and min(peak.gb for peak in self.peaks) <= room_gb else "tight"
 
 
-class PromptWorld(Frozen):
-    """The closed vocabulary of a small model: what it has ever seen."""
-
-    objects: dict[str, tuple[str, ...]]
-    """Object name -> the words that mean it (its own name among them)."""
-    colours: dict[str, tuple[int, int, int]]
-    """Object colours, RGB 0-255."""
-    backgrounds: dict[str, tuple[int, int, int]]
-    """Background colours, RGB 0-255."""
-    motions: dict[str, tuple[str, ...]]
-    """Motion name -> the phrases that mean it."""
-    background_phrases: tuple[str, ...]
-    """How a background is named; `{b}` stands for its colour."""
-    fillers: tuple[str, ...] = ()
-    """Words that may appear and change nothing."""
-
-    def words(self) -> frozenset[str]:
-        """Every word the model knows."""
-        phrases = [word for group in (*self.objects.values(), *self.motions.values()) for word in group]
-        phrases += [phrase.replace("{b}", " ") for phrase in self.background_phrases]
-        text = " ".join([*phrases, *self.colours, *self.backgrounds, *self.fillers])
-        return frozenset(re.findall(r"[^\W\d_]+", text.lower()))
-
-    def unknown_words(self, prompt: str) -> tuple[str, ...]:
-        """The prompt's words that mean nothing to the model, in order, without repeats."""
-        known = self.words()
-        return tuple(dict.fromkeys(w for w in re.findall(r"[^\W\d_]+", prompt.lower()) if w not in known))
-
-    def describe(self) -> str:
-        """The whole world in a few lines, for `reelray models list` and for hints."""
-        return "\n".join([
-            "objects:     " + _with_synonyms(self.objects.items()),
-            "colours:     " + ", ".join(self.colours),
-            "backgrounds: " + ", ".join(self.backgrounds),
-            "motions:     " + _with_synonyms([(phrases[0], phrases) for phrases in self.motions.values()]),
-        ])
-
-
-def _with_synonyms(meanings: Iterable[tuple[str, Iterable[str]]]) -> str:
-    """`circle (ball, disc), square (box)`."""
-    told = []
-    for name, phrases in meanings:
-        others = ", ".join(phrase for phrase in phrases if phrase != name)
-        told.append(f"{name} ({others})" if others else name)
-    return ", ".join(told)
-
-
 class ModelCard(Frozen):
     """One model: where it is, what it can do, what it needs, what its defaults and rules are."""
 
@@ -254,6 +207,8 @@ class ModelCard(Frozen):
     size: SizeRule = SizeRule()
     frames: FrameRule = FrameRule()
     resources: Resources = Resources()
+    parallel: Parallel | None = None
+    """Several GPUs for one call; a replica gets as many, and `resources.num_gpus` may say nothing else."""
     arguments: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """Further arguments of the pipeline's call that never change, e.g. `max_sequence_length`."""
     options: Options = Options()
@@ -282,7 +237,9 @@ class ModelCard(Frozen):
         """Every switch that is on, with what it does to pictures."""
         tiles = Effect(option="vae_tiling", exactness=Exactness.APPROXIMATE, why="seams between tiles are blended")
         batch = Effect(option="batch", exactness=Exactness.TOLERANCE, why="other kernels add in another order")
-        return (*((tiles,) if self.vae_tiling else ()), *((batch,) if self.batch > 1 else ()), *self.options.effects())
+        parallel = Effect(option="parallel", exactness=Exactness.TOLERANCE, why="each GPU adds up its own share")
+        own = ((tiles, self.vae_tiling), (batch, self.batch > 1), (parallel, self.parallel is not None))
+        return (*(effect for effect, on in own if on), *self.options.effects())
 
     @property
     def exactness(self) -> Exactness:
@@ -298,8 +255,7 @@ class ModelCard(Frozen):
         free = {"title", "notes", "licence", "licence_terms", "licence_url", "gated", "resources", "seconds_per_step",
                 "world", "prompt_words", "grade", "memory", "sources", "draft"}
         free |= {name for name in LATER_FIELDS if name not in self.model_fields_set}
-        if self.batch == 1:
-            free.add("batch")
+        free |= {name for name, off in (("batch", self.batch == 1), ("parallel", self.parallel is None)) if off}
         tree = self.model_dump(mode="json", exclude=free)
         if self.remote is None:
             del tree["remote"]  # cards without one keep the digests that they had before there were such
@@ -357,6 +313,19 @@ class ModelCard(Frozen):
         sends = self.remote.sends if self.remote else None
         if self.draft and (problem := self.draft.problem(self.defaults.steps, self.defaults.guidance, sends)):
             raise ValueError(problem)
+        return self
+
+    @model_validator(mode="after")
+    def _only_pipelines_are_shared_out(self) -> ModelCard:
+        if self.parallel is not None and self.loader != "diffusers":
+            raise ValueError("`parallel` is for cards with `loader: diffusers`; take it out of this "
+                             f"{self.loader} card")
+        beside = {
+            # Each GPU would judge by its own share of the tokens, and then wait for one that judged otherwise.
+            "draft.cache": bool(self.draft and self.draft.cache), "batch": self.batch > 1,
+            "options.compile": self.options.compile != "none", "options.offload": self.options.offload != "none"}
+        if self.parallel is not None and (clash := next((name for name, on in beside.items() if on), None)):
+            raise ValueError(f"`parallel` does not go with {clash}; take one of the two out")
         return self
 
     @model_validator(mode="after")

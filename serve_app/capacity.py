@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from configs.chat_card import AnyCard
 from configs.memory import share_of
+from configs.model_card import ModelCard
 from configs.settings import Settings
 from workflows.errors import ImpossibleResources
 
@@ -25,6 +26,10 @@ def check_resources(settings: Settings, cards: Iterable[AnyCard], cluster: Mappi
             raise ImpossibleResources(
                 problem=f"card {card.name} asks for {gpus:g} GPUs per replica; above 1 only whole numbers; "
                 f"nearest {int(gpus)} or {int(gpus) + 1}")
+        if isinstance(card, ModelCard) and card.parallel is not None and gpus not in (0, card.parallel.degree):
+            raise ImpossibleResources(
+                problem=f"card {card.name} asks for {gpus:g} GPUs per replica, but its `parallel` shares a call out "
+                f"among {card.parallel.degree}; nearest valid: resources.num_gpus: {card.parallel.degree}")
     if gpus_taken(wanted) > have:
         split = "" if sum(wanted) > have else f", and no part may lie on two of them, so {gpus_taken(wanted):g}"
         shares = ", ".join(f"{c.name} {settings.models.replica_of(c.name).replicas} x {gpus_of(c, settings, cluster):g}"

@@ -209,6 +209,7 @@ def _facts(card: ModelCard) -> list[tuple[str, str]]:
         ("prompt", f"up to about {card.prompt_words} words" if card.prompt_words < UNREAD_WORDS else ""),
         ("batch", f"up to {card.batch} pictures in one call" if card.batch > 1 else ""),
         ("references", _references_fact(card)),
+        ("parallel", "" if card.parallel is None else str(card.parallel)),
         ("speed", f"about {card.seconds_per_step:g} s per step at the default shape"
                   + (", on a large GPU" if card.loader == "diffusers" and card.resources.num_gpus != 0 else "")),
     ]

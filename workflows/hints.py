@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from configs.model_card import ModelCard, PromptWorld, Task
+from configs.model_card import ModelCard, Task
+from configs.prompt_world import PromptWorld
 from workflows.prompt import count_words
 
 _MOST_NAMES = 6

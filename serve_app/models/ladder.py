@@ -94,7 +94,8 @@ class Ladder:
         def loaded(card: ModelCard, task: Task, device: str, components: Mapping[str, Any] | None = None,
                    ) -> DiffusionPipeline:
             # Where the card's options move the weights themselves, nobody knows how much of them is there at once.
-            weights_gb = card.memory.total_gb if card.memory and not card.options.changes_memory else 0.0
+            foretold = card.memory is not None and not card.options.changes_memory and card.parallel is None
+            weights_gb = card.memory.total_gb if card.memory and foretold else 0.0
             resident = self._room is None or weights_gb <= self._room
             pipe = load(card, task, device if resident else "cpu", components)
             self._pipes[task] = pipe

@@ -12,7 +12,7 @@ import asyncio
 import functools
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from configs.model_card import ModelCard, Task
 from configs.settings import MediaSettings, ModelsSettings
 from serve_app.models import adapters, pipelines, weights
 from serve_app.models.batching import Item, batcher_of
+from serve_app.models.crew import crew_of
 from serve_app.models.ladder import Ladder
 from serve_app.models.lifecycle import (
     CancelToken,
@@ -38,7 +39,7 @@ from serve_app.models.lifecycle import (
 )
 from serve_app.models.records import DECODED_SHARE, RunRecords, StepClock
 from serve_app.models.saving import Saver, picture_of, references_of
-from serve_app.models.studio import Painter, open_studio, warm_up
+from serve_app.models.studio import open_studio, warm_up
 from serve_app.models.takes import Take
 from serve_app.models.tap import Watch
 from workflows.errors import GpuOutOfMemory, ModelFailed, ReelrayError, RenderCancelled, RenderRefused, StageFailed
@@ -116,6 +117,7 @@ class ModelReplica:
         self._saving = SerialThread("saving")
         device = "cpu" if card.loader != "diffusers" else pick_device(settings.device, assigned_gpus)
         made_on = f"{card.remote.model_name} at {card.remote.api_url}" if card.remote else describe(device)
+        made_on = f"{card.parallel.degree} x {made_on}" if card.parallel else made_on
         self._saver = Saver(card, made_on, store,
                             EncodeOptions(crf=media.crf, preset=media.preset, gop_s=media.gop_s))
         set_torch_threads(settings)
@@ -123,10 +125,11 @@ class ModelReplica:
             weights.ensure(card, say=log.info)
             adapters.ensure(card, say=log.info)
         started = time.perf_counter()
+        self._crew = crew_of(card, device, stall_s=settings.stall_s)
         self._ladder = Ladder(card, device, room_gb(device, assigned_gpus))
-        studio = open_studio(card, device, self._ladder.keeping(load))
-        self._studio: Mapping[Task, Painter] = studio
+        studio = open_studio(card, device, self._crew.keeping(self._ladder.keeping(load)))
         self._saver.used = studio.used
+        self._studio = self._crew.joined(studio)
         self._batcher = batcher_of(card, self._studio, self._ladder, self._gpu, self._heartbeat)
         loaded = time.perf_counter()
         self._gpu.run_now(functools.partial(warm_up, self._studio, card, self._ladder))
@@ -158,7 +161,7 @@ class ModelReplica:
 
     async def check_health(self) -> None:
         """Raise when this process cannot render any more: a broken GPU context, or no step for too long."""
-        if problem := self._heartbeat.problem():
+        if problem := self._heartbeat.problem() or self._crew.problem():
             raise RuntimeError(f"{self._card.name}: {problem}")
 
     def close(self) -> None:
@@ -167,6 +170,7 @@ class ModelReplica:
             run.token.set()
         self._gpu.close()
         self._saving.close()
+        self._crew.close()
         self._studio, self._batcher = {}, None
         self._ladder.close()
         free_memory()

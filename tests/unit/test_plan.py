@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.load import SettingsError, casting, load_cards, load_settings
-from configs.model_card import CallDefaults, FrameRule, ModelCard, PromptWorld, SizeRule, Task
+from configs.model_card import CallDefaults, FrameRule, ModelCard, SizeRule, Task
+from configs.prompt_world import PromptWorld
 from workflows.errors import InvalidDocument
 from workflows.plan import Plan, plan_film, plan_keys, referenced_pictures
 from workflows.storyboard import parse_storyboard

@@ -20,7 +20,8 @@ import PIL.Image
 import torch
 from diffusers import WanImageToVideoPipeline, WanPipeline
 
-from configs.model_card import ModelCard, PromptWorld
+from configs.model_card import ModelCard
+from configs.prompt_world import PromptWorld
 from serve_app.models.sketch import scenes
 from serve_app.models.sketch.meter import Reading, measure
 from serve_app.models.sketch.scenes import Scene

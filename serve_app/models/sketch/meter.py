@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import torch
 
-from configs.model_card import PromptWorld
+from configs.prompt_world import PromptWorld
 from serve_app.models.sketch import scenes
 from serve_app.models.sketch.scenes import Scene
 

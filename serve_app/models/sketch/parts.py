@@ -12,7 +12,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransform
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from configs.model_card import PromptWorld
+from configs.prompt_world import PromptWorld
 from serve_app.models.sketch.codec import SketchCodec
 
 MAX_TOKENS = 16

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 import yaml
 
-from configs.model_card import ModelCard, PromptWorld
+from configs.model_card import ModelCard
+from configs.prompt_world import PromptWorld
 
 CARD_PATH = Path(__file__).resolve().parents[3] / "configs" / "models" / "sketch.yaml"
 HEIGHT_PX, WIDTH_PX, FRAMES = 128, 192, 17

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from configs.model_card import PromptWorld
+from configs.prompt_world import PromptWorld
 from serve_app.models.sketch import scenes
 from serve_app.models.sketch.codec import Drawing, SketchCodec
 from serve_app.models.sketch.run import Clock, Plan, Progress, log, rate, save_state

@@ -10,7 +10,7 @@ import random
 
 import torch
 
-from configs.model_card import PromptWorld
+from configs.prompt_world import PromptWorld
 from serve_app.models.sketch import scenes
 from serve_app.models.sketch.codec import SketchCodec
 from serve_app.models.sketch.parts import MAX_TOKENS, Parts, build_parts, save_parts
