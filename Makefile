@@ -18,11 +18,20 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install  ## render the example film on this machine; needs no GPU
 	$(BIN)/reelray render examples/first_film.yaml -o out/first_film.mp4 --set data_dir=out/state
 
+# What needs no cluster runs side by side, a file on one core; what starts Ray, a server or a browser has the machine.
+SIDE_BY_SIDE := tests/unit tests/wire
+ONE_BY_ONE := tests $(SIDE_BY_SIDE:%=--ignore=%)
+SPREAD := -n logical --maxprocesses 4 --dist loadfile
+FAST := "not slow and not chaos and not gpu and not bench"
+ALL := "not gpu and not bench"
+
 test: install  ## fast tests, a few minutes on two cores
-	$(BIN)/python -m pytest -m "not slow and not chaos and not gpu and not bench"
+	$(BIN)/python -m pytest -m $(FAST) $(SPREAD) $(SIDE_BY_SIDE)
+	$(BIN)/python -m pytest -m $(FAST) $(ONE_BY_ONE)
 
 test-all: install  ## every test that needs no GPU
-	$(BIN)/python -m pytest -m "not gpu and not bench"
+	$(BIN)/python -m pytest -m $(ALL) $(SPREAD) $(SIDE_BY_SIDE)
+	$(BIN)/python -m pytest -m $(ALL) $(ONE_BY_ONE)
 
 lint: install
 	$(BIN)/ruff check .
