@@ -17,6 +17,23 @@ Count = Annotated[int, Field(ge=1)]
 ORIGIN = re.compile(r"https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 
 
+class NodeTimeouts(Frozen):
+    """Seconds for one attempt, by what a node does."""
+
+    story: Seconds = 300.0
+    keyframe: Seconds = 900.0
+    clip: Seconds = 7200.0
+    interpolate: Seconds = 1800.0
+    caption: Seconds = 1800.0
+    compose: Seconds = 3600.0
+    score: Seconds = 1800.0
+
+    def of(self, kind: str) -> float:
+        """The limit of one kind. Raises KeyError for a name that is none."""
+        limits: dict[str, float] = self.model_dump()
+        return limits[kind]
+
+
 class EngineSettings(Frozen):
     """How the Director runs jobs."""
 
@@ -37,9 +54,7 @@ class EngineSettings(Frozen):
     """A node whose replica dies this often while it runs is failed as poison."""
     interruption_limit: Count = 20
     """A node during which the Director itself dies this often is failed as poison."""
-    timeout_s: dict[str, Seconds] = Field(default_factory=lambda: {
-        "story": 300.0, "keyframe": 900.0, "clip": 7200.0, "interpolate": 1800.0, "caption": 1800.0, "compose": 3600.0,
-        "score": 1800.0})
+    timeout_s: NodeTimeouts = NodeTimeouts()
     """Longest run of one attempt, by node kind."""
 
     @model_validator(mode="after")

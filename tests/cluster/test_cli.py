@@ -206,6 +206,7 @@ def test_pictures_alone_come_as_files_and_show_their_shots(place: Path) -> None:
         assert min(distances, key=distances.__getitem__) == background
 
 
+@pytest.mark.slow
 def test_a_draft_promoted_shot_by_shot_is_the_final_film(place: Path) -> None:
     """Four and eight real steps: same bytes as the film that was final at once, which renders nothing."""
     assert render(place, "--tier", "draft").returncode == 0

@@ -16,7 +16,7 @@ from tests.tiny_pictures import write_picture_model
 from workflows.media.decode import write_png
 from workflows.types import NodeKind, NodeStatus
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 __all__ = ["place"]
 
 FILM = """

@@ -22,6 +22,7 @@ from configs.load import (
 )
 from configs.model_card import FrameRule, ModelCard, SizeRule, Task
 from configs.settings import Settings
+from workflows.types import NodeKind
 
 
 @pytest.mark.parametrize("name", profile_names())
@@ -55,6 +56,12 @@ def test_exceptions_by_card_can_be_set_from_the_command_line() -> None:
     assert settings.models.replica_of("other").replicas == 2
 
 
+def test_a_time_limit_of_one_kind_leaves_those_of_the_others() -> None:
+    limits = load_settings("laptop", ["engine.timeout_s.clip=10"], {}).engine.timeout_s
+    assert {kind: limits.of(kind) for kind in ("clip", "compose")} == {"clip": 10.0, "compose": 3600.0}
+    assert all(limits.of(kind.value) > 0 for kind in NodeKind)
+
+
 @pytest.mark.parametrize(("overrides", "text"), [
     (["engine.leese_s=3"], "--set engine.leese_s: no setting 'engine.leese_s'; did you mean 'lease_s'?"),
     (["engine"], "--set 'engine': expected key=value"),
@@ -63,8 +70,10 @@ def test_exceptions_by_card_can_be_set_from_the_command_line() -> None:
     (["cpu_slots=many"], "cpu_slots: Input should be a valid integer"),
     (["models.device=tpu"], "models.device: Input should be 'auto', 'cpu' or 'cuda' (found 'tpu')"),
     (["a.b=[1"], "is not a value"),
+    (["engine.timeout_s.clips=9"], "no setting 'engine.timeout_s.clips'; did you mean 'clip'?"),
     (["models.by_card.sketch.replica=4"], "models.by_card.sketch.replica: Extra inputs are not permitted"),
-], ids=["misspelt", "no value", "negative", "heartbeat over lease", "not a number", "not a choice", "bad yaml", "deep"])
+], ids=["misspelt", "no value", "negative", "heartbeat over lease", "not a number", "not a choice", "bad yaml",
+        "kind", "deep"])
 def test_a_wrong_setting_is_refused_by_name(overrides: list[str], text: str) -> None:
     with pytest.raises(SettingsError) as caught:
         load_settings("laptop", overrides, {})

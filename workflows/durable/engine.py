@@ -23,7 +23,7 @@ from workflows.durable.ledger import Ledger
 from workflows.durable.patience import Patience
 from workflows.durable.rows import Level
 from workflows.durable.walk import Walk, Workshop
-from workflows.errors import ErrorRecord, InvalidSettings, LeaseLost
+from workflows.errors import ErrorRecord, LeaseLost
 from workflows.ports import ArtifactStore, Step
 from workflows.types import JobStatus, NodeKind, Priority
 
@@ -57,13 +57,7 @@ class Engine:
 
     def __init__(self, ledger: Ledger, steps: Mapping[NodeKind, Step], *, store: ArtifactStore, dispatcher: Dispatcher,
                  settings: EngineSettings, only: frozenset[str] | None = None) -> None:
-        """`steps`: what runs each kind of node; `only`: take no other jobs than these.
-
-        Raises InvalidSettings when a step has no time limit.
-        """
-        unlimited = [kind.value for kind in steps if kind.value not in settings.timeout_s]
-        if unlimited:
-            raise InvalidSettings(problem=f"engine.timeout_s lacks {', '.join(unlimited)}; add a limit in seconds")
+        """`steps`: what runs each kind of node; `only`: take no other jobs than these."""
         self._ledger = ledger
         self._settings = settings
         self._only = only

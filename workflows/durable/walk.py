@@ -171,7 +171,7 @@ class Walk:
 
     async def _attempt(self, node: NodeRow) -> NodeResult | Exception:
         """Run the step once, under the time limit of its kind; whatever it raises is handed back as a value."""
-        general_s, own_s = self._shop.settings.timeout_s[node.kind.value], self._claim.job.limits.attempt_timeout_s
+        general_s, own_s = self._shop.settings.timeout_s.of(node.kind.value), self._claim.job.limits.attempt_timeout_s
         limit_s = general_s if node.lane in NO_MODEL_LANES else min(general_s, own_s or general_s)
         call = NodeCall(
             job_id=node.job_id, node_id=node.id, shot_id=node.shot_id, kind=node.kind, key=node.key,

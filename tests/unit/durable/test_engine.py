@@ -15,15 +15,13 @@ from configs.settings import EngineSettings
 from tests.fakes import FakeStore, ScriptedStep
 from tests.studio import QUICK, Studio, film
 from workflows.dispatch import Dispatcher
-from workflows.durable.engine import Engine
 from workflows.durable.journal import Journal
 from workflows.durable.leases import Claim, Lease, Leases
-from workflows.durable.ledger import Ledger
 from workflows.durable.patience import Patience
 from workflows.durable.rows import EventType, NewJob, NodeRow
 from workflows.durable.tables import job, node
 from workflows.durable.walk import Walk, Workshop
-from workflows.errors import InvalidSettings, ModelFailed, Overloaded, RenderCancelled, ReplicaLost
+from workflows.errors import ModelFailed, Overloaded, RenderCancelled, ReplicaLost
 from workflows.types import (
     MISSING_KEY,
     JobStatus,
@@ -356,12 +354,6 @@ class TestInfrastructure:
         studio.ledger.submit(film())
         assert (await studio.render()).status is JobStatus.SUCCEEDED
         assert studio.node("s1.clip").failures == 1
-
-    async def test_a_step_without_a_time_limit_is_refused(self, ledger: Ledger, tmp_path: Path) -> None:
-        store = FakeStore(tmp_path)
-        with pytest.raises(InvalidSettings, match=r"engine\.timeout_s lacks clip"):
-            Engine(ledger, {NodeKind.CLIP: ScriptedStep(store)}, store=store, dispatcher=Dispatcher({"cpu": 1}),
-                   settings=EngineSettings(timeout_s={"story": 1.0}))
 
     async def test_a_job_that_this_release_cannot_read_fails_instead_of_going_round(
             self, studio: Studio, caplog: pytest.LogCaptureFixture) -> None:
