@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from configs.settings import EngineSettings
+from configs.settings import EngineSettings, NodeTimeouts
 from tests.fakes import FakeStore, ScriptedStep
 from tests.studio import QUICK, Studio, film
 from workflows.dispatch import Dispatcher
@@ -337,7 +337,7 @@ class TestInfrastructure:
                 raise
             raise AssertionError
 
-        studio.settings = QUICK.model_copy(update={"timeout_s": {**QUICK.timeout_s, "clip": 0.05}})
+        studio.settings = QUICK.model_copy(update={"timeout_s": NodeTimeouts(clip=0.05)})
         studio.step.script["s1.clip"] = [too_long]
         studio.ledger.submit(film())
         assert (await studio.render()).status is JobStatus.SUCCEEDED
