@@ -311,6 +311,6 @@ def place(pipe: DiffusionPipeline, pipes: Iterable[DiffusionPipeline], placement
         case Placement.PARTS:
             pipe.enable_model_cpu_offload(device=device)
         case Placement.LAYERS:
-            # Not `enable_sequential_cpu_offload`: it cannot move the encoders of transformers 5.
+            # Not `enable_sequential_cpu_offload`: it needs a GPU, so no test could show that it goes on and off again.
             pipe.enable_group_offload(onload_device=torch.device(device), offload_device=torch.device("cpu"),
                                       offload_type="leaf_level")

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 
-from configs.model_card import ModelCard, Task
+from configs.model_card import Memory, ModelCard, Task
 from configs.settings import MediaSettings, ModelsSettings
 from serve_app.director import calls_at_once
 from serve_app.models.batching import kind_of
@@ -354,6 +354,36 @@ async def test_what_does_not_fit_at_once_is_made_in_smaller_parts_from_then_on(b
     gate.opened.set()
     await asyncio.gather(first, *others)
     assert [len(prompts) for prompts in bench.pipe.calls] == [1, 4, 1, 1, 1, 1, 2, 2]
+
+
+class _TilingVae:
+    def __init__(self) -> None:
+        self.use_tiling = False
+
+    def enable_tiling(self) -> None:
+        self.use_tiling = True
+
+    def disable_tiling(self) -> None:
+        self.use_tiling = False
+
+
+class _Tiled(ListPipeline):
+    components = {"vae": _TilingVae()}  # noqa: RUF012 - stands in for diffusers' property
+
+
+async def test_pictures_that_fit_only_in_tiles_are_made_one_by_one(tmp_path: Path) -> None:
+    pipe = _Tiled(FlowMatchEulerDiscreteScheduler())
+    known = Memory.model_validate({"weights_gb": {"transformer": 1.0}, "source": "test", "peaks": [
+        {"gb": 9.0, "shape": "64x32", "how": "measured", "source": "test"}]})
+    card = scripted_card(Task.TEXT_TO_IMAGE).model_copy(update={"batch": BATCH, "memory": known})
+    replica = ModelReplica(card, ModelsSettings(torch_threads=1), MediaSettings(), Store(str(tmp_path / "store")),
+                           RememberingSink(), assigned_gpus=0, load=lambda *_: pipe, room_gb=lambda *_: 8.0)
+    bench = Bench(replica, pipe, card, Store(str(tmp_path / "store")), RememberingSink())
+    pipe.calls.clear()
+    results = await asyncio.gather(*bench.ask(*"abc"))
+    assert together(bench) == [["a"], ["b"], ["c"]]
+    assert all("decoding in tiles" in " ".join(result.warnings) for result in results)
+    replica.close()
 
 
 async def test_a_replica_that_closes_lets_go_of_those_that_wait(bench: Bench) -> None:
