@@ -86,21 +86,21 @@ def test_a_film_is_rendered_on_the_server_and_ends_here(server: Server, place: P
 def test_ctrl_c_leaves_the_job_on_the_server(server: Server, place: Path) -> None:
     """And the same command joins it, cancel and retry reach it."""
     url = f"http://127.0.0.1:{server.port}"
-    # So long that it is not over before the signal arrives.
+    # So long that it is not over before the signal arrives, which is sent at the first sign of the job.
     shots = "".join(f"  - prompt: a red circle\n    steps: {90 + number}\n" for number in range(12))
     (place / "long.yaml").write_text(f"title: Long\nshots:\n{shots}")
     process = subprocess.Popen(command("render", "long.yaml", "--json", "--server", url), stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, text=True, cwd=place)
     assert process.stdout is not None
     for line in process.stdout:
-        if json.loads(line)["event"] == "step":
+        if json.loads(line)["event"] != "note":
             break
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=30)
     assert process.returncode == 130, said
     assert f"-f --server {url}` follows it" in said
     [job_id] = [job["id"] for job in json.loads(server.ask("GET", "/api/jobs")[2])["jobs"] if job["title"] == "Long"]
-    assert json.loads(server.ask("GET", f"/api/jobs/{job_id}")[2])["status"] in ("running", "succeeded")
+    assert json.loads(server.ask("GET", f"/api/jobs/{job_id}")[2])["status"] in ("queued", "running", "succeeded")
     joined = run(place, "render", "long.yaml", "-o", "long.mp4", "--json", "--server", url)
     assert joined.returncode == 0, joined.stdout + joined.stderr
     assert json.loads(joined.stdout.splitlines()[-1])["job"]["id"] == job_id
