@@ -78,6 +78,12 @@ class Shape:
     width_px: int
     height_px: int
     frames: int = 1
+    pictures: int = 0
+    """Reference pictures beside the prompt; what they take no card knows."""
+
+    def is_within(self, other: Shape) -> bool:
+        """Whether it takes no more memory than the other one."""
+        return self.volume <= other.volume and self.pictures <= other.pictures
 
     @property
     def volume(self) -> int:
@@ -192,7 +198,12 @@ def _usual_peak(card: AnyCard) -> tuple[float, str] | None:
         most = max(peaks, key=lambda peak: peak.gb, default=None)
         return None if most is None else (most.gb, f"{most.gb:.3g} GB at {most.shape} ({most.how})")
     need, shape = need_of(card, default_shape(card)), default_shape(card)
-    return None if need is None else (need.gb(), f"{need.gb():.3g} GB at {shape} ({need.how})")
+    if need is None:
+        return None
+    if card.batch == 1:
+        return need.gb(), f"{need.gb():.3g} GB at {shape} ({need.how})"
+    together_gb = need.weights_gb + need.activations_gb * card.batch
+    return together_gb, f"{together_gb:.3g} GB at {card.batch} x {shape} (estimated)"
 
 
 def with_room(card: ModelCard, models: ModelsSettings) -> ModelCard:

@@ -307,6 +307,13 @@ class ModelCard(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _slices_leave_the_adapter(self) -> ModelCard:
+        if self.options.attention_slicing != "none" and isinstance(self.references, IpAdapter):
+            raise ValueError("options.attention_slicing would take the IP-Adapter out of the attention; nearest valid: "
+                             "none")
+        return self
+
+    @model_validator(mode="after")
     def _draft_is_cheaper(self) -> ModelCard:
         if self.draft and self.loader == "placeholder":
             raise ValueError("a placeholder draws in no steps; leave draft out")

@@ -27,9 +27,11 @@ def check_resources(settings: Settings, cards: Iterable[AnyCard], cluster: Mappi
                 problem=f"card {card.name} asks for {gpus:g} GPUs per replica; above 1 only whole numbers; "
                 f"nearest {int(gpus)} or {int(gpus) + 1}")
         if isinstance(card, ModelCard) and card.parallel is not None and gpus not in (0, card.parallel.degree):
+            where = ("resources.num_gpus: " if replicas.num_gpus is None
+                     else f"--set models.by_card.{card.name}.num_gpus=")
             raise ImpossibleResources(
                 problem=f"card {card.name} asks for {gpus:g} GPUs per replica, but its `parallel` shares a call out "
-                f"among {card.parallel.degree}; nearest valid: resources.num_gpus: {card.parallel.degree}")
+                f"among {card.parallel.degree}; nearest valid: {where}{card.parallel.degree}")
     if gpus_taken(wanted) > have:
         split = "" if sum(wanted) > have else f", and no part may lie on two of them, so {gpus_taken(wanted):g}"
         shares = ", ".join(f"{c.name} {settings.models.replica_of(c.name).replicas} x {gpus_of(c, settings, cluster):g}"

@@ -137,9 +137,10 @@ def _score(scene: Scene, film: Film, scorer: ModelCard) -> NodeSpec:
 
 def _render_payload(scene: Scene, film: Film, card: ModelCard) -> dict[str, Json]:
     negative_prompt = card.defaults.negative_prompt if scene.negative_prompt is None else scene.negative_prompt
+    shared_out: dict[str, Json] = {"gpus": card.parallel.degree} if card.parallel else {}
     return {"card": card.name, "card_digest": card.digest(), "prompt": scene.prompt,
             "negative_prompt": one_line(negative_prompt), "width_px": film.size.width_px,
-            "height_px": film.size.height_px}
+            "height_px": film.size.height_px, **shared_out}
 
 
 def _compose(scenes: Sequence[Scene], film: Film) -> NodeSpec:

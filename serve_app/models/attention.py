@@ -11,9 +11,14 @@ import logging
 
 import torch
 from diffusers import ModelMixin
-from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.attention_dispatch import (
+    AttentionBackendName,
+    _AttentionBackendRegistry,
+    dispatch_attention_fn,
+)
 
 from configs.model_card import ModelCard
+from configs.parallel import Parallel
 from serve_app.models.repo import refused
 
 log = logging.getLogger(__name__)
@@ -24,21 +29,23 @@ FAR = 0.1
 """Largest relative distance from torch's own attention; eight-bit kernels stay well below it."""
 
 
-def choose(card: ModelCard, name: str, denoiser: ModelMixin, dtype: torch.dtype) -> str:
-    """Set the card's first back end that works for this component, which computes in `dtype`, and return it.
+def choose(card: ModelCard, name: str, denoiser: ModelMixin, dtype: torch.dtype, device: str) -> str:
+    """Set the card's first back end that works for this component, and return it.
+
+    It will compute in `dtype` on `device`, wherever its weights are now.
 
     Raises InvalidDocument with everything that was tried and why it did not work.
     """
     tried: list[str] = []
     for backend in card.options.attention:
-        problem = _try(denoiser, backend, dtype)
+        problem = _not_shared(backend, card.parallel) or _try(denoiser, backend, dtype, device)
         if not problem:
             log.info("%s: %s attends with %s%s", card.name, name, backend,
                      f" (not with {'; '.join(tried)})" if tried else "")
             return backend
         tried.append(f"{backend}: {problem}")
     raise refused(card, "options.attention", f"none works for {name} ({type(denoiser).__name__}) on "
-                                             f"{denoiser.device} in {dtype}: {'; '.join(tried)}", "native")
+                                             f"{device} in {dtype}: {'; '.join(tried)}", "native")
 
 
 def backend_of(denoiser: torch.nn.Module) -> str:
@@ -52,7 +59,17 @@ def is_free_to_choose(denoiser: torch.nn.Module) -> bool:
     return any(_can_dispatch(module) for module in denoiser.modules())
 
 
-def _try(denoiser: ModelMixin, backend: str, dtype: torch.dtype) -> str:
+def _not_shared(backend: str, parallel: Parallel | None) -> str:
+    """Why several GPUs cannot share this attention; empty where they can, or there is only one."""
+    if parallel is None:
+        return ""
+    if parallel.ring > 1 and backend == "native":
+        return "a ring adds up what it does not return"
+    known = _AttentionBackendRegistry._is_context_parallel_available(AttentionBackendName(backend))
+    return "" if known else "diffusers cannot share it out among GPUs"
+
+
+def _try(denoiser: ModelMixin, backend: str, dtype: torch.dtype, device: str) -> str:
     """Set it; what is wrong with it, or empty."""
     if backend == "native" and not is_free_to_choose(denoiser):
         return ""
@@ -62,7 +79,7 @@ def _try(denoiser: ModelMixin, backend: str, dtype: torch.dtype) -> str:
         return f"{type(denoiser).__name__} lets nobody choose"
     try:
         denoiser.set_attention_backend(backend)
-        return _probe(denoiser, dtype)
+        return _probe(denoiser, dtype, device)
     # Every package has errors of its own for what it cannot do.
     except Exception as error:  # noqa: BLE001 - the reason is told when nothing else works either
         return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:200]
@@ -77,11 +94,11 @@ def _try_unet(denoiser: ModelMixin) -> str:
     return ""
 
 
-def _probe(denoiser: ModelMixin, dtype: torch.dtype) -> str:
+def _probe(denoiser: ModelMixin, dtype: torch.dtype, device: str) -> str:
     """One small call with the back end that has just been set, held against torch's own."""
     heads, size = _heads_of(denoiser)
     noise = torch.Generator("cpu").manual_seed(0)
-    query, key, value = (torch.randn(1, TOKENS, heads, size, generator=noise).to(denoiser.device, dtype)
+    query, key, value = (torch.randn(1, TOKENS, heads, size, generator=noise).to(device, dtype)
                          for _ in range(3))
     with torch.inference_mode():
         found = dispatch_attention_fn(query, key, value).float()

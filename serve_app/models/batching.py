@@ -19,8 +19,8 @@ from dataclasses import dataclass, field, fields
 from typing import Protocol
 
 from configs.model_card import ModelCard, Task
-from serve_app.models.ladder import Ladder, is_out_of_memory
-from serve_app.models.lifecycle import CancelToken, GpuThread, Heartbeat, finish, free_memory
+from serve_app.models.ladder import Ladder
+from serve_app.models.lifecycle import CancelToken, GpuThread, Heartbeat, finish, free_memory, is_out_of_memory
 from serve_app.models.records import DECODED_SHARE, RunRecords, StepClock
 from serve_app.models.studio import Painter
 from serve_app.models.takes import Take
@@ -171,6 +171,13 @@ class Batcher:
             if len(group.items) < 2 or not self._render(group):
                 for item in group.left():
                     _render_alone(item)
+        except Exception as error:
+            # Nobody reads what a turn raises, and these items wait for nothing else.
+            log.exception("a shared call failed beside the model")
+            self._heartbeat.note(error)
+            for item in group.items:
+                if not item.done.done():
+                    item.done.set_exception(error)
         finally:
             group.over.set_result(None)
 

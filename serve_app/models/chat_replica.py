@@ -8,12 +8,18 @@ import math
 import time
 from collections.abc import Callable
 
-import torch
-
 from configs.chat_card import ChatCard
 from configs.settings import ModelsSettings
 from serve_app.models import chat_model, weights
-from serve_app.models.lifecycle import CancelToken, GpuThread, Heartbeat, free_memory, pick_device, set_torch_threads
+from serve_app.models.lifecycle import (
+    CancelToken,
+    GpuThread,
+    Heartbeat,
+    free_memory,
+    is_out_of_memory,
+    pick_device,
+    set_torch_threads,
+)
 from serve_app.providers.chat import Message
 from serve_app.providers.local import Answer, Question
 from workflows.errors import GpuOutOfMemory, ModelFailed, ReelrayError, StageFailed
@@ -88,14 +94,15 @@ class ChatReplica:
             return answer
         except ReelrayError:
             raise
-        except torch.OutOfMemoryError as error:
-            failure = GpuOutOfMemory(node_id=question.label, reason=(
-                f"the question does not fit the GPU beside {self._card.name}; lower context_tokens in a card of your "
-                f"own, or give it more of a GPU: {short(error)}"))
         except Exception as error:
-            log.exception("%s: the language model failed", question.label)
-            self._heartbeat.note(error)
-            failure = ModelFailed(node_id=question.label, reason=short(error))
+            if is_out_of_memory(error):
+                failure = GpuOutOfMemory(node_id=question.label, reason=(
+                    f"the question does not fit the GPU beside {self._card.name}; lower context_tokens in a card of "
+                    f"your own, or give it more of a GPU: {short(error)}"))
+            else:
+                log.exception("%s: the language model failed", question.label)
+                self._heartbeat.note(error)
+                failure = ModelFailed(node_id=question.label, reason=short(error))
         # Raised out here because the handled exception's traceback holds the tensors that are to be freed.
         free_memory()
         raise failure

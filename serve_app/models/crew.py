@@ -28,7 +28,7 @@ from diffusers import DiffusionPipeline
 
 from configs.model_card import ModelCard, Task
 from configs.parallel import Parallel
-from serve_app.models.context_parallel import UNEVEN, join_group, require_support, share_out
+from serve_app.models.context_parallel import UNEVEN, join_group, share_out
 from serve_app.models.crew_wire import LOADED, MET, Call, Enlist, Go, Meet, Report, Verdict
 from serve_app.models.lifecycle import CancelToken
 from serve_app.models.pipelines import LoadPipeline
@@ -138,13 +138,12 @@ class Crew:
     # -- coming together ----------------------------------------------------------------------------------------------
 
     def keeping(self, load: LoadPipeline) -> LoadPipeline:
-        """A loader that refuses what cannot be shared out, and remembers what it loaded."""
+        """The loader, remembering what it loaded; if it fails, the other processes end too."""
 
         def load_and_keep(card: ModelCard, task: Task, device: str, components: Mapping[str, Any] | None = None,
                           ) -> DiffusionPipeline:
             try:
                 pipe = load(card, task, device, components)
-                require_support(pipe, card, self._parallel, self._device)
             except BaseException:
                 self.close()
                 raise

@@ -100,8 +100,10 @@ def serve(link: Connection) -> None:
     link.send(Report(number=MET))
     while True:
         call = inbox.call()
-        link.send(Report(number=call.number, error=_perform(studio, call, inbox, enlist.rank)))
-        free_memory()
+        error = _perform(studio, call, inbox, enlist.rank)
+        link.send(Report(number=call.number, error=error))
+        if error is not None:
+            free_memory()
 
 
 def _loaded(enlist: Enlist) -> tuple[Mapping[Task, Painter], list[DiffusionPipeline]]:

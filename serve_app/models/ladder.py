@@ -35,7 +35,7 @@ from configs.memory import (
     too_large,
 )
 from configs.model_card import ModelCard, Task
-from serve_app.models.lifecycle import free_memory
+from serve_app.models.lifecycle import free_memory, is_out_of_memory
 from serve_app.models.pipelines import LoadPipeline
 from serve_app.models.tap import UNWATCHED, Watch
 from workflows.errors import Problem
@@ -46,13 +46,9 @@ AUTOENCODERS = Path(autoencoders.__file__).parent
 GROUP_HOOKS = ("group_offloading", "layer_execution_tracker", "lazy_prefetch_group_offloading")
 """What `enable_group_offload` leaves on modules; diffusers has no call that takes it off again."""
 NOTHING = Remedies()
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the GPU had no room: torch's own error, or that of a library which allocates beside torch."""
-    text = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and (
-        "CUDA error: out of memory" in text or "_STATUS_ALLOC_FAILED" in text))
+NOMINAL = 1.03
+"""A GPU gives torch up to 2 % less than its name says. Shares are made from the name, so without this a card's usual
+shape would begin with a remedy in the very share that was made for it; an attempt that does not fit climbs anyway."""
 
 
 def vae_at_work(error: BaseException) -> bool:
@@ -66,7 +62,7 @@ class _Known:
     """What a shape turned out to need."""
 
     task: Task
-    volume: int
+    shape: Shape
     remedies: Remedies
 
 
@@ -123,15 +119,17 @@ class Ladder:
         if self._room is None or task not in self._rungs:
             return ()
         most = self._rungs[task][-1]
-        text = too_large(self._card, shape, self._room, most)
-        nearest = nearest_that_fits(self._card, shape, self._room, most) if text else ""
-        return (Problem(field="frames" if shape.frames > 1 else "size", problem=text, nearest=nearest),) if text else ()
+        if not too_large(self._card, shape, self._room * NOMINAL, most):
+            return ()
+        return (Problem(field="frames" if shape.frames > 1 else "size",
+                        problem=too_large(self._card, shape, self._room, most),
+                        nearest=nearest_that_fits(self._card, shape, self._room, most)),)
 
     def foothold(self, task: Task, shape: Shape) -> Remedies:
         """Where a call begins: at what its shape, or a smaller one, is known or expected to need."""
         footing = self._least.joined(self._expected(task, shape))
         for known in self._known:
-            if known.task is task and known.volume <= shape.volume:
+            if known.task is task and known.shape.is_within(shape):
                 footing = footing.joined(known.remedies)
         return footing
 
@@ -139,13 +137,18 @@ class Ladder:
         need, rungs = need_of(self._card, shape), self._rungs.get(task, (NOTHING,))
         if self._room is None or need is None:
             return NOTHING
-        return first_that_fits(need, self._room, rungs) or rungs[-1]
+        return first_that_fits(need, self._room * NOMINAL, rungs) or rungs[-1]
 
     def stand(self, task: Task, shape: Shape) -> bool:
         """Whether calls of this shape need no remedy; the pipelines then stand as they were loaded."""
         if self.foothold(task, shape) != NOTHING:
             return False
-        self._put(task, Placement.RESIDENT)
+        try:
+            self._put(task, Placement.RESIDENT)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return False  # a call by itself climbs from here
         return True
 
     # -- the call ---------------------------------------------------------------------------------------------------
@@ -190,7 +193,7 @@ class Ladder:
             if not wider:
                 return None
             found = replace(footing, placement=wider[0])
-        self._known.append(_Known(task=task, volume=shape.volume, remedies=found))
+        self._known.append(_Known(task=task, shape=shape, remedies=found))
         return found
 
     # -- how the pipelines stand ------------------------------------------------------------------------------------

@@ -85,7 +85,7 @@ def describe(device: str) -> str:
 
 
 def torch_threads(settings: ModelsSettings, *, cores: int) -> int:
-    """CPU threads for one replica: the setting, or an even share of `cores` among all replicas of all cards in use."""
+    """CPU threads for one replica: the setting, or an even share of `cores` among the replicas of cards that draw."""
     if settings.torch_threads:
         return settings.torch_threads
     cards = {settings.text_to_image, settings.text_to_video, settings.image_to_video}
@@ -105,6 +105,13 @@ def seeded(seed: int) -> torch.Generator:
     """
     torch.manual_seed(seed)
     return torch.Generator("cpu").manual_seed(seed)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the GPU had no room: torch's own error, or that of a library which allocates beside torch."""
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and (
+        "CUDA error: out of memory" in text or "_STATUS_ALLOC_FAILED" in text))
 
 
 def free_memory() -> None:

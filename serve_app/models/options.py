@@ -41,9 +41,11 @@ def apply(pipe: DiffusionPipeline, card: ModelCard, device: str, dtypes: Mapping
     """
     options = card.options
     denoisers = _denoisers(pipe)
+    # Weights that do not fit a GPU are loaded "cpu", and computed with on the GPU all the same.
+    computes_on = "cuda" if device == "cpu" and torch.cuda.is_available() else device
     for name, denoiser in denoisers.items():
         if name not in shared and options.attention:
-            attention.choose(card, name, denoiser, dtypes.get(name, dtypes["default"]))
+            attention.choose(card, name, denoiser, dtypes.get(name, dtypes["default"]), computes_on)
     if options.attention_slicing != "none":
         _slice_attention(card, denoisers)
     _adjust_vae(pipe, card)

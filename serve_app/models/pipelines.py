@@ -18,6 +18,7 @@ from diffusers import DiffusionPipeline
 from configs.model_card import ModelCard, Task
 from serve_app.models import options, quantise, weights
 from serve_app.models.adapters import require, with_adapter
+from serve_app.models.context_parallel import require_support
 from serve_app.models.repo import import_home, refused
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -60,6 +61,8 @@ def load(card: ModelCard, task: Task, device: str, components: Mapping[str, Any]
     except (OSError, ValueError) as error:
         # OSError is also what a file with a wrong content raises.
         raise refused(card, "repo", f"{where} cannot be loaded: {_first_line(error)}") from error
+    if card.parallel is not None:
+        require_support(pipe, card, card.parallel, device)
     return options.apply(with_adapter(_adjusted(pipe, card), card, DTYPES), card, device, dtypes, shared)
 
 
@@ -69,11 +72,11 @@ def load_embedding(card: ModelCard) -> tuple[Any, Any]:
     Downloads nothing. Raises InvalidDocument when its files are missing or no picture model.
     """
     where = require(card)
-    config = transformers.AutoConfig.from_pretrained(where, local_files_only=True)
-    # A model of words and pictures has a class for pictures alone; AutoModel would want words too.
-    is_clip = config.model_type.startswith("clip")
-    loader = transformers.CLIPVisionModelWithProjection if is_clip else transformers.AutoModel
     try:
+        config = transformers.AutoConfig.from_pretrained(where, local_files_only=True)
+        # A model of words and pictures has a class for pictures alone; AutoModel would want words too.
+        is_clip = config.model_type.startswith("clip")
+        loader = transformers.CLIPVisionModelWithProjection if is_clip else transformers.AutoModel
         model = loader.from_pretrained(where, dtype=torch.float32, use_safetensors=True, trust_remote_code=False,
                                        local_files_only=True)
         processor = transformers.AutoImageProcessor.from_pretrained(where, backend="pil", local_files_only=True)

@@ -256,7 +256,8 @@ class ModelReplica:
     def _found(self, call: RenderCall, task: Task) -> NodeResult | None:
         """What the call's key stands for, or what would be made here in place of it."""
         found = self._store.find(call.key)
-        shape = Shape(width_px=call.width_px, height_px=call.height_px, frames=call.frames)
+        shape = Shape(width_px=call.width_px, height_px=call.height_px, frames=call.frames,
+                      pictures=len(call.references))
         if found is not None or not self._ladder.foothold(task, shape).tiles:
             return None if found is None else NodeResult(artifact=found)
         substitute = self._store.find(substitute_key(call.key))

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from configs.model_card import ModelCard
+from configs.model_options import Effect, Exactness, worst
 from serve_app.models.records import ENCODED_SHARE, RunRecords
 from workflows.errors import RenderRefused
 from workflows.media.decode import last_frame, read_picture, write_png
@@ -24,6 +25,7 @@ from workflows.media.frames import UInt8Array
 from workflows.ports import ArtifactStore, RenderCall
 from workflows.types import Json, MediaType, NodeResult
 
+GUESSED = Effect(option="draft.cache", exactness=Exactness.APPROXIMATE, why="steps are guessed from the one before")
 PACKAGES = ("reelray", "torch", "diffusers", "transformers", "accelerate", "av", "numpy")
 
 
@@ -75,10 +77,11 @@ class Saver:
         del asked["references"]
         pictures: list[Json] = [picture.to_json() for picture in call.references]
         references: dict[str, Json] = {"references": pictures} if pictures else {}
+        effects = (*self._card.effects(), *(() if call.cache_threshold is None else (GUESSED,)))
         return {
             "card": {"name": self._card.name, "digest": self._card.digest()},
-            "exactness": {"class": self._card.exactness.value, "used": dict(self.used),
-                          "why": [effect.render() for effect in self._card.effects()]},
+            "exactness": {"class": worst(tuple(effect.exactness for effect in effects)).value, "used": dict(self.used),
+                          "why": [effect.render() for effect in effects]},
             "call": {**asked, "first_frame": first, **references},
             "encode": asdict(self._options),
             "device": self._device,

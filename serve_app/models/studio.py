@@ -10,9 +10,11 @@ from typing import Protocol
 import numpy as np
 
 from configs.model_card import ModelCard, Task
+from configs.references import NativeReferences
 from serve_app.models import options
 from serve_app.models.image_to_video import ImageToVideo
-from serve_app.models.ladder import Ladder, is_out_of_memory
+from serve_app.models.ladder import Ladder
+from serve_app.models.lifecycle import free_memory, is_out_of_memory
 from serve_app.models.pipelines import LoadPipeline
 from serve_app.models.placeholder import Placeholder
 from serve_app.models.reference_input import GREY_HWC
@@ -78,8 +80,8 @@ def open_studio(card: ModelCard, device: str, load: LoadPipeline) -> Studio:
 
 
 def warm_up(studio: Mapping[Task, Painter], card: ModelCard, ladder: Ladder) -> None:
-    """One step of every task at the default size and the shortest length, and another with a draft's cache where there
-    is one; what it raises must keep the replica down.
+    """One step of every task at the default size and the shortest length, and two with a draft's cache where there is
+    one; what it raises must keep the replica down.
 
     The default size, because kernels are chosen and memory is reserved by shape; the largest batch too. Nothing of a
     remote model: every call of it may cost money.
@@ -88,17 +90,20 @@ def warm_up(studio: Mapping[Task, Painter], card: ModelCard, ladder: Ladder) -> 
         return
     for task, painter in studio.items():
         take = warm_up_take(card, task)
-        for attempt in ladder.attempts(task, take.shape):
-            with attempt:
-                painter.generate(take, progress_callback=_nobody)
-                if card.options.compile != "none":
-                    painter.generate(replace(take, prompt=LONGER), progress_callback=_nobody)
+        plain = replace(take, references_HWC=())
+        needs_pictures = isinstance(card.references, NativeReferences) and card.references.required
+        for each in (take, *((plain,) if take.references_HWC and not needs_pictures else ())):
+            for attempt in ladder.attempts(task, each.shape):
+                with attempt:
+                    painter.generate(each, progress_callback=_nobody)
+                    if card.options.compile != "none":
+                        painter.generate(replace(each, prompt=LONGER), progress_callback=_nobody)
         if card.draft and card.draft.cache:
             for attempt in ladder.attempts(task, take.shape):
                 with attempt:
-                    _try_cache(painter, replace(take, cache_threshold=card.draft.cache.threshold), card)
-        if card.batch > 1 and isinstance(painter, TextToImage) and ladder.stand(task, take.shape):
-            _warm_up_batch(painter, take, card)
+                    _try_cache(painter, take, card)
+        if card.batch > 1 and isinstance(painter, TextToImage) and ladder.stand(task, plain.shape):
+            _warm_up_batch(painter, plain, card)
 
 
 def _warm_up_batch(painter: TextToImage, take: Take, card: ModelCard) -> None:
@@ -110,12 +115,18 @@ def _warm_up_batch(painter: TextToImage, take: Take, card: ModelCard) -> None:
             raise
         log.warning("%s: %d pictures at once do not fit the GPU; a smaller `batch` in the card saves the attempts",
                     card.name, card.batch)
+    else:
+        return
+    free_memory()  # out here no traceback holds its tensors
 
 
 def _try_cache(painter: Painter, take: Take, card: ModelCard) -> None:
-    """Some denoisers have a cache and break in it; better now than in the first draft."""
+    """Some denoisers have a cache and break in it; better now than in the first draft.
+
+    The second of two steps is always guessed here.
+    """
     try:
-        painter.generate(take, progress_callback=_nobody)
+        painter.generate(replace(take, steps=2, cache_threshold=1.0), progress_callback=_nobody)
     except (IndexError, TypeError, ValueError, AttributeError) as error:
         raise refused(card, "draft.cache", f"the model breaks in it: {type(error).__name__}: {error}",
                       "leave it out") from error

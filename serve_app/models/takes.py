@@ -54,7 +54,8 @@ class Take:
     @property
     def shape(self) -> Shape:
         """What its memory depends on."""
-        return Shape(width_px=self.width_px, height_px=self.height_px, frames=self.frames)
+        return Shape(width_px=self.width_px, height_px=self.height_px, frames=self.frames,
+                     pictures=len(self.references_HWC))
 
     def problems(self, card: ModelCard) -> tuple[Problem, ...]:
         """Where the take breaks the card's rules; empty when it can be rendered."""
@@ -179,7 +180,7 @@ class Dialect:
             fixed=fixed)
 
     def call_many(self, takes: Sequence[Take]) -> PipelineCall:
-        """One call for several takes that differ in their prompts and seeds only (`batching.alike`)."""
+        """One call for several takes that differ in their prompts and seeds only (`batching.kind_of`)."""
         one = self.call(takes[0])
         # None and "" are not the same to SDXL, so that all takes have a negative prompt or none has.
         negative = [take.negative_prompt for take in takes] if one.negative_prompt is not None else None

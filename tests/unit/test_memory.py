@@ -104,6 +104,16 @@ def test_the_documents_table_of_shares_is_what_the_cards_get() -> None:
         assert [float(cell.partition(",")[0]) for cell in cells] == shares
 
 
+def test_pictures_that_share_a_call_need_their_activations_each() -> None:
+    four = CARDS["sdxl"].model_copy(update={"batch": 4})
+    need = need_of(four, default_shape(four))
+    assert need is not None
+    together_gb = need.weights_gb + 4 * need.activations_gb
+    share = share_of(four, settings_of("models.gpu_memory_gb=80").models)
+    assert room_gb(80, share.gpus) >= together_gb > need.gb() + 1
+    assert f"{together_gb:.3g} GB at 4 x 1024x1024 (estimated)" in share.why
+
+
 def test_every_derived_part_has_room_for_the_peak() -> None:
     parts = 0
     for card in CARDS.values():

@@ -8,9 +8,12 @@ from pydantic import ValidationError
 from configs.memory import Remedies, default_shape, need_of, rungs_of, share_of
 from configs.model_card import CallDefaults, ModelCard, Resources, Task
 from configs.parallel import Parallel
-from configs.settings import ModelsSettings, Settings
+from configs.settings import ModelsSettings, ReplicaSettings, Settings
 from serve_app.capacity import check_resources
 from workflows.errors import ImpossibleResources
+from workflows.plan import plan_film
+from workflows.storyboard import parse_storyboard
+from workflows.types import NodeKind
 
 
 def card(**changes: object) -> ModelCard:
@@ -73,6 +76,20 @@ def test_a_replica_gets_as_many_gpus_as_share_a_call(num_gpus: float, refused: b
         return check_resources(Settings(), [shared], {"GPU": 8.0})
     with pytest.raises(ImpossibleResources, match=r"asks for \d GPUs.*among 2; nearest valid: resources.num_gpus: 2"):
         check_resources(Settings(), [shared], {"GPU": 8.0})
+
+
+def test_a_share_that_was_set_is_corrected_where_it_was_set() -> None:
+    settings = Settings(models=ModelsSettings(default_replicas=ReplicaSettings(num_gpus=1)))
+    with pytest.raises(ImpossibleResources, match=r"nearest valid: --set models\.by_card\.wan\.num_gpus=2"):
+        check_resources(settings, [card(parallel={"ulysses": 2})], {"GPU": 8.0})
+
+
+def test_every_gpu_of_a_call_is_in_the_payload_to_be_charged() -> None:
+    board = parse_storyboard('{"title": "T", "shots": [{"prompt": "a dog"}]}')
+    for parallel, gpus in ((None, None), ({"ulysses": 2}, 2)):
+        plan = plan_film(board, dict.fromkeys(Task, card(parallel=parallel)))
+        (clip,) = (node for node in plan.nodes if node.kind is NodeKind.CLIP)
+        assert clip.payload.get("gpus") == gpus
 
 
 def test_a_machine_without_gpus_shares_a_call_among_processes() -> None:

@@ -167,6 +167,13 @@ def test_a_part_of_a_card_that_is_none_is_refused(part: dict[str, object], says:
         ModelCard(**{**SDXL.model_dump(exclude_unset=True), "references": part})
 
 
+def test_attention_in_slices_would_lose_the_adapter() -> None:
+    fields = {**SDXL.model_dump(exclude_unset=True), "options": {"attention_slicing": "auto"}}
+    assert ModelCard(**fields).options.attention_slicing == "auto"
+    with pytest.raises(ValueError, match="would take the IP-Adapter out of the attention; nearest valid: none"):
+        ModelCard(**fields, references=ADAPTER)
+
+
 @pytest.mark.parametrize("changes", [
     {"loader": "placeholder"}, {"pipelines": {Task.TEXT_TO_VIDEO: "WanPipeline"}},
     {"pipelines": {Task.TEXT_TO_IMAGE: "A", Task.IMAGE_TO_VIDEO: "B"}}])

@@ -3,7 +3,8 @@
 A GPU-second here is a second that a model worked on a node (text, steps, decoding), as its replica measured it; of an
 attempt that ended without a result, the time since it started. Pictures that shared a run of the model are charged a
 share of it each, and those without a result their time divided by the card's batch. A replica counts as one GPU,
-whatever its share of one, and also where it has none. Captions, interpolations and joins cost no GPU-seconds.
+whatever its share of one, and also where it has none; one whose calls several GPUs share, as that many. Captions,
+interpolations and joins cost no GPU-seconds.
 """
 
 from __future__ import annotations
@@ -124,7 +125,9 @@ def _row(connection: sa.Connection, found: NodeRow, outcome: Outcome, key_id: st
     elif found.lane not in NO_MODEL_LANES:
         batch = found.payload.get("batch")
         unmeasured_s = wall_s / batch if isinstance(batch, int) else wall_s
+        gpus = found.payload.get("gpus")
         gpu_s = diffusion_s + found.seconds.get("decode", 0.0) if diffusion_s else unmeasured_s
+        gpu_s *= gpus if isinstance(gpus, int) else 1
         asked = found.payload.get("steps")
         steps = asked if diffusion_s and isinstance(asked, int) else 0
     return {"at": at, "key_id": key_id or None, "outcome": outcome.value, "kind": found.kind.value, "lane": found.lane,

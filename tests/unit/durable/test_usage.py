@@ -95,11 +95,11 @@ class TestUsage:
         assert row["gpu_s"] == row["wall_s"] >= 0
         assert len(told(ledger, Outcome.CANCELLED)) == (end == "cancel")
 
-    def test_what_was_stopped_in_a_shared_run_is_charged_its_share_of_the_time(self, ledger: Ledger, leases: Leases,
-                                                                               ) -> None:
+    def test_what_was_stopped_in_a_shared_run_is_charged_its_share_of_every_gpu(self, ledger: Ledger, leases: Leases,
+                                                                                 ) -> None:
         new = on_model(film())
         ledger.submit(replace(new, nodes=tuple(
-            replace(node, payload={**node.payload, "batch": 4}) for node in new.nodes)))
+            replace(node, payload={**node.payload, "batch": 4, "gpus": 2}) for node in new.nodes)))
         (claim,) = leases.claim(1, Priority.INTERACTIVE)
         journal = Journal(ledger.database)
         for node in ledger.nodes("film")[:2]:
@@ -109,7 +109,7 @@ class TestUsage:
         rows = told(ledger, Outcome.WASTED)
         assert len(rows) == 2
         for row in rows:
-            assert row["gpu_s"] == pytest.approx(row["wall_s"] / 4)
+            assert row["gpu_s"] == pytest.approx(row["wall_s"] / 4 * 2)
             assert row["gpu_s"] > 0
 
     def test_a_job_waits_once_per_time_that_it_is_queued(self, ledger: Ledger, leases: Leases) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -17,10 +18,14 @@ import sqlalchemy as sa
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 
+from configs.memory import Shape
 from configs.model_card import Memory, ModelCard, Task
 from configs.settings import MediaSettings, ModelsSettings
 from serve_app.director import calls_at_once
-from serve_app.models.batching import kind_of
+from serve_app.models.batching import Batcher, Item, kind_of
+from serve_app.models.ladder import Ladder
+from serve_app.models.lifecycle import CancelToken, GpuThread, Heartbeat
+from serve_app.models.records import RunRecords
 from serve_app.models.replica import ModelReplica
 from serve_app.models.takes import Dialect
 from serve_app.models.text_to_image import TextToImage
@@ -354,6 +359,29 @@ async def test_what_does_not_fit_at_once_is_made_in_smaller_parts_from_then_on(b
     gate.opened.set()
     await asyncio.gather(first, *others)
     assert [len(prompts) for prompts in bench.pipe.calls] == [1, 4, 1, 1, 1, 1, 2, 2]
+
+
+class _BrokenLadder(Ladder):
+    def stand(self, task: Task, shape: Shape) -> bool:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
+async def test_an_error_beside_the_model_is_told_to_all_that_wait_for_the_call() -> None:
+    card, heartbeat, sink = scripted_card(Task.TEXT_TO_IMAGE), Heartbeat(stall_s=60.0), RememberingSink()
+    gpu, held = GpuThread(heartbeat), threading.Event()
+    batcher = Batcher(_BrokenLadder(card, "cpu", None), gpu, heartbeat, TextToImage.generate_many, largest=BATCH)
+    take = BY_NAME["sdxl"].take(frames=1)
+    blocked = gpu.submit(held.wait)
+    calls = [asyncio.create_task(batcher.run(Item(
+        take, render_call(card), CancelToken(), RunRecords(sink, list, steps=1), alone=pytest.fail))) for _ in "ab"]
+    await asyncio.sleep(0.05)
+    held.set()
+    for call in calls:
+        with pytest.raises(RuntimeError, match="illegal memory access"):
+            await asyncio.wait_for(call, 5)
+    assert "GPU context is broken" in heartbeat.problem()
+    assert blocked.result()
+    gpu.close()
 
 
 class _TilingVae:

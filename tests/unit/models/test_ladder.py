@@ -14,7 +14,8 @@ import torch
 from configs.memory import PLACEMENTS, Placement, Remedies, Shape
 from configs.model_card import Memory, ModelCard, Peak, Task
 from configs.settings import MediaSettings, ModelsSettings
-from serve_app.models.ladder import Ladder, is_out_of_memory, lift
+from serve_app.models.ladder import Ladder, lift
+from serve_app.models.lifecycle import is_out_of_memory
 from serve_app.models.replica import ModelReplica
 from tests.fakes_models import RememberingSink, render_call
 from tests.families import BY_NAME, Family, every_family
@@ -179,6 +180,22 @@ async def test_a_shape_that_is_expected_to_need_a_remedy_begins_with_it(bench_of
     told = [" ".join(seen[room]).removeprefix(NOTED).partition(";")[0] for room in seen]
     assert told == ["", "decoding in tiles", "decoding in tiles and moving components in and out of the GPU",
                     "decoding in tiles and moving layers in and out of the GPU"]
+
+
+async def test_a_gpu_that_is_a_little_smaller_than_its_name_needs_no_remedy(bench_of: MakeBench) -> None:
+    bench = bench_of(room=14.7, memory=memory_of(peak_gb=7))
+    assert (await bench.draw()).warnings == ()
+    assert bench.tries() == [RESIDENT]
+
+
+def test_what_reference_pictures_needed_is_not_asked_of_calls_without(card: ModelCard) -> None:
+    ladder, task = Ladder(card, "cpu", None), Task.TEXT_TO_IMAGE
+    ladder.keeping(ScarceLoad())(card, task, "cpu")
+    pair = Shape(width_px=32, height_px=32, pictures=2)
+    found = ladder.higher(task, pair, Remedies(), vae=False)
+    assert ladder.foothold(task, pair) == found == Remedies(placement=PARTS)
+    assert ladder.foothold(task, Shape(width_px=64, height_px=64, pictures=3)) == found
+    assert ladder.foothold(task, Shape(width_px=64, height_px=64, pictures=1)) == Remedies()
 
 
 async def test_what_no_remedy_can_make_fit_is_refused_before_anything_runs(bench_of: MakeBench) -> None:

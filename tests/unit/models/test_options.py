@@ -66,6 +66,16 @@ def test_an_option_works_and_is_seen(
     assert distance < COARSE or not torch.equal(found, expected)
 
 
+def test_several_gpus_take_the_first_back_end_that_they_can_share(checkpoints: Path) -> None:
+    for parallel, expected in (({"ulysses": 2}, "native"), (None, "_native_math")):
+        wanted = {"attention": ["_native_math", "native"]}
+        card = BY_NAME["wan_t2v"].card(checkpoints, parallel=parallel, options=wanted)
+        pipe = pipelines.load(card, Task.TEXT_TO_VIDEO, "cpu")
+        assert options.used(pipe, card) == {"attention.transformer": expected}
+    with pytest.raises(InvalidDocument, match="the class has no context-parallel plan"):
+        pipelines.load(BY_NAME["sdxl"].card(checkpoints, parallel={"ulysses": 2}), Task.TEXT_TO_IMAGE, "cpu")
+
+
 @pytest.mark.parametrize(("family", "wanted", "field", "told", "nearest"), [
     ("wan_t2v", {"attention": ["_flash_3", "sage"]}, "attention",
      r"none works for transformer \(WanTransformer3DModel\) on cpu.*_flash_3: .*build FA3.*sage: .*sageattention>=",

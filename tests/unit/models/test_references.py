@@ -18,8 +18,10 @@ from configs.model_card import Task
 from configs.settings import MediaSettings, ModelsSettings
 from serve_app.models import adapters, pipelines
 from serve_app.models.ladder import Ladder
+from serve_app.models.reference_input import GREY_HWC
 from serve_app.models.replica import ModelReplica
 from serve_app.models.studio import warm_up, warm_up_take
+from serve_app.models.takes import Take
 from serve_app.models.text_to_image import TextToImage
 from serve_app.models.text_to_video import TextToVideo
 from tests.fake_hub import fake_hub
@@ -27,7 +29,7 @@ from tests.fakes_models import RememberingSink, render_call
 from tests.families import BY_NAME, STEPS
 from tests.tiny_pictures import ADAPTER_FILE
 from tests.unit.models.test_weights import reelray
-from workflows.errors import InvalidDocument, RenderRefused
+from workflows.errors import InvalidDocument, Problem, RenderRefused
 from workflows.store import Store
 from workflows.types import MediaType
 
@@ -108,6 +110,31 @@ def test_an_editor_draws_nothing_without_a_picture_and_is_warmed_up_with_one(pip
     assert found.problem == "this model draws nothing without a reference picture"
     assert model.problems(warm_up_take(card, Task.TEXT_TO_IMAGE)) == ()
     warm_up({Task.TEXT_TO_IMAGE: model}, card, Ladder(card, "cpu", None))
+
+
+class _Heard:
+    """A painter that remembers how many reference pictures each call had."""
+
+    def __init__(self, painter: TextToImage) -> None:
+        self.painter = painter
+        self.pictures: list[int] = []
+
+    def problems(self, take: Take) -> tuple[Problem, ...]:
+        return self.painter.problems(take)
+
+    def warnings(self, take: Take) -> tuple[str, ...]:
+        return self.painter.warnings(take)
+
+    def generate(self, take: Take, **_: object) -> np.ndarray:
+        self.pictures.append(len(take.references_HWC))
+        return GREY_HWC
+
+
+def test_what_can_draw_without_a_picture_is_warmed_up_both_ways(pipe_of: PipeOf, checkpoints: Path) -> None:
+    card = BY_NAME["flux2_klein"].card(checkpoints, references={"kind": "native", "max_pictures": 1})
+    heard = _Heard(TextToImage(pipe_of("flux2_klein"), card))
+    warm_up({Task.TEXT_TO_IMAGE: heard}, card, Ladder(card, "cpu", None))
+    assert heard.pictures == [1, 0]
 
 
 @pytest.mark.parametrize(("family", "references", "field"), [

@@ -80,6 +80,11 @@ async def test_a_manifest_says_how_exact_the_clip_is_and_what_was_used(replica_o
     assert manifest["made"]["exactness"] == {
         "class": "tolerance", "used": {"attention.transformer": "native", "offload": "group"},
         "why": [effect.render() for effect in card.effects()]}
+    draft = render_call(card, key="d" * 32, steps=STEPS, cache_threshold=0.1)
+    await replica.clip(draft)
+    drafted = (store.manifest(draft.key) or {})["made"]["exactness"]
+    assert drafted["class"] == "approximate"
+    assert drafted["why"][-1].startswith("draft.cache (approximate)")
 
 
 async def test_the_shipped_placeholder_card_renders_pictures_and_clips(replica_of: MakeReplica) -> None:
