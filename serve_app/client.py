@@ -154,7 +154,8 @@ class Client:
 
     def promote(self, job_id: str, shots: Sequence[str] = ()) -> dict[str, Any]:
         """Render drafts of a finished film again as final, from their own seeds; no shots: all."""
-        return self._json(_change("POST", f"/api/films/{quote(job_id, safe='')}/promote", {"shots": list(shots)}))
+        chosen = {"shots": list(shots)} if shots else {}
+        return self._json(_change("POST", f"/api/films/{quote(job_id, safe='')}/promote", chosen))
 
     def delete(self, job_id: str) -> None:
         """Forget a finished job."""

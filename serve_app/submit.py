@@ -22,7 +22,7 @@ from workflows.source import read_text
 from workflows.store import Store, sha256_of
 from workflows.story import LAST_STAGE, plan_script, told_at, writer_identity
 from workflows.storyboard import Storyboard, dump_storyboard, parse_storyboard
-from workflows.tiers import Tier, kept_tiers
+from workflows.tiers import TIER, TIERS, Tier, kept_tiers
 from workflows.types import Artifact, Json, MediaType, NodeSpec, Stage, digest
 
 REFERENCES = "references"
@@ -76,7 +76,10 @@ def _submission(
     path: Path, title: str, document: Mapping[str, Json], nodes: Sequence[NodeSpec], warnings: tuple[str, ...],
 ) -> Submission:
     identity = plan_digest(nodes)
-    new = NewJob(id=f"{slug_of(path.stem)}-{identity[:8]}", title=title, document_digest=identity,
+    # A model without drafts makes the same of both; still they are two films, of which one is to be promoted.
+    tiers = {name: document[name] for name in (TIER, TIERS) if name in document}
+    mark = digest({"plan": identity, **tiers}) if tiers else identity
+    new = NewJob(id=f"{slug_of(path.stem)}-{mark[:8]}", title=title, document_digest=identity,
                  document={**document, "file": path.name, "warnings": list(warnings)}, nodes=tuple(nodes))
     return Submission(new=new, warnings=warnings)
 

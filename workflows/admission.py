@@ -7,13 +7,15 @@ from collections.abc import Iterable, Iterator
 from configs.memory import Shape, nearest_that_fits, rungs_of, too_large
 from configs.model_card import ModelCard, Task
 from workflows.errors import InvalidDocument, Problem
-from workflows.scene import Film, Scene
-from workflows.storyboard import Shot
+from workflows.scene import Film, Scene, at_their_source
+from workflows.storyboard import Shot, Storyboard
 
 
-def refuse_too_large(scenes: Iterable[Scene], film: Film) -> None:
-    """Raise InvalidDocument with every clip that fits no replica, and once with the pictures, which have one size."""
-    problems = tuple(dict.fromkeys(_problems(scenes, film)))
+def refuse_too_large(storyboard: Storyboard, scenes: Iterable[Scene], film: Film) -> None:
+    """Raise InvalidDocument with every length that fits no replica, where it is written, and once with the pictures,
+    which have one size.
+    """
+    problems = tuple(dict.fromkeys(at_their_source(_problems(scenes, film), storyboard)))
     if problems:
         raise InvalidDocument(problems=problems)
 
@@ -24,8 +26,10 @@ def _problems(scenes: Iterable[Scene], film: Film) -> Iterator[Problem]:
             if task is Task.TEXT_TO_IMAGE:
                 yield from _problem(film.cards[task], film, 1, shot_id="", field="size")
             else:
-                yield from _problem(scene.card, film, scene.render_frames, shot_id=scene.shot.id,
-                                    field=_length_field(scene.shot))
+                field = _length_field(scene.shot)
+                # Where nobody wrote a length there is only the film's size to change.
+                yield from _problem(scene.card, film, scene.render_frames, shot_id=scene.shot.id if field else "",
+                                    field=field or "size")
 
 
 def _length_field(shot: Shot) -> str:

@@ -126,7 +126,7 @@ def plan_film(
     if last_stage is Stage.IMAGES:
         return _plan_pictures(storyboard, cards, assets or {})
     film, scenes = decide(storyboard, cards, assets or {})
-    refuse_too_large(scenes, film)
+    refuse_too_large(storyboard, scenes, film)
     film = replace(film, scorer=scorer)
     shots = _shot_plans(scenes, film)
     frames = shots[-1].start_frame + shots[-1].frames
@@ -139,7 +139,7 @@ def plan_film(
 
 def _plan_pictures(storyboard: Storyboard, cards: Cards, assets: Mapping[str, Artifact]) -> Plan:
     film, scenes = decide_pictures(storyboard, cards, assets)
-    refuse_too_large(scenes, film)
+    refuse_too_large(storyboard, scenes, film)
     shape = FilmShape(width_px=film.size.width_px, height_px=film.size.height_px, fps=film.fps, frames=0, duration_s=0)
     shots = tuple(ShotPlan(
         id=scene.shot.id, prompt=scene.prompt, task=Task.TEXT_TO_IMAGE, card=scene.card.name, seed=scene.seed,

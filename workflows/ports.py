@@ -88,4 +88,4 @@ class MediaWorker(Protocol):
     """The CPU deployment that finishes clips and joins films. Raises ReelrayError children, nothing else."""
 
     async def run(self, call: NodeCall) -> NodeResult:
-        """One interpolate, caption or compose node."""
+        """One interpolate, caption, compose or score node."""

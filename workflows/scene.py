@@ -86,7 +86,7 @@ def decide(storyboard: Storyboard, cards: Cards, assets: Mapping[str, Artifact])
     unanswered = [*_missing_cards(shots, cards),
                   *reference_problems(storyboard, planned, cards.get(Task.TEXT_TO_IMAGE), assets)]
     if unanswered:
-        raise InvalidDocument(problems=tuple(dict.fromkeys(_at_their_source(unanswered, storyboard))))
+        raise InvalidDocument(problems=tuple(dict.fromkeys(at_their_source(unanswered, storyboard))))
     used = {cards[task].name: cards[task] for shot in shots for task in tasks_of(shot, cards)}
     film = _film(storyboard, cards, assets, tuple(used.values()))
     problems = [*_wrong_size(film, used.values()), *_missing_pictures(shots, assets),
@@ -104,7 +104,7 @@ def decide(storyboard: Storyboard, cards: Cards, assets: Mapping[str, Artifact])
         problems += wrong_fades
         scenes = [replace(scene, fade_in_frames=fade) for scene, fade in zip(scenes, fades, strict=True)]
     if problems:
-        raise InvalidDocument(problems=tuple(dict.fromkeys(_at_their_source(problems, storyboard))))
+        raise InvalidDocument(problems=tuple(dict.fromkeys(at_their_source(problems, storyboard))))
     return film, tuple(scenes)
 
 
@@ -128,7 +128,7 @@ def decide_pictures(storyboard: Storyboard, cards: Cards, assets: Mapping[str, A
     if not shots:
         problems.append(Problem(field="shots", problem="every shot has a picture of its own, so none is to be drawn"))
     if problems:
-        raise InvalidDocument(problems=tuple(dict.fromkeys(_at_their_source(problems, storyboard))))
+        raise InvalidDocument(problems=tuple(dict.fromkeys(at_their_source(problems, storyboard))))
     return film, tuple(_drawn(storyboard, shot, (Task.TEXT_TO_IMAGE,), card) for shot in shots)
 
 
@@ -226,7 +226,7 @@ def _fade_s(shot: Shot) -> float:
     return 0.0 if shot.transition is None else shot.transition.fade_s
 
 
-def _at_their_source(problems: Iterable[Problem], storyboard: Storyboard) -> Iterator[Problem]:
+def at_their_source(problems: Iterable[Problem], storyboard: Storyboard) -> Iterator[Problem]:
     """What is wrong with a default is told of `defaults`, not of every shot that takes it."""
     own = {shot.id: {name for name, value in shot if value is not None} for shot in storyboard.shots}
     defaults = {name for name, value in storyboard.defaults if value is not None}

@@ -182,7 +182,8 @@ def shot_status(statuses: Collection[NodeStatus]) -> NodeStatus:
 
 
 def _shot_view(shot_id: str, nodes: list[NodeView], tier: Tier) -> ShotView:
-    status = shot_status({node.status for node in nodes})
+    # A score that failed takes nothing from the shot; the job tells of it.
+    status = shot_status({node.status for node in nodes if node.kind is not NodeKind.SCORE})
     scores = [node.artifact.score for node in nodes if node.kind is NodeKind.SCORE and node.artifact]
     return ShotView(id=shot_id, status=status, nodes=tuple(nodes), tier=tier,
                     consistency=scores[-1] if scores else None,

@@ -123,9 +123,9 @@ async def promote_film(job_id: JobId, desk: TheDesk, asked: PromoteRequest | Non
     """Render drafts of a finished film again as final, from their own seeds: the chosen shots, or all. Only they, what
     continues them, and the film are rendered again; the result is the one that `tier=final` would have given at once.
 
-    The drafts are kept under `takes` of their shots.
+    Drafts of clips are kept under `takes` of their shots.
     """
-    nodes = await desk.promote(job_id, (asked or PromoteRequest()).shots)
+    nodes = await desk.promote(job_id, (asked and asked.shots) or ())
     return JSONResponse(await desk.standing(job_id, nodes), 202 if nodes else 200)
 
 

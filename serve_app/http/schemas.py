@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictBool
 
-from workflows.storyboard import FilmFields
+from workflows.storyboard import MAX_SHOTS, FilmFields
 from workflows.tiers import Tier
 from workflows.types import JobStatus, MediaType, NodeKind, NodeStatus, Priority, Stage
 
@@ -191,7 +191,7 @@ class RetryRequest(Part):
 class PromoteRequest(Part):
     """Which drafts become final; without a body all."""
 
-    shots: tuple[str, ...] = Field(default=(), examples=[["s2", "s5"]])
+    shots: tuple[str, ...] | None = Field(default=None, min_length=1, max_length=MAX_SHOTS, examples=[["s2", "s5"]])
     """Shots; those that are final already stay as they are."""
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
-from configs.load import casting, load_cards
+from configs.load import casting, load_cards, scorer_of, story_card
 from configs.model_card import ModelCard, Task
 from configs.settings import Settings
 from serve_app.service.forecast import Forecast, work_of
@@ -26,6 +26,7 @@ from workflows.source import closest_or_few
 from workflows.store import Store
 from workflows.story import LAST_STAGE, last_stage_in, script_node, story_nodes, told_at, writer_identity
 from workflows.storyboard import (
+    MAX_PROBLEMS,
     FilmFields,
     Storyboard,
     parse_storyboard,
@@ -179,39 +180,44 @@ class Films:
         if RESTORE in changes:
             changes, generations = self._restored(job_id, shot_id, before, changes)
         _refuse_fields(shot_id, changes)
-        return self._revise(job, nodes, change_shot(storyboard, shot_id, changes), [shot_id], generations)
+        changed = change_shot(storyboard, shot_id, changes)
+        revision = self._revision(job, nodes, storyboard, changed, [shot_id])
+        return self._revisions.apply(replace(revision, generations=generations))
 
     def promote(self, job_id: str, shots: Collection[str] = ()) -> tuple[str, ...]:
         """Make shots of a finished film final, or all that are drafts; returns the nodes that will run.
 
         Seeds and generations stay, so the result is what the film would be had it been rendered so at once. Shots that
         are final already stay as they are. Raises UnknownJob, InvalidDocument for shots that do not exist, and
-        JobConflict as `Revisions.apply` does.
+        JobConflict as `Revisions.apply` does, or when other models answer now than made the drafts.
         """
         job, nodes = self._ledger.job(job_id), self._ledger.nodes(job_id)
         storyboard = self._storyboard(job, nodes)
-        ids = [shot.id for shot in storyboard.shots]
-        if unknown := [name for name in shots if name not in ids]:
+        known, wanted = {shot.id: None for shot in storyboard.shots}, frozenset(shots)
+        if unknown := [name for name in dict.fromkeys(shots) if name not in known]:
             raise InvalidDocument(problems=tuple(
-                Problem(field="shots", problem=f"job {job_id} has no shot {name!r}", nearest=closest_or_few(name, ids))
-                for name in unknown))
-        chosen = [shot_id for shot_id in drafts_in(storyboard) if not shots or shot_id in shots]
-        return self._revise(job, nodes, promoted(storyboard, chosen), chosen) if chosen else ()
+                Problem(field="shots", problem=f"job {job_id} has no shot {name!r}",
+                        nearest=closest_or_few(name, list(known))) for name in unknown[:MAX_PROBLEMS]))
+        chosen = [shot_id for shot_id in drafts_in(storyboard) if not wanted or shot_id in wanted]
+        if not chosen:
+            return ()
+        revision = self._revision(job, nodes, storyboard, promoted(storyboard, chosen), chosen)
+        _require_same_models(job_id, nodes, revision)
+        return self._revisions.apply(revision)
 
-    def _revise(self, job: JobRow, nodes: tuple[NodeRow, ...], changed: Storyboard, shot_ids: Collection[str],
-                generations: Mapping[str, int] | None = None) -> tuple[str, ...]:
-        """Put a storyboard in which these shots were changed in place of the job's."""
-        storyboard = self._storyboard(job, nodes)
+    def _revision(self, job: JobRow, nodes: tuple[NodeRow, ...], storyboard: Storyboard, changed: Storyboard,
+                  shot_ids: Collection[str]) -> Revision:
+        """What puts a storyboard in which these shots were changed in place of the job's, `storyboard`."""
         last_stage = last_stage_in(job.document)
         # Where only pictures are drawn nothing starts from one, and no node remembers which file was meant.
         wanted = (reference_pictures if last_stage is Stage.IMAGES else referenced_pictures)(changed)
         assets = self._pictures.named(wanted, {**_planned_pictures(storyboard, nodes), **_kept_pictures(job)})
         plan = plan_film(changed, cards=self._cast, assets=assets, last_stage=last_stage, scorer=self._scorer)
         kept = {name: value for name, value in job.document.items() if name not in (TIER, TIERS)}
-        return self._revisions.apply(Revision(
+        return Revision(
             job_id=job.id, based_on=job.document_digest, document_digest=plan_digest(plan.nodes), nodes=plan.nodes,
-            shots=_fields(storyboard, shot_ids), generations=generations or {},
-            document={**kept, **storyboard_document(changed), "warnings": list(plan.warnings)}))
+            shots=_fields(storyboard, shot_ids), generations={},
+            document={**kept, **storyboard_document(changed), "warnings": list(plan.warnings)})
 
     def storyboard_of(self, job_id: str) -> Storyboard:
         """The storyboard in force. Raises UnknownJob, and JobConflict for a script that was not told yet."""
@@ -245,8 +251,23 @@ class Films:
 
 def local_films(settings: Settings, ledger: Ledger, store: Store) -> Films:
     """For who needs no service around it: estimates are the cards' own. Raises SettingsError for the cards."""
-    return Films(ledger, store, Forecast(Overview(ledger.database), {}), casting(settings, load_cards(settings)),
-                 Pictures(store, settings.http), writer_identity(settings.story))
+    every = load_cards(settings)
+    return Films(ledger, store, Forecast(Overview(ledger.database), {}), casting(settings, every),
+                 Pictures(store, settings.http), writer_identity(settings.story, story_card(settings)),
+                 scorer_of(settings, every))
+
+
+def _require_same_models(job_id: str, nodes: Iterable[NodeRow], revision: Revision) -> None:
+    """A draft promises what its own model would make of the shot; another one's is another film."""
+    made_by = {found.id: found.payload.get("card_digest") for found in nodes}
+    for spec in revision.nodes:
+        if spec.kind is NodeKind.SCORE:
+            continue  # changes no picture
+        if spec.id in made_by and made_by[spec.id] != spec.payload.get("card_digest"):
+            raise JobConflict(job_id=job_id, problem=(
+                f"the models were changed since this film was planned: {spec.id} would be made by "
+                f"{spec.payload.get('card')} now; promote it with the settings that made it (--profile, --set), "
+                "or submit the film anew"))
 
 
 @lru_cache(maxsize=16)

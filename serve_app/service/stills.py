@@ -11,8 +11,8 @@ from workflows.types import Json, NodeKind, NodeStatus
 
 STATUS = {NodeStatus.PENDING: "pending", NodeStatus.RUNNING: "processing", NodeStatus.SUCCEEDED: "completed",
           NodeStatus.FAILED: "failed", NodeStatus.SKIPPED: "failed", NodeStatus.CANCELLED: "failed"}
-NOT_PARAMETERS = frozenset({"card", "card_digest", "width_px", "height_px", "frames", "fps", "batch"})
-"""Of a node's payload: told elsewhere, or of no meaning for a picture."""
+PARAMETERS = ("prompt", "negative_prompt", "steps", "guidance", "cache_threshold")
+"""Of a node's payload; what else there is of it is told elsewhere, or says where files lie."""
 
 
 def pictures_json(job_id: str, nodes: Sequence[NodeRow]) -> dict[str, Json]:
@@ -24,7 +24,7 @@ def _picture(job_id: str, node: NodeRow) -> Json:
     made = node.artifact
     url, thumbnail_url = (shot_file_url(job_id, node.shot_id, what.value) if made else None
                           for what in (ShotFile.KEYFRAME, ShotFile.THUMBNAIL))
-    parameters = {name: value for name, value in node.payload.items() if name not in NOT_PARAMETERS}
+    parameters = {name: node.payload[name] for name in PARAMETERS if name in node.payload}
     return {
         "id": node.key, "storyboard": node.shot_id, "status": STATUS[node.status], "image_url": url,
         "thumbnail_url": thumbnail_url, "width": node.payload["width_px"], "height": node.payload["height_px"],

@@ -19,6 +19,7 @@ from serve_app.providers.chat import Chat, HttpChat
 from serve_app.providers.local import LocalChat, Speaker
 from serve_app.providers.wire import ApiFailure, UnusableAnswer
 from serve_app.writers.wording import (
+    CHARACTER_FIELDS,
     FILM_FIELDS,
     PROMPTS_SCHEMA,
     SHOT_FIELDS,
@@ -129,6 +130,10 @@ class ModelWriter:
         for place, shot in enumerate(shots if isinstance(shots, list) else []):
             found += [Finding(path=("shots", place, name), problem="is not the writer's to decide; leave it out")
                       for name in (shot if isinstance(shot, dict) else {}) if name in _SHOT_DECIDES]
+        people = document.value.get("characters")
+        for place, who in enumerate(people if isinstance(people, list) else []):
+            found += [Finding(path=("characters", place, name), problem="is not the writer's to decide; leave it out")
+                      for name in (who if isinstance(who, dict) else {}) if name not in CHARACTER_FIELDS]
         if isinstance(shots, list) and len(shots) > self._settings.max_shots:
             found.append(Finding(path=("shots",), problem=f"{len(shots)} shots",
                                  nearest=f"at most {self._settings.max_shots}"))

@@ -13,6 +13,7 @@ from workflows.storyboard import MAX_CROSSFADE_S, FilmFields
 from workflows.types import Json
 
 FILM_FIELDS = ("title", "characters", "shots")
+CHARACTER_FIELDS = ("id", "description")
 SHOT_FIELDS = ("id", "prompt", "characters", "duration_s", "caption", "transition", "continues")
 MAX_TOLD_PROBLEMS = 30
 _LENGTHS = 8

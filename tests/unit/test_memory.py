@@ -195,6 +195,16 @@ def test_the_door_names_every_shot_that_fits_no_replica_and_what_would() -> None
     assert len(plan_on(24, FILM).shots) == 3
 
 
+def test_the_door_tells_of_a_length_where_it_is_written() -> None:
+    shots = "shots:\n" + "  - prompt: a cat\n" * 5
+    for text, told in (("defaults: {frames: 81}\n" + shots, "film.yaml:1: defaults.frames: 1280x720, 81 frames of"),
+                       (shots, "film.yaml:1: size: 1280x720, 81 frames of")):
+        with pytest.raises(InvalidDocument) as refused:
+            plan_on(8, text.replace("shots:", "size: 1280x720\nshots:"))
+        (line,) = str(refused.value).splitlines()
+        assert line.startswith(told), line
+
+
 def test_the_door_says_once_that_pictures_are_too_large() -> None:
     text = FILM.replace("prompt: ", "mode: keyframe, prompt: ")
     with pytest.raises(InvalidDocument) as refused:

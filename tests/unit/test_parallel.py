@@ -87,7 +87,7 @@ def test_a_share_that_was_set_is_corrected_where_it_was_set() -> None:
 def test_every_gpu_of_a_call_is_in_the_payload_to_be_charged() -> None:
     board = parse_storyboard('{"title": "T", "shots": [{"prompt": "a dog"}]}')
     for parallel, gpus in ((None, None), ({"ulysses": 2}, 2)):
-        plan = plan_film(board, dict.fromkeys(Task, card(parallel=parallel)))
+        plan = plan_film(board, cards=dict.fromkeys(Task, card(parallel=parallel)))
         (clip,) = (node for node in plan.nodes if node.kind is NodeKind.CLIP)
         assert clip.payload.get("gpus") == gpus
 

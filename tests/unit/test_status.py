@@ -163,6 +163,13 @@ def test_the_last_sentence_counts_shots_and_what_was_reused() -> None:
 SCORE = Artifact(key="s", uri="/s.json", sha256="1" * 64, size_bytes=1, media_type=MediaType.JSON, score=0.874)
 
 
+def test_a_score_that_failed_takes_nothing_from_its_shot() -> None:
+    nodes = (node("s1.clip", NodeKind.CLIP, NodeStatus.SUCCEEDED, artifact=FILM),
+             node("s1.score", NodeKind.SCORE, NodeStatus.FAILED))
+    (shot,) = job_view(job(status=JobStatus.PARTIAL), nodes).shots
+    assert (shot.status, shot.consistency) == (NodeStatus.SUCCEEDED, None)
+
+
 def test_how_much_a_shot_looks_like_its_pictures_is_shown_and_travels() -> None:
     nodes = (node("s1.clip", NodeKind.CLIP, NodeStatus.SUCCEEDED, artifact=FILM),
              node("s1.score", NodeKind.SCORE, NodeStatus.SUCCEEDED, artifact=SCORE, cached=True),

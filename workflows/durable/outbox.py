@@ -18,7 +18,7 @@ import sqlalchemy as sa
 
 from workflows.durable.rows import EventType, JobRow, NodeRow
 from workflows.durable.tables import delivery, hook, job, node
-from workflows.types import JobStatus, Json, NodeStatus
+from workflows.types import JobStatus, Json, NodeKind, NodeStatus
 
 
 class HookEvent(StrEnum):
@@ -137,7 +137,7 @@ def _of_shots(connection: sa.Connection, job_id: str, ended: Sequence[str]) -> l
         sa.select(node).where(node.c.job_id == job_id, node.c.shot_id.in_(shots)).order_by(node.c.ord)).mappings()]
     messages = []
     for shot_id in dict.fromkeys(row.shot_id for row in rows):
-        nodes = [row for row in rows if row.shot_id == shot_id]
+        nodes = [row for row in rows if row.shot_id == shot_id and row.kind is not NodeKind.SCORE]
         lost = [row for row in nodes if row.status in LOST]
         if all(row.status is NodeStatus.SUCCEEDED for row in nodes):
             messages.append(_of_shot(HookEvent.SHOT_SUCCEEDED, job_id, shot_id, None))

@@ -17,7 +17,7 @@ from workflows.durable.rows import NodeRow
 from workflows.durable.tables import job, node
 from workflows.durable.takes import describe_takes, keep_takes
 from workflows.errors import JobConflict
-from workflows.types import Json, NodeSpec
+from workflows.types import Json, NodeKind, NodeSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +99,8 @@ def _changed(before: Mapping[str, NodeRow], after: Sequence[NodeRow], generation
 def _check_reach(revision: Revision, after: Sequence[NodeRow], reached: Collection[str]) -> None:
     """A shot's change reaches the shot, what continues it, and the film. More means that the models are others now."""
     own = frozenset(graph.cone(after, [found.id for found in after if found.shot_id in revision.shots]))
-    strangers = [found.id for found in after if found.id in reached and found.id not in own and found.shot_id]
+    strangers = [found.id for found in after if found.id in reached and found.id not in own and found.shot_id
+                 and found.kind is not NodeKind.SCORE]  # a scorer that was switched on later changes no picture
     if strangers:
         raise JobConflict(job_id=revision.job_id, problem=(
             f"the models were changed since this film was planned, so {', '.join(strangers[:3])} would be rendered "

@@ -43,7 +43,7 @@ class Outcome(StrEnum):
 
 def check_budget(connection: sa.Connection, key_id: str, new: NodeRow) -> None:
     """Raise BudgetSpent when the key may not start another node on a model."""
-    if not key_id or new.lane in NO_MODEL_LANES:
+    if not key_id or not _takes_gpu(new):
         return
     found = connection.execute(sa.select(api_key.c.name, api_key.c.gpu_budget_s).where(
         api_key.c.id == key_id, api_key.c.gpu_budget_s.is_not(None))).first()
@@ -111,6 +111,12 @@ def _note_job(connection: sa.Connection, job_id: str, outcome: Outcome, *, since
         wall_s=max(at - since_s, 0.0), gpu_s=0.0, steps=0, diffusion_s=0.0))
 
 
+def _takes_gpu(node: NodeRow) -> bool:
+    """A model, or a script whose writer runs here as one."""
+    writer = node.payload.get("writer")
+    return node.lane not in NO_MODEL_LANES or (isinstance(writer, Mapping) and "card" in writer)
+
+
 def _key_of(connection: sa.Connection, job_id: str) -> str:
     return connection.scalar(sa.select(job.c.key_id).where(job.c.id == job_id)) or ""
 
@@ -122,7 +128,7 @@ def _row(connection: sa.Connection, found: NodeRow, outcome: Outcome, key_id: st
     if outcome is Outcome.SAVED:
         gpu_s = connection.scalar(sa.select(sa.func.max(usage.c.gpu_s)).where(
             usage.c.node_key == found.key, usage.c.outcome == Outcome.USEFUL.value)) or 0.0
-    elif found.lane not in NO_MODEL_LANES:
+    elif _takes_gpu(found):
         batch = found.payload.get("batch")
         unmeasured_s = wall_s / batch if isinstance(batch, int) else wall_s
         gpus = found.payload.get("gpus")

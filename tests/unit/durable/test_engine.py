@@ -291,12 +291,18 @@ class TestInfrastructure:
 
     async def test_the_neighbours_of_a_killer_die_with_it_once_and_are_not_blamed(self, studio: Studio) -> None:
         replica: dict[str, asyncio.Future[None]] = {}
+        killer_inside, shared = asyncio.Event(), asyncio.Event()
 
         async def on_one_replica(call: NodeCall) -> NodeResult:
             """Every clip runs in the same process; s2's ends it, and all that are inside with it."""
             replica[call.node_id] = asyncio.get_running_loop().create_future()
+            (killer_inside if call.node_id == "s2.clip" else asyncio.Event()).set()
+            if len(replica) > 1:
+                shared.set()
             try:
-                await asyncio.sleep(0.15)  # time for the others to get inside, on a busy machine too
+                # The first time they wait for each other, however busy the machine is.
+                await asyncio.wait_for(asyncio.gather(killer_inside.wait(), shared.wait()), 30)
+                await asyncio.sleep(0.15)
                 if call.node_id == "s2.clip":
                     for victim in replica.values():
                         if not victim.done():

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from configs.load import CARDS_DIR
 from serve_app.http.schemas import ChangeReply, JobReply
-from tests.desk import Shop
+from tests.desk import Shop, open_shop
 from workflows.types import JobStatus
 
 CHAIN: dict[str, Any] = {"title": "Chain", "shots": [
@@ -63,6 +66,35 @@ def test_a_film_promoted_shot_by_shot_is_the_final_film_and_that_renders_nothing
     assert both[0] == both[1]
     films = [shop.client.get(f"/api/jobs/{one}/video").content for one in (final_id, job_id)]
     assert films[0] == films[1] != draft
+
+
+def test_a_draft_is_promoted_by_the_model_that_made_it_or_not_at_all(tmp_path: Path, migrated_file: Path) -> None:
+    database = tmp_path / "state.db"
+    database.write_bytes(migrated_file.read_bytes())
+    shop = open_shop(tmp_path, database)
+    with shop.client:
+        job_id = sent(shop, CHAIN, tier="draft")
+    card = yaml.safe_load((CARDS_DIR / "sketch.yaml").read_text(encoding="utf-8"))
+    (tmp_path / "cards").mkdir()
+    (tmp_path / "cards" / "sketch.yaml").write_text(yaml.safe_dump({**card, "scheduler": {"flow_shift": 4.0}}))
+    other = open_shop(tmp_path, database, f"models.card_dirs=[{tmp_path / 'cards'}]")
+    with other.client:
+        for shots in ((), ("s1",)):
+            refused = promote(other, job_id, *shots)
+            assert (refused.status_code, "the models were changed" in refused.json()["detail"]) == (409, True)
+        assert tiers(other, job_id) == ["draft"] * 3
+    for each in (shop, other):
+        each.ledger.close()
+
+
+def test_a_selection_that_is_empty_or_longer_than_any_film_is_refused(shop: Shop) -> None:
+    job_id = sent(shop, CHAIN, tier="draft")
+    for shots in ([], ["s1"] * 1001):
+        reply = shop.client.post(f"/api/films/{job_id}/promote", json={"shots": shots})
+        assert (reply.status_code, reply.json()["errors"][0]["pointer"]) == (422, "#/shots")
+    many = shop.client.post(f"/api/films/{job_id}/promote", json={"shots": [f"x{number}" for number in range(900)]})
+    assert (many.status_code, len(many.json()["errors"])) == (422, 100)
+    assert tiers(shop, job_id) == ["draft"] * 3
 
 
 def test_only_the_promoted_shots_cone_renders_and_the_draft_stays_a_take(shop: Shop) -> None:

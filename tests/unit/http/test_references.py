@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import yaml
 
-from configs.load import CARDS_DIR, casting, load_cards
+from configs.load import CARDS_DIR, casting, load_cards, load_settings
 from serve_app.client import ApiError, Client
 from serve_app.http.schemas import JobReply
+from serve_app.service.films import local_films
 from serve_app.submit import film_job
 from tests.desk import Shop, open_shop
 from workflows.durable.rows import NewJob
@@ -19,6 +20,7 @@ from workflows.errors import InvalidDocument
 from workflows.media.decode import write_png
 from workflows.plan import plan_film, plan_keys
 from workflows.storyboard import parse_storyboard
+from workflows.tiers import Tier
 from workflows.types import JobStatus, Json, MediaType
 
 FILM = """
@@ -65,6 +67,36 @@ def test_a_films_references_are_uploaded_with_it_and_drawn_from(shop: Shop, tmp_
     changed = shop.client.patch(f"/api/films/{job_id}/shots/a", json={"characters": ["mia", "rex"]})
     assert (changed.status_code, changed.json()["nodes"]) == (202, ["a.keyframe", "a.clip", "b.clip", "compose"])
     assert pictures_of(shop, job_id, "a.keyframe") == [mia, rex]
+
+
+def test_a_list_of_pictures_says_how_they_were_drawn_and_not_where_anything_lies(shop: Shop, tmp_path: Path) -> None:
+    job_id = Client(http=shop.client).submit(tmp_path / "film.yaml")["id"]
+    shop.render(job_id)
+    reply = shop.client.get(f"/api/jobs/{job_id}/images")
+    (picture,) = reply.json()["images"]
+    assert set(picture["generation_params"]) == {"prompt", "negative_prompt", "steps", "guidance", "seed"}
+    assert str(tmp_path) not in reply.text
+
+
+def test_the_command_line_promotes_with_the_scorer_and_the_writer_of_its_settings(shop: Shop, tmp_path: Path) -> None:
+    settings = load_settings("laptop", [
+        f"models.card_dirs=[{tmp_path / 'cards'}]", "models.scorer=dinov2-base", "story.writer=llm",
+        "story.card=qwen3-4b-instruct"], {})
+    job = film_job(tmp_path / "film.yaml", settings, shop.store, tier=Tier.DRAFT).new
+    shop.ledger.submit(job)
+    shop.render(job.id)
+    nodes = local_films(settings, shop.ledger, shop.store).promote(job.id)
+    assert {"a.clip", "a.score"} <= set(nodes)
+    assert "a.score" in {node.id for node in shop.ledger.nodes(job.id)}
+
+
+def test_a_scorer_that_was_switched_on_later_keeps_nobody_from_changing_a_shot(shop: Shop, tmp_path: Path) -> None:
+    job_id = Client(http=shop.client).submit(tmp_path / "film.yaml")["id"]
+    shop.render(job_id)
+    scoring = load_settings("laptop", [f"models.card_dirs=[{tmp_path / 'cards'}]", "models.scorer=dinov2-base"], {})
+    nodes = local_films(scoring, shop.ledger, shop.store).change_shot(job_id, "b", {"caption": "Noon"})
+    assert {"b.caption", "compose"} <= set(nodes)
+    assert not [node for node in nodes if node.endswith((".clip", ".keyframe"))]
 
 
 def test_a_film_of_this_machine_finds_its_references_again_when_a_shot_changes(shop: Shop, tmp_path: Path) -> None:

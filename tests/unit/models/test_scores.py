@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -17,12 +16,12 @@ from serve_app.models.embedding import CardEmbedder
 from serve_app.models_check import examine_card
 from tests.fakes_models import RememberingSink
 from tests.tiny_pictures import write_picture_model
-from workflows.errors import InvalidDocument, RenderRefused, StageFailed
+from workflows.errors import InvalidDocument, RenderCancelled, RenderRefused, StageFailed
 from workflows.media.decode import write_png
 from workflows.media.encode import EncodeOptions, encode
 from workflows.stages.score import Scorer, sampled
 from workflows.store import Store
-from workflows.types import Artifact, MediaType, NodeCall, NodeKind, NodeResult
+from workflows.types import Artifact, MediaType, NodeCall, NodeKind, NodeResult, ProgressRecord
 
 RED_HWC, BLUE_HWC = (np.full((56, 84, 3), colour, np.uint8) for colour in ((220, 40, 30), (20, 40, 220)))
 KINDS = pytest.mark.parametrize("kind", ["dinov2", "clip"])
@@ -92,15 +91,22 @@ def test_the_same_clip_has_the_same_score_and_another_embedder_is_refused(
         Scorer(store, CardEmbedder(card)).run(call(card, None, key="3" * 32, rex=red), lambda *_: None)
 
 
+class _Impatient(RememberingSink):
+    """Cancels the job at the first sign of it."""
+
+    worker: MediaWorker
+
+    def update(self, record: ProgressRecord, *, urgent: bool = False) -> None:
+        self.worker.cancel_job(record.job_id)
+
+
 async def test_a_cancelled_score_is_not_made(store: Store, tmp_path: Path, checkpoints: Path) -> None:
     card = card_of(checkpoints)
     clip, red = stored(store, tmp_path, "clip.mp4", RED_HWC, BLUE_HWC), stored(store, tmp_path, "red.png", RED_HWC)
-    worker = MediaWorker(MediaSettings(), store, RememberingSink(), slots=1, embedder=CardEmbedder(card))
-    running = asyncio.create_task(worker.run(call(card, clip, rex=red)))
-    await asyncio.sleep(0)
-    worker.cancel_job("job")
-    await asyncio.gather(running, return_exceptions=True)
-    assert isinstance(running.exception(), Exception)
+    sink = _Impatient()
+    sink.worker = MediaWorker(MediaSettings(), store, sink, slots=1, embedder=CardEmbedder(card))
+    with pytest.raises(RenderCancelled):
+        await sink.worker.run(call(card, clip, rex=red))
     assert store.find("1" * 32) is None
 
 

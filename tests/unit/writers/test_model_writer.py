@@ -39,7 +39,8 @@ STORY: Json = {"title": "Cat and dog", "characters": [{"id": "tom", "description
      "transition": None, "continues": None},
     {"id": "s2", "prompt": "a brown dog runs in", "characters": None, "duration_s": 2, "caption": "DOG: Wuff!",
      "transition": "crossfade", "continues": None}]}
-WRONG: Json = {"title": "Cat", "characters": [], "shots": [
+WRONG: Json = {"title": "Cat", "characters": [{"id": "tom", "description": "a cat", "reference": "/etc/tom.png"}],
+               "shots": [
     {"prompt": "a cat", "duration_s": 1.4, "steps": 900}, {"prompt": "", "image": "/etc/passwd"}]}
 RULES_PROMPTS = ["A cat sleeps.", "A dog comes in."]
 
@@ -149,6 +150,7 @@ async def test_a_wrong_storyboard_is_corrected_once_with_the_exact_problems(serv
     assert "shot s1: steps: is not the writer's to decide; leave it out" in told
     assert "shot s2: image: is not the writer's to decide; leave it out" in told
     assert "shot s2: prompt: is empty" in told
+    assert "characters[0].reference: is not the writer's to decide; leave it out" in told
 
 
 async def test_what_the_video_model_cannot_do_is_among_the_problems(server: Provider, desk: Desk) -> None:
