@@ -39,7 +39,7 @@ class EngineSettings(Frozen):
     """A node during which the Director itself dies this often is failed as poison."""
     timeout_s: dict[str, Seconds] = Field(default_factory=lambda: {
         "story": 300.0, "keyframe": 900.0, "clip": 7200.0, "interpolate": 1800.0, "caption": 1800.0, "compose": 3600.0,
-        "score": 1800.0})
+        "score": 1800.0, "pick": 60.0})
     """Longest run of one attempt, by node kind."""
 
     @model_validator(mode="after")

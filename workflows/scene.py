@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 
 from configs.model_card import ModelCard, Task
 from workflows.errors import InvalidDocument, Problem
+from workflows.failing import Missing, Retake
 from workflows.prompt import shot_seed, weave_prompt
 from workflows.references import reference_problems, referenced
 from workflows.shape import Cut, clip_frames, fade_frames, framed_size, interpolated, size_problem
 from workflows.source import closest_or_few
-from workflows.storyboard import Missing, Mode, Shot, Size, Storyboard
+from workflows.storyboard import Mode, Shot, Size, Storyboard
 from workflows.tiers import Tier
 from workflows.types import Artifact
 
@@ -69,6 +70,12 @@ class Scene:
     def take(self) -> int:
         """Which take the film uses, from 1."""
         return self.shot.take or 1
+
+    @property
+    def retake(self) -> Retake | None:
+        """How often it may be rendered again; None where nothing is to be decided by scores."""
+        asked = self.shot.retake
+        return asked if asked and asked.takes > 1 and self.shot.take is None and self.references else None
 
     @property
     def tier(self) -> Tier:

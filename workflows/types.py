@@ -121,6 +121,8 @@ class NodeKind(StrEnum):
     """Burn a caption into a clip."""
     SCORE = "score"
     """Say how much a clip looks like its characters' reference pictures."""
+    PICK = "pick"
+    """Say which take of a shot the film uses, by their scores."""
     COMPOSE = "compose"
     """Join the clips into the film."""
 
@@ -137,6 +139,7 @@ STAGE_OF: Mapping[NodeKind, Stage] = {
     NodeKind.INTERPOLATE: Stage.VIDEOS,
     NodeKind.CAPTION: Stage.VIDEOS,
     NodeKind.SCORE: Stage.VIDEOS,
+    NodeKind.PICK: Stage.VIDEOS,
     NodeKind.COMPOSE: Stage.COMPOSITION,
 }
 
@@ -267,6 +270,10 @@ class Skipped:
 
 Outcome = Done | Failed | Skipped
 
+ONLY_BELOW = "only_below"
+"""Of a payload: `{"score": id of a score node, "below": number}`. The node runs only where that score is lower."""
+UNKEYED = frozenset({ONLY_BELOW})
+"""What a payload says of whether, or how, a node is run, and not of its result."""
 MISSING_KEY = "missing"
 """Stands for the key of a dependency that has no result, so that a film with a hole never answers for a whole one."""
 
@@ -286,7 +293,8 @@ def content_key(kind: NodeKind, payload: Mapping[str, Json], dep_keys: tuple[str
 
     The order of `dep_keys` counts: composing a then b is not composing b then a.
     """
-    body: dict[str, Json] = {"kind": kind.value, "payload": dict(payload), "deps": list(dep_keys)}
+    decides = {name: value for name, value in payload.items() if name not in UNKEYED}
+    body: dict[str, Json] = {"kind": kind.value, "payload": decides, "deps": list(dep_keys)}
     if generation:
         body["generation"] = generation
     return digest(body)[:32]

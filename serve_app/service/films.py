@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from configs.load import casting, load_cards
+from configs.load import casting, load_cards, scorer_of
 from configs.model_card import ModelCard, Task
 from configs.settings import Settings
 from serve_app.service.forecast import Forecast, work_of
@@ -21,6 +21,7 @@ from workflows.durable.rows import JobRow, Limits, NewJob, NodeRow
 from workflows.durable.takes import Takes
 from workflows.errors import InvalidDocument, JobConflict, Problem, UnknownPart
 from workflows.plan import Plan, plan_film, plan_keys, reference_pictures, referenced_pictures
+from workflows.retakes import picked, take_of
 from workflows.revise import at_tier, change_shot, drafts_in, promoted, with_lines
 from workflows.source import closest_or_few
 from workflows.store import Store
@@ -185,8 +186,8 @@ class Films:
         """Make shots of a finished film final, or all that are drafts; returns the nodes that will run.
 
         Seeds and generations stay, so the result is what the film would be had it been rendered so at once. Shots that
-        are final already stay as they are. Raises UnknownJob, InvalidDocument for shots that do not exist, and
-        JobConflict as `Revisions.apply` does.
+        are final already stay as they are; of takes that scores decided about the chosen one is made final. Raises
+        UnknownJob, InvalidDocument for shots that do not exist, and JobConflict as `Revisions.apply` does.
         """
         job, nodes = self._ledger.job(job_id), self._ledger.nodes(job_id)
         storyboard = self._storyboard(job, nodes)
@@ -196,7 +197,7 @@ class Films:
                 Problem(field="shots", problem=f"job {job_id} has no shot {name!r}", nearest=closest_or_few(name, ids))
                 for name in unknown))
         chosen = [shot_id for shot_id in drafts_in(storyboard) if not shots or shot_id in shots]
-        return self._revise(job, nodes, promoted(storyboard, chosen), chosen) if chosen else ()
+        return self._revise(job, nodes, promoted(storyboard, chosen, _picked_takes(nodes)), chosen) if chosen else ()
 
     def _revise(self, job: JobRow, nodes: tuple[NodeRow, ...], changed: Storyboard, shot_ids: Collection[str],
                 generations: Mapping[str, int] | None = None) -> tuple[str, ...]:
@@ -246,7 +247,8 @@ class Films:
 def local_films(settings: Settings, ledger: Ledger, store: Store) -> Films:
     """For who needs no service around it: estimates are the cards' own. Raises SettingsError for the cards."""
     return Films(ledger, store, Forecast(Overview(ledger.database), {}), casting(settings, load_cards(settings)),
-                 Pictures(store, settings.http), writer_identity(settings.story))
+                 Pictures(store, settings.http), writer_identity(settings.story),
+                 scorer_of(settings, load_cards(settings)))
 
 
 @lru_cache(maxsize=16)
@@ -289,6 +291,13 @@ def _refuse_fields(shot_id: str, changes: Mapping[str, Json]) -> None:
 
 def _refusal(field: str, problem: str, shot_id: str, nearest: str = "") -> InvalidDocument:
     return InvalidDocument(problems=(Problem(field=field, problem=problem, shot_id=shot_id, nearest=nearest),))
+
+
+def _picked_takes(nodes: tuple[NodeRow, ...]) -> dict[str, int]:
+    """By shot the take that was chosen by scores."""
+    shots = {node.shot_id for node in nodes if node.kind is NodeKind.PICK}
+    chosen = {shot_id: picked(node for node in nodes if node.shot_id == shot_id) for shot_id in shots}
+    return {shot_id: take_of(clip.id) for shot_id, clip in chosen.items() if clip}
 
 
 def _planned_pictures(storyboard: Storyboard, nodes: tuple[NodeRow, ...]) -> dict[str, Artifact]:

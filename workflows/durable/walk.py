@@ -101,6 +101,9 @@ class Walk:
             skipped = await self._shop.patience.insist(
                 self._shop.journal.skip, self._claim, node, Skipped(missing=missing))
             settled = Settled(node=skipped)
+        elif why := graph.not_needed(node, self._nodes):
+            settled = Settled(node=await self._shop.patience.insist(
+                self._shop.journal.spare, self._claim, node, why=why))
         else:
             # Nodes with the same key take turns: the second one finds what the first one made.
             key = self._key(node)
@@ -127,8 +130,7 @@ class Walk:
 
     def _missing(self, node: NodeRow) -> tuple[str, ...]:
         """What stops the node from running: its parent, and its dependencies unless it accepts holes."""
-        needed = graph.waits_for(node) if not node.accepts_missing else (node.parent_id,) if node.parent_id else ()
-        return tuple(dep for dep in needed if self._nodes[dep].status is not NodeStatus.SUCCEEDED)
+        return tuple(dep for dep in graph.needs(node) if self._nodes[dep].status is not NodeStatus.SUCCEEDED)
 
     async def _work(self, node: NodeRow, key: str) -> Settled:
         """Reuse the node's result or make it, in as many attempts as the settings allow."""
@@ -222,7 +224,8 @@ class Walk:
         return node.artifact.key if node.artifact is not None else node.key
 
     def _has_result(self, node_id: str) -> bool:
-        return self._nodes[node_id].status is NodeStatus.SUCCEEDED
+        node = self._nodes[node_id]
+        return node.status is NodeStatus.SUCCEEDED and node.artifact is not None
 
     async def _succeed(self, node: NodeRow, done: Done, key: str) -> Settled:
         try:

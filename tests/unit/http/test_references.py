@@ -130,3 +130,55 @@ def test_a_reference_that_cannot_be_read_is_told_with_its_line(shop: Shop, tmp_p
     with pytest.raises(InvalidDocument) as caught:
         film_job(tmp_path / "film.yaml", shop.settings, shop.store)
     assert [(problem.field, problem.line) for problem in caught.value.problems] == [("characters[0].reference", 5)]
+
+
+@pytest.fixture
+def measuring(shop: Shop, tmp_path: Path) -> Iterator[Shop]:
+    """The same one, with a scorer."""
+    measuring = open_shop(tmp_path, tmp_path / "state.db", f"models.card_dirs=[{tmp_path / 'cards'}]",
+                          "models.scorer=dinov2-base")
+    with measuring.client:
+        yield measuring
+    measuring.ledger.close()
+
+
+def test_takes_that_scores_decide_about_are_shown_and_chosen_by_hand(measuring: Shop, tmp_path: Path) -> None:
+    shop = measuring
+    text = FILM.replace("characters: [rex]}", "characters: [rex], retake: {below: 0.6, takes: 2}}")
+    pictures = {f"{name}.png": shop.store.put(name, tmp_path / f"{name}.png", media_type=MediaType.PNG, manifest={})
+                for name in ("rex", "mia")}
+    nodes = plan_film(parse_storyboard(text), cards=casting(shop.settings, load_cards(shop.settings)), assets=pictures,
+                      scorer=load_cards(shop.settings)["dinov2-base"]).nodes
+    keys = plan_keys(nodes)
+    (tmp_path / "score.json").write_text("{}")
+    for name, score in (("a.score", 0.41), ("a.score.2", 0.55)):
+        shop.store.put(keys[name], tmp_path / "score.json", media_type=MediaType.JSON, manifest={}, score=score)
+    shop.ledger.submit(NewJob(id="film", title="Rex", document={
+        "storyboard": text, "references": {name: picture.to_json() for name, picture in pictures.items()}},
+        nodes=nodes))
+    assert shop.render("film").status is JobStatus.SUCCEEDED
+    reply = JobReply.model_validate(shop.status("film"))
+    first = reply.shots[0]
+    assert (first.take, first.consistency, first.scores) == (2, 0.55, {"1": 0.41, "2": 0.55})
+    assert reply.warnings == ("shot a: no take scores 0.6 or more (take 1 0.41, take 2 0.55); the film uses take 2",)
+    assert "consistency 0.55, take 2 of 2" in shop.client.get("/films/film").text
+    keyframe, clip = (shop.client.get(f"/api/jobs/film/shots/a/{what}").content for what in ("keyframe", "clip"))
+    by_id = {node.id: node for node in shop.ledger.nodes("film")}
+    for made, name in ((keyframe, "a.keyframe.2"), (clip, "a.clip.2")):
+        artifact = by_id[name].artifact
+        assert artifact is not None
+        assert made == shop.store.fetch(artifact).read_bytes()
+
+    changed = shop.client.patch("/api/films/film/shots/a", json={"take": 1})
+    assert changed.status_code == 202, changed.text
+    shop.painter.made.clear()
+    assert shop.render("film").status is JobStatus.SUCCEEDED
+    assert shop.painter.made == ["b.clip", "compose"], "take 1 was in the store; what continues it was not"
+    [shown] = [node for node in shop.ledger.nodes("film") if node.id == "a.clip"]
+    assert shown.artifact == by_id["a.clip"].artifact
+    assert [take.number for take in JobReply.model_validate(shop.status("film")).shots[0].takes] == [1]
+    shop.client.patch("/api/films/film/shots/a", json={"restore_take": 1})
+    shop.painter.made.clear()
+    shop.render("film")
+    assert shop.painter.made == []
+    assert JobReply.model_validate(shop.status("film")).shots[0].take == 2
