@@ -27,6 +27,15 @@ class Missing(StrEnum):
     """A still with the shot's text, as long as the shot would have been."""
 
 
+class OutOfMemory(StrEnum):
+    """What becomes of a shot that fits no GPU, whatever is done."""
+
+    FAIL = "fail"
+    """It fails, as a shot does for any other reason."""
+    SMALLER = "smaller"
+    """It is rendered smaller, and scaled up in the film."""
+
+
 class Retake(Part):
     """Render a shot again from another seed while its clip looks too little like its characters' pictures."""
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from configs.memory import smaller_sizes
 from configs.model_card import ModelCard, Task
 from workflows.drafts import Effort, effort
-from workflows.failing import Missing
+from workflows.failing import Missing, OutOfMemory
 from workflows.prompt import one_line, take_seed
 from workflows.references import mentioned
 from workflows.retakes import of_take
 from workflows.scene import Film, Scene
-from workflows.types import ONLY_BELOW, Json, NodeKind, NodeSpec
+from workflows.types import ONLY_BELOW, SMALLER, Json, NodeKind, NodeSpec
 
 # CPU-seconds per frame of 832x480 pixels on one core, measured: optical flow for a new frame; decoding, drawing on and
 # encoding a captioned frame; a frame of the film, of which most are copied.
@@ -177,9 +178,12 @@ def _score(scene: Scene, film: Film, scorer: ModelCard, take: int) -> NodeSpec:
 
 def _render_payload(scene: Scene, film: Film, card: ModelCard) -> dict[str, Json]:
     negative_prompt = card.defaults.negative_prompt if scene.negative_prompt is None else scene.negative_prompt
+    smaller: list[Json] = []
+    if film.out_of_memory is OutOfMemory.SMALLER:
+        smaller += [list(size) for size in smaller_sizes(card.size, film.size.width_px, film.size.height_px)]
     return {"card": card.name, "card_digest": card.digest(), "prompt": scene.prompt,
             "negative_prompt": one_line(negative_prompt), "width_px": film.size.width_px,
-            "height_px": film.size.height_px}
+            "height_px": film.size.height_px, **({SMALLER: smaller} if smaller else {})}
 
 
 def _compose(scenes: Sequence[Scene], film: Film) -> NodeSpec:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from configs.model_card import ModelCard, Task
 from workflows.errors import InvalidDocument, Problem
-from workflows.failing import Missing, Retake
+from workflows.failing import Missing, OutOfMemory, Retake
 from workflows.prompt import shot_seed, weave_prompt
 from workflows.references import reference_problems, referenced
 from workflows.shape import Cut, clip_frames, fade_frames, framed_size, interpolated, size_problem
@@ -32,6 +32,7 @@ class Film:
     factor: int
     """Clips are rendered at `fps / factor`."""
     missing: Missing
+    out_of_memory: OutOfMemory = OutOfMemory.FAIL
     scorer: ModelCard | None = None
     """Compares clips with reference pictures."""
 
@@ -197,7 +198,7 @@ def _film(storyboard: Storyboard, cards: Cards, assets: Mapping[str, Artifact], 
         size = framed
     fps = storyboard.fps or main.defaults.fps * storyboard.interpolate
     return Film(cards=cards, assets=assets, size=size, fps=float(fps), factor=storyboard.interpolate,
-                missing=storyboard.missing)
+                missing=storyboard.missing, out_of_memory=storyboard.on_out_of_memory)
 
 
 def _wrong_size(film: Film, used: Iterable[ModelCard]) -> Iterator[Problem]:

@@ -40,7 +40,7 @@ from configs.base import Frozen
 from workflows.document import parse_document, plain_scalar
 from workflows.errors import InvalidDocument, Problem
 from workflows.explain import Owner, Owners, not_one_of, refused, say, schema_findings
-from workflows.failing import MAX_TAKES, Missing, Retake
+from workflows.failing import MAX_TAKES, Missing, OutOfMemory, Retake
 from workflows.failing import Part as _Part
 from workflows.framing import Ratio, Resolution
 from workflows.source import Document, Finding, dotted, shortened
@@ -231,6 +231,8 @@ class FilmFields(_Part):
     """Clips are rendered at `fps / interpolate` and raised to `fps` by optical flow."""
     missing: Missing = Missing.CUT
     """What the film shows where a shot failed."""
+    on_out_of_memory: OutOfMemory = OutOfMemory.FAIL
+    """What becomes of a shot that fits no GPU, whatever is done."""
 
 
 class Storyboard(FilmFields):

@@ -230,6 +230,8 @@ class NodeCall:
     """By node id, in the order of the node's deps; None where that node failed or was skipped."""
     deadline_s: float
     """Unix time after which the attempt is stopped."""
+    avoid: tuple[str, ...] = ()
+    """Replicas that ran out of memory for it; another one is asked where there is one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,7 +274,9 @@ Outcome = Done | Failed | Skipped
 
 ONLY_BELOW = "only_below"
 """Of a payload: `{"score": id of a score node, "below": number}`. The node runs only where that score is lower."""
-UNKEYED = frozenset({ONLY_BELOW})
+SMALLER = "smaller"
+"""Of a payload: sizes `[width_px, height_px]` that may stand in for its own, largest first, where no GPU holds that."""
+UNKEYED = frozenset({ONLY_BELOW, SMALLER})
 """What a payload says of whether, or how, a node is run, and not of its result."""
 MISSING_KEY = "missing"
 """Stands for the key of a dependency that has no result, so that a film with a hole never answers for a whole one."""

@@ -18,7 +18,7 @@ from graphlib import TopologicalSorter
 
 from configs.settings import EngineSettings
 from workflows.dispatch import Dispatcher, path_ranks
-from workflows.durable import graph
+from workflows.durable import graph, shortage
 from workflows.durable.journal import Journal, Settled
 from workflows.durable.leases import Ending, Lease, Leases
 from workflows.durable.patience import Patience
@@ -28,6 +28,7 @@ from workflows.errors import (
     BudgetSpent,
     DeadlineExceeded,
     ErrorRecord,
+    GpuOutOfMemory,
     InvalidDocument,
     InvalidSettings,
     LeaseLost,
@@ -43,6 +44,7 @@ from workflows.types import (
     Artifact,
     Done,
     JobStatus,
+    Json,
     NodeCall,
     NodeKind,
     NodeResult,
@@ -141,6 +143,7 @@ class Walk:
         if stored is not None:
             return await self._succeed(node, Done(result=NodeResult(artifact=stored), cached=True), key)
         refusals, job = 0, self._claim.job
+        avoid: tuple[str, ...] = ()
         while True:
             # Two calls share a replica and die together, whichever of them killed it. Kept apart from then on, the
             # innocent one does not die with the other again, and only the guilty one reaches the poison limit.
@@ -152,9 +155,11 @@ class Walk:
                 except BudgetSpent as spent:
                     return await self._fail(node, self._judge(spent, node, refusals=0))
                 await self._be_certain()
-                outcome = await self._attempt(node)
+                outcome = await self._attempt(node, avoid)
             if isinstance(outcome, NodeResult):
                 return await self._succeed(node, Done(result=outcome), key)
+            if isinstance(outcome, GpuOutOfMemory) and outcome.replica:
+                avoid = (*avoid, outcome.replica)
             refused = ErrorRecord.of(outcome).retry is Retry.FREE and not isinstance(outcome, ReplicaLost)
             refusals = refusals + 1 if refused else 0
             setback = self._judge(outcome, node, refusals=refusals)
@@ -171,18 +176,22 @@ class Walk:
                 raise LeaseLost(job_id=self._claim.job.id)
             self._lease.certain_until_s = asked_s + self._shop.settings.lease_s
 
-    async def _attempt(self, node: NodeRow) -> NodeResult | Exception:
+    async def _attempt(self, node: NodeRow, avoid: tuple[str, ...]) -> NodeResult | Exception:
         """Run the step once, under the time limit of its kind; whatever it raises is handed back as a value."""
         general_s, own_s = self._shop.settings.timeout_s[node.kind.value], self._claim.job.limits.attempt_timeout_s
         limit_s = general_s if node.lane in NO_MODEL_LANES else min(general_s, own_s or general_s)
+        payload = shortage.payload_of(node, self._shop.settings)
         call = NodeCall(
-            job_id=node.job_id, node_id=node.id, shot_id=node.shot_id, kind=node.kind, key=node.key,
-            attempt=node.attempt, generation=node.generation, payload=node.payload,
+            job_id=node.job_id, node_id=node.id, shot_id=node.shot_id, kind=node.kind,
+            key=node.key if payload == node.payload else self._key(node, payload),
+            attempt=node.attempt, generation=node.generation, payload=payload,
+            avoid=avoid if payload == node.payload else (),
             inputs={dep: self._nodes[dep].artifact if self._has_result(dep) else None for dep in node.deps},
             deadline_s=time.time() + limit_s)
         try:
             async with asyncio.timeout(limit_s) as clock:
-                return await self._shop.steps[node.kind](call)
+                result = await self._shop.steps[node.kind](call)
+                return replace(result, warnings=shortage.told(result, node, payload))
         except asyncio.CancelledError:
             if _is_ending():
                 raise
@@ -212,11 +221,11 @@ class Walk:
             return setback
         return replace(setback, trace="".join(traceback.format_exception(error)))
 
-    def _key(self, node: NodeRow) -> str:
-        """Of what all it needs came to."""
+    def _key(self, node: NodeRow, payload: Mapping[str, Json] | None = None) -> str:
+        """Of what all it needs came to; `payload`: in place of its own."""
         dep_keys = tuple(
             self._made_key(self._nodes[dep]) if self._has_result(dep) else MISSING_KEY for dep in node.deps)
-        return content_key(node.kind, node.payload, dep_keys, node.generation)
+        return content_key(node.kind, payload or node.payload, dep_keys, node.generation)
 
     @staticmethod
     def _made_key(node: NodeRow) -> str:
