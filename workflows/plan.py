@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from configs.model_card import ModelCard, Task
-from workflows.admission import refuse_too_large
+from workflows.admission import refuse_too_large, shrink_hints
 from workflows.drafts import draft_hints
 from workflows.errors import InvalidDocument, Problem
 from workflows.hints import Spoken, prompt_hints
@@ -138,7 +138,7 @@ def plan_film(
     unused = unused_references(storyboard, [(scene.shot, scene.tasks) for scene in scenes])
     return Plan(nodes=film_nodes(scenes, film), film=shape, shots=shots,
                 warnings=(*unused, *prompt_hints(_spoken(scenes, film)), *draft_hints(scenes, film),
-                          *retake_hints(scenes)))
+                          *retake_hints(scenes), *shrink_hints(scenes, film)))
 
 
 def _plan_pictures(storyboard: Storyboard, cards: Cards, assets: Mapping[str, Artifact]) -> Plan:
@@ -151,7 +151,7 @@ def _plan_pictures(storyboard: Storyboard, cards: Cards, assets: Mapping[str, Ar
         final_node=keyframe_node(scene)) for scene in scenes)
     return Plan(nodes=picture_nodes(scenes, film), film=shape, shots=shots,
                 warnings=(*_picture_hints(storyboard), *prompt_hints(_spoken(scenes, film)),
-                          *draft_hints(scenes, film)))
+                          *draft_hints(scenes, film), *shrink_hints(scenes, film)))
 
 
 def _picture_hints(storyboard: Storyboard) -> list[str]:
