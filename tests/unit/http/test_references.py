@@ -12,7 +12,7 @@ import yaml
 from configs.load import CARDS_DIR, casting, load_cards
 from serve_app.client import ApiError, Client
 from serve_app.http.schemas import JobReply
-from serve_app.submit import film_job
+from serve_app.submit import film_job, storyboard_document
 from tests.desk import Shop, open_shop
 from workflows.durable.rows import NewJob
 from workflows.errors import InvalidDocument
@@ -142,21 +142,26 @@ def measuring(shop: Shop, tmp_path: Path) -> Iterator[Shop]:
     measuring.ledger.close()
 
 
-def test_takes_that_scores_decide_about_are_shown_and_chosen_by_hand(measuring: Shop, tmp_path: Path) -> None:
-    shop = measuring
-    text = FILM.replace("characters: [rex]}", "characters: [rex], retake: {below: 0.6, takes: 2}}")
-    pictures = {f"{name}.png": shop.store.put(name, tmp_path / f"{name}.png", media_type=MediaType.PNG, manifest={})
+def film_with_retakes(shop: Shop, directory: Path, tier: str = "final") -> None:
+    """Render a film whose first shot has two takes, the second better, neither good enough."""
+    text = f"tier: {tier}" + FILM.replace("characters: [rex]}", "characters: [rex], retake: {below: 0.6, takes: 2}}")
+    pictures = {f"{name}.png": shop.store.put(name, directory / f"{name}.png", media_type=MediaType.PNG, manifest={})
                 for name in ("rex", "mia")}
     nodes = plan_film(parse_storyboard(text), cards=casting(shop.settings, load_cards(shop.settings)), assets=pictures,
                       scorer=load_cards(shop.settings)["dinov2-base"]).nodes
     keys = plan_keys(nodes)
-    (tmp_path / "score.json").write_text("{}")
+    (directory / "score.json").write_text("{}")
     for name, score in (("a.score", 0.41), ("a.score.2", 0.55)):
-        shop.store.put(keys[name], tmp_path / "score.json", media_type=MediaType.JSON, manifest={}, score=score)
-    shop.ledger.submit(NewJob(id="film", title="Rex", document={
-        "storyboard": text, "references": {name: picture.to_json() for name, picture in pictures.items()}},
-        nodes=nodes))
+        shop.store.put(keys[name], directory / "score.json", media_type=MediaType.JSON, manifest={}, score=score)
+    shop.ledger.submit(NewJob(id="film", title="Rex", nodes=nodes, document={
+        **storyboard_document(parse_storyboard(text)),
+        "references": {name: picture.to_json() for name, picture in pictures.items()}}))
     assert shop.render("film").status is JobStatus.SUCCEEDED
+
+
+def test_takes_that_scores_decide_about_are_shown_and_chosen_by_hand(measuring: Shop, tmp_path: Path) -> None:
+    shop = measuring
+    film_with_retakes(shop, tmp_path)
     reply = JobReply.model_validate(shop.status("film"))
     first = reply.shots[0]
     assert (first.take, first.consistency, first.scores) == (2, 0.55, {"1": 0.41, "2": 0.55})
@@ -182,3 +187,18 @@ def test_takes_that_scores_decide_about_are_shown_and_chosen_by_hand(measuring: 
     shop.render("film")
     assert shop.painter.made == []
     assert JobReply.model_validate(shop.status("film")).shots[0].take == 2
+    shop.client.patch("/api/films/film/shots/a", json={"take": 1})
+    shop.render("film")
+    shop.client.patch("/api/films/film/shots/a", json={"take": None})
+    shop.render("film")
+    assert shop.painter.made == []
+    assert JobReply.model_validate(shop.status("film")).shots[0].take == 2
+
+
+def test_promoting_makes_the_take_final_that_was_chosen_and_no_other(measuring: Shop, tmp_path: Path) -> None:
+    film_with_retakes(measuring, tmp_path, tier="draft")
+    reply = measuring.client.post("/api/films/film/promote")
+    assert (reply.status_code, reply.json()["nodes"]) == (202, [
+        "a.keyframe.2", "a.clip.2", "a.score.2", "b.clip", "compose"]), reply.text
+    assert measuring.render("film").status is JobStatus.SUCCEEDED
+    assert {node.id for node in measuring.ledger.nodes("film")} == set(reply.json()["nodes"])
