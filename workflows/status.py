@@ -10,7 +10,7 @@ from workflows.durable.rows import JobRow, NodeRow
 from workflows.progress import NodeShare, job_fraction
 from workflows.retakes import picked, scores_of, take_of
 from workflows.tiers import Tier, tier_of
-from workflows.types import Artifact, JobStatus, Json, NodeKind, NodeStatus, Priority, ProgressRecord, Stage
+from workflows.types import ONLY_BELOW, Artifact, JobStatus, Json, NodeKind, NodeStatus, Priority, ProgressRecord, Stage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +145,9 @@ def job_view(job: JobRow, nodes: Sequence[NodeRow], live: Mapping[str, ProgressR
             shots.setdefault(node.shot_id, []).append(views[node.id])
     return JobView(
         id=job.id, kind=job.kind, title=job.title, status=job.status, priority=job.priority,
-        stage=job_stage([(node.kind, node.status) for node in nodes], job.status),
+        # A take that may not be needed is no stage that the job is in.
+        stage=job_stage([(node.kind, node.status) for node in nodes
+                         if node.status is not NodeStatus.PENDING or ONLY_BELOW not in node.payload], job.status),
         progress=job_fraction(shares, finished=job.status.is_terminal, floor=floor),
         created_at_s=job.created_at_s, started_at_s=job.started_at_s, finished_at_s=job.finished_at_s,
         shots=tuple(_shot_view(shot_id, mine, tier_of(job.document, shot_id)) for shot_id, mine in shots.items()),
