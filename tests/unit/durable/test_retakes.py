@@ -16,6 +16,7 @@ from tests.studio import Studio
 from tests.unit.test_references import DRAWS, FILM, PICTURES
 from workflows.dispatch import Dispatcher
 from workflows.durable.engine import Engine
+from workflows.durable.keys import Keys, Role
 from workflows.durable.rows import NewJob
 from workflows.durable.takes import takes_of
 from workflows.errors import InvalidDocument, ModelFailed
@@ -155,6 +156,19 @@ async def test_a_take_that_fails_costs_the_shot_nothing_but_itself(
     assert (await shop.render()).status is film
     assert shop.node("a.pick").artifact == (shop.node(shown).artifact if shown else None)
     assert shop.node("a.clip.3").status is NodeStatus.SKIPPED
+
+
+async def test_every_take_counts_towards_the_budget(shop: Screening) -> None:
+    """A keyframe and a clip cost half a second each, so the second take is not begun."""
+    shop.scores = scores(0.4, 0.7)
+    key = Keys(shop.ledger.database).create("me", Role.USER, gpu_budget_s=1.0).key
+    shop.ledger.submit(NewJob(id="film", document={}, nodes=plan_of(SHOT), key_id=key.id))
+    assert (await shop.render()).status is JobStatus.PARTIAL
+    error = shop.node("a.keyframe.2").error
+    assert error is not None
+    assert error.type == "BudgetSpent"
+    assert shop.node("a.pick").artifact == shop.node("a.clip").artifact
+    assert shop.models_asked() == ["a.keyframe", "a.clip"]
 
 
 async def test_a_forced_take_keeps_the_chosen_one_and_every_take_is_drawn_anew(shop: Screening) -> None:
