@@ -159,7 +159,7 @@ class Walk:
             if isinstance(outcome, NodeResult):
                 return await self._succeed(node, Done(result=outcome), key)
             if isinstance(outcome, GpuOutOfMemory) and outcome.replica:
-                avoid = (*avoid, outcome.replica)
+                avoid = tuple({*avoid, outcome.replica})
             refused = ErrorRecord.of(outcome).retry is Retry.FREE and not isinstance(outcome, ReplicaLost)
             refusals = refusals + 1 if refused else 0
             setback = self._judge(outcome, node, refusals=refusals)
