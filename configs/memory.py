@@ -15,10 +15,10 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import pairwise
+from itertools import pairwise, product
 
 from configs.chat_card import AnyCard, ChatCard
-from configs.model_card import CONTEXT_GB, ModelCard
+from configs.model_card import CONTEXT_GB, ModelCard, SizeRule
 from configs.settings import ModelsSettings
 
 TORCH_SHARE = 0.90
@@ -29,6 +29,8 @@ TILED = 0.5
 """Of the activations, what is left when the VAE works in tiles. Cards do not say which part of a peak is the VAE's."""
 LEAVES = 0.1
 """Of the largest component, what is on the GPU at one moment when its layers come and go."""
+NEAR = 0.1
+"""Share by which a smaller size may differ in form, and have more pixels than it should: models take multiples."""
 UNTILED = frozenset({"StableVideoDiffusionPipeline"})
 """Pipelines with a VAE that knows no tiles."""
 
@@ -260,6 +262,23 @@ def nearest_that_fits(card: ModelCard, shape: Shape, room: float, remedies: Reme
     if not (card.size.problem(width_px) or card.size.problem(height_px)):
         found.append(f"{width_px}x{height_px}")
     return " or ".join(found)
+
+
+def smaller_sizes(rule: SizeRule, width_px: int, height_px: int) -> tuple[tuple[int, int], ...]:
+    """Sizes of about the same form with a half and a quarter of the pixels, largest first, as far as the rule has them.
+
+    For what ran out of memory although nobody foretold it: activations grow with the pixels.
+    """
+    found: list[tuple[int, int]] = []
+    for share in (1 / 2, 1 / 4):
+        widths, heights = (rule.nearest(math.floor(side_px * math.sqrt(share))) for side_px in (width_px, height_px))
+        near = {(width, height): abs(width / height * height_px / width_px - 1)
+                for width, height in product(widths, heights)
+                if width * height <= width_px * height_px * share * (1 + NEAR)}
+        best = min(near, key=lambda size: (near[size], -size[0]), default=None)
+        if best is not None and near[best] <= NEAR and best not in found:
+            found.append(best)
+    return tuple(found)
 
 
 def _largest_volume(card: ModelCard, shape: Shape, room: float, remedies: Remedies) -> int:

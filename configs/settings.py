@@ -27,6 +27,7 @@ class NodeTimeouts(Frozen):
     caption: Seconds = 1800.0
     compose: Seconds = 3600.0
     score: Seconds = 1800.0
+    pick: Seconds = 60.0
 
     def of(self, kind: str) -> float:
         """The limit of one kind. Raises KeyError for a name that is none."""

@@ -108,7 +108,7 @@ class DirectorDeployment(Director):
         """Start the engine at once."""
         ledger = Ledger(settings.database)
         super().__init__(settings, Ports(
-            ledger=ledger, store=open_store(settings), models=model_handles(models),
+            ledger=ledger, store=open_store(settings), models=model_handles(models, settings.models),
             media=MediaHandle(media), board=ActorTransport(settings.progress, settings.ray.namespace),
             writer=story_writer(settings.story, story_card(settings), None if chat is None else ChatHandle(chat)),
         ), only=frozenset(only) or None)

@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from workflows.status import JobView, NodeView
+from workflows.status import JobView, NodeView, ShotView
 from workflows.tiers import Tier
 from workflows.types import JobStatus, NodeStatus, ProgressRecord
 
@@ -100,12 +100,12 @@ class LiveScreen:
 
     def _shots(self, view: JobView) -> RenderableType:
         grid = Table.grid(padding=(0, 1))
-        for name, node, status, progress, consistency in _rows(view):
+        for name, node, status, progress, alike in _rows(view):
             mark, style = MARKS[status]
             left = ""
             if status is NodeStatus.RUNNING:
                 left = eta_text(self._clock.remaining_s(node.id, node.attempt, node.progress))
-            detail = Text(_detail(node, status, consistency), style="dim" if status is not NodeStatus.FAILED else "red")
+            detail = Text(_detail(node, status, alike), style="dim" if status is not NodeStatus.FAILED else "red")
             grid.add_row(Text(mark, style=style), name, ProgressBar(total=1.0, completed=progress, width=20), detail,
                          left)
         return grid
@@ -125,13 +125,13 @@ class PlainScreen:
 
     def show(self, view: JobView) -> None:
         """Lines for the shots whose status changed, and now and then for those that run."""
-        for name, node, status, progress, consistency in _rows(view):
+        for name, node, status, progress, alike in _rows(view):
             old, at_s = self._shown.get(name, (NodeStatus.PENDING, 0.0))
             now = time.monotonic()
             due = status is NodeStatus.RUNNING and progress > 0 and now - at_s >= LINE_INTERVAL_S
             if status is not old or due:
                 self._shown[name] = (status, now)
-                self.note(f"{view.progress:6.1%}  {name}: {_detail(node, status, consistency) or status.value}")
+                self.note(f"{view.progress:6.1%}  {name}: {_detail(node, status, alike) or status.value}")
 
     def step(self, record: ProgressRecord) -> None:
         """Nothing: a log of every step is what `--json` is for."""
@@ -177,20 +177,27 @@ class JsonScreen:
         print(json.dumps(value, ensure_ascii=False), file=self._stream, flush=True)
 
 
-def _rows(view: JobView) -> list[tuple[str, NodeView, NodeStatus, float, float | None]]:
+def _rows(view: JobView) -> list[tuple[str, NodeView, NodeStatus, float, str]]:
     """What to show, in film order: shots, then the nodes of the whole film."""
     rows = [(f"{shot.id} (draft)" if shot.tier is Tier.DRAFT else shot.id, shot.current, shot.status, shot.progress,
-             shot.consistency) for shot in view.shots]
-    return rows + [(node.id, node, node.status, node.progress, None) for node in view.film]
+             _alike(shot)) for shot in view.shots]
+    return rows + [(node.id, node, node.status, node.progress, "") for node in view.film]
 
 
-def _detail(node: NodeView, status: NodeStatus, consistency: float | None = None) -> str:
+def _alike(shot: ShotView) -> str:
+    """`, consistency 0.87 (take 2 of 3)`; empty where nobody measured."""
+    if shot.consistency is None:
+        return ""
+    chosen = f" (take {shot.take} of {len(shot.scores)})" if shot.take and len(shot.scores) > 1 else ""
+    return f", consistency {shot.consistency:.2f}{chosen}"
+
+
+def _detail(node: NodeView, status: NodeStatus, alike: str = "") -> str:
     kind = node.kind.value
     if node.message:
         attempt = f" (attempt {node.attempt})" if node.attempt > 1 else ""
         return f"{kind}: {node.message}{attempt}"
     if status is NodeStatus.SUCCEEDED:
-        alike = "" if consistency is None else f", consistency {consistency:.2f}"
         return ("reused" if node.cached else f"{kind} done in {node.seconds:.1f} s") + alike
     return f"{kind} {status.value}" if status is not NodeStatus.PENDING else ""
 

@@ -26,6 +26,7 @@ from workflows.durable.rows import JobRow
 from workflows.errors import ModelFailed
 from workflows.media.decode import write_png
 from workflows.media.encode import EncodeOptions, encode
+from workflows.stages.pick import pick
 from workflows.stages.story import RULES, story
 from workflows.store import Store
 from workflows.story import StoryWriter
@@ -179,7 +180,7 @@ class Shop:
 
     async def run_to_end(self, job_id: str) -> JobRow:
         """Run an engine in this loop until the job is over."""
-        steps = {**dict.fromkeys(NodeKind, self.painter), NodeKind.STORY: partial(
+        steps = {**dict.fromkeys(NodeKind, self.painter), NodeKind.PICK: pick, NodeKind.STORY: partial(
             story, cards=casting(self.settings, load_cards(self.settings)), store=self.store, writer=self.writer)}
         engine = Engine(self.ledger, steps, store=self.store, dispatcher=Dispatcher({**SLOTS, STORY_LANE: 1}),
                         settings=QUICK.model_copy(update={"attempts": 1}))

@@ -25,18 +25,19 @@ class FakeStore:
 
     def put(self, key: str, source: Path, *, media_type: MediaType, manifest: Mapping[str, Json],
             score: float | None = None) -> Artifact:
-        return self.keep(key, source.read_bytes(), media_type=media_type)
+        return self.keep(key, source.read_bytes(), media_type=media_type, score=score)
 
     def fetch(self, artifact: Artifact) -> Path:
         path = self._directory / f"{artifact.key}{artifact.media_type.suffix}"
         path.write_bytes(self._bytes[artifact.key])
         return path
 
-    def keep(self, key: str, content: bytes = b"pixels", *, media_type: MediaType = MediaType.MP4) -> Artifact:
+    def keep(self, key: str, content: bytes = b"pixels", *, media_type: MediaType = MediaType.MP4,
+             score: float | None = None) -> Artifact:
         """Commit bytes under a key."""
         self._bytes[key] = content
         self._artifacts[key] = Artifact(key=key, uri=f"memory://{key}", sha256=hashlib.sha256(content).hexdigest(),
-                                        size_bytes=len(content), media_type=media_type)
+                                        size_bytes=len(content), media_type=media_type, score=score)
         return self._artifacts[key]
 
     def lose(self, key: str) -> None:

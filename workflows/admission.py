@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
-from configs.memory import Shape, nearest_that_fits, rungs_of, too_large
+from configs.memory import Shape, nearest_that_fits, rungs_of, smaller_sizes, too_large
 from configs.model_card import ModelCard, Task
 from workflows.errors import InvalidDocument, Problem
+from workflows.failing import OutOfMemory
 from workflows.scene import Film, Scene, at_their_source
 from workflows.storyboard import Shot, Storyboard
 
@@ -18,6 +19,17 @@ def refuse_too_large(storyboard: Storyboard, scenes: Iterable[Scene], film: Film
     problems = tuple(dict.fromkeys(at_their_source(_problems(scenes, film), storyboard)))
     if problems:
         raise InvalidDocument(problems=problems)
+
+
+def shrink_hints(scenes: Sequence[Scene], film: Film) -> Iterator[str]:
+    """Which models make nothing smaller in a film that allows it."""
+    if film.out_of_memory is not OutOfMemory.SMALLER:
+        return
+    cards = {film.cards[task].name: film.cards[task] for scene in scenes for task in scene.tasks}
+    for card in cards.values():
+        if not smaller_sizes(card.size, film.size.width_px, film.size.height_px):
+            yield (f"model {card.name} has no smaller size of the form of {film.size.text()}, so what fits no GPU "
+                   "fails in spite of on_out_of_memory: smaller")
 
 
 def _problems(scenes: Iterable[Scene], film: Film) -> Iterator[Problem]:

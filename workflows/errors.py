@@ -29,6 +29,7 @@ ReelrayError                    fault     retry
    ├─ RenderCancelled           caller    never     stopped between two denoising steps because it was asked to
    ├─ ReplicaLost               capacity  free      the process or node died under the call; not the shot's fault
    ├─ Overloaded                capacity  free      the deployment refused the call for now
+   │  └─ WrongReplica           capacity  free      this replica ran out of memory for it; another one may not
    └─ PoisonNode                system    never     it killed its replica again and again
 
 `fault` says who can mend it (HTTP: 422, 500, 503). `retry` says what the engine does: `never` fails the node, `counted`
@@ -377,10 +378,13 @@ class ModelFailed(StageFailed):
     """The model raised, or returned something that is not a picture."""
 
 
+@dataclass(kw_only=True, eq=False)
 class GpuOutOfMemory(ModelFailed):
     """The shape did not fit the GPU's memory."""
 
     fault: ClassVar[Fault] = Fault.CAPACITY
+    replica: str = ""
+    """Whose memory it was; empty where that does not matter."""
 
 
 class DeadlineExceeded(StageFailed):
@@ -413,6 +417,10 @@ class Overloaded(StageFailed):
 
     fault: ClassVar[Fault] = Fault.CAPACITY
     retry: ClassVar[Retry] = Retry.FREE
+
+
+class WrongReplica(Overloaded):
+    """This replica is to be avoided: it ran out of memory for the call before. Another one may have more."""
 
 
 class PoisonNode(StageFailed):

@@ -5,15 +5,18 @@ So a new caption or transition renders no clip again, and neither does a new pla
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
+from configs.memory import smaller_sizes
 from configs.model_card import ModelCard, Task
 from workflows.drafts import Effort, effort
+from workflows.failing import Missing, OutOfMemory
 from workflows.prompt import one_line, take_seed
 from workflows.references import mentioned
+from workflows.retakes import of_take
 from workflows.scene import Film, Scene
-from workflows.storyboard import Missing
-from workflows.types import Json, NodeKind, NodeSpec
+from workflows.types import ONLY_BELOW, SMALLER, Json, NodeKind, NodeSpec
 
 # CPU-seconds per frame of 832x480 pixels on one core, measured: optical flow for a new frame; decoding, drawing on and
 # encoding a captioned frame; a frame of the film, of which most are copied.
@@ -39,14 +42,14 @@ def picture_nodes(scenes: Sequence[Scene], film: Film) -> tuple[NodeSpec, ...]:
     return tuple(_keyframe(scene, film) for scene in scenes)
 
 
-def keyframe_node(scene: Scene) -> str:
-    """Id of the drawn first frame."""
-    return f"{scene.shot.id}.keyframe"
+def keyframe_node(scene: Scene, take: int = 1) -> str:
+    """Id of the drawn first frame; all takes share one, unless a score decides about them."""
+    return of_take(f"{scene.shot.id}.keyframe", take)
 
 
 def clip_node(scene: Scene) -> str:
-    """Id of the clip that the film uses."""
-    return _clip_id(scene, scene.take)
+    """Id of the node whose clip the film uses: a take, or what picks one."""
+    return f"{scene.shot.id}.pick" if scene.retake else _clip_id(scene, scene.take)
 
 
 def final_node(scene: Scene, film: Film) -> str:
@@ -68,23 +71,19 @@ def _after_what_they_continue(scenes: Sequence[Scene]) -> Iterator[Scene]:
 
 
 def _clip_id(scene: Scene, take: int) -> str:
-    return f"{scene.shot.id}.clip" if take == 1 else f"{scene.shot.id}.clip.{take}"
+    return of_take(f"{scene.shot.id}.clip", take)
+
+
+def _score_id(scene: Scene, take: int) -> str:
+    return of_take(f"{scene.shot.id}.score", take)
 
 
 def _shot_nodes(scene: Scene, film: Film, chosen: dict[str, str]) -> Iterator[NodeSpec]:
-    """Keyframe, one clip per take, and for the take that the film uses interpolation and caption."""
+    """Keyframes and clips of its takes, and for the take that the film uses interpolation and caption."""
     shot = scene.shot
-    deps: tuple[str, ...] = ()
-    if shot.continues is not None:
-        deps = (chosen[shot.continues],)
-    if Task.TEXT_TO_IMAGE in scene.tasks:
-        yield _keyframe(scene, film)
-        deps = (keyframe_node(scene),)
-    for take in range(1, (shot.takes or 1) + 1):
-        yield _clip(scene, film, take, deps)
+    before = () if shot.continues is None else (chosen[shot.continues],)
+    yield from (_retakes if shot.retake else _takes)(scene, film, before)
     last = clip_node(scene)
-    if film.scorer is not None and scene.references:
-        yield _score(scene, film, film.scorer)
     if film.factor > 1:
         cost = _cpu_cost(_INTERPOLATE_S, scene.frames - scene.render_frames, film)
         yield NodeSpec(id=f"{shot.id}.interpolate", kind=NodeKind.INTERPOLATE, shot_id=shot.id, deps=(last,),
@@ -95,25 +94,66 @@ def _shot_nodes(scene: Scene, film: Film, chosen: dict[str, str]) -> Iterator[No
                        payload={"text": shot.caption}, cost=_cpu_cost(_CAPTION_S, scene.frames, film))
 
 
-def _keyframe(scene: Scene, film: Film) -> NodeSpec:
-    """One picture for all takes; steps and guidance are its card's, since the shot's are meant for the clip's model."""
+def _takes(scene: Scene, film: Film, before: tuple[str, ...]) -> Iterator[NodeSpec]:
+    """All that are asked for, from one keyframe; the one that the film uses is measured."""
+    if Task.TEXT_TO_IMAGE in scene.tasks:
+        yield _keyframe(scene, film)
+        before = (keyframe_node(scene),)
+    for take in range(1, (scene.shot.takes or 1) + 1):
+        yield _clip(scene, film, take, before)
+    if film.scorer is not None and scene.references:
+        yield replace(_score(scene, film, film.scorer, scene.take), id=_score_id(scene, 1))
+
+
+def _retakes(scene: Scene, film: Film, before: tuple[str, ...]) -> Iterator[NodeSpec]:
+    """Take after take, each only where the one before scored too low, and what picks one; or the chosen take alone.
+
+    Each take has a keyframe of its own: who is seen, and how, is decided there.
+    """
+    retake = scene.retake
+    takes = range(1, retake.takes + 1) if retake else (scene.take,)
+    for take in takes:
+        only: dict[str, Json] = {}
+        if retake and take > 1:
+            only = {ONLY_BELOW: {"score": _score_id(scene, take - 1), "below": retake.below}}
+        deps = before
+        if Task.TEXT_TO_IMAGE in scene.tasks:
+            yield _only(_keyframe(scene, film, take), only)
+            # Of a drawn frame that was not needed no clip is needed either.
+            deps, only = (keyframe_node(scene, take),), {}
+        yield _only(_clip(scene, film, take, deps), only)
+        if film.scorer is not None:
+            yield _score(scene, film, film.scorer, take)
+    if retake:
+        yield NodeSpec(id=clip_node(scene), kind=NodeKind.PICK, shot_id=scene.shot.id, cost=_LEAST_COST_S,
+                       deps=tuple(name for take in takes for name in (_clip_id(scene, take), _score_id(scene, take))),
+                       payload={"below": retake.below}, accepts_missing=True)
+
+
+def _only(node: NodeSpec, only: Mapping[str, Json]) -> NodeSpec:
+    return replace(node, payload={**node.payload, **only})
+
+
+def _keyframe(scene: Scene, film: Film, take: int = 1) -> NodeSpec:
+    """One picture, for all takes or for one; steps and guidance are its card's: the shot's are for the clip's model."""
     card = film.cards[Task.TEXT_TO_IMAGE]
     given = effort(card, scene.tier)
     payload: dict[str, Json] = {
-        **_render_payload(scene, film, card), "frames": 1, "fps": 1.0, **given.payload(), "seed": scene.seed,
+        **_render_payload(scene, film, card), "frames": 1, "fps": 1.0, **given.payload(),
+        "seed": take_seed(scene.seed, take),
     }
     if card.batch > 1:
         payload["batch"] = card.batch
     if scene.references:
         payload["prompt"] = mentioned(scene.prompt, card, [who for who, _ in scene.references])
         payload["references"] = [film.assets[path].to_json() for _, path in scene.references]
-    return NodeSpec(id=keyframe_node(scene), kind=NodeKind.KEYFRAME, shot_id=scene.shot.id, payload=payload,
+    return NodeSpec(id=keyframe_node(scene, take), kind=NodeKind.KEYFRAME, shot_id=scene.shot.id, payload=payload,
                     lane=card.name, cost=_render_cost(card, given, 1, film))
 
 
 def _clip(scene: Scene, film: Film, take: int, deps: tuple[str, ...]) -> NodeSpec:
     shot, card = scene.shot, scene.card
-    tier = scene.tier if take == scene.take else scene.unused_tier
+    tier = scene.tier if take == scene.take or scene.retake else scene.unused_tier
     given = effort(card, tier, shot.steps, shot.guidance)
     payload: dict[str, Json] = {
         **_render_payload(scene, film, card), "frames": scene.render_frames, "fps": film.render_fps,
@@ -125,22 +165,27 @@ def _clip(scene: Scene, film: Film, take: int, deps: tuple[str, ...]) -> NodeSpe
                     lane=card.name, cost=_render_cost(card, given, scene.render_frames, film))
 
 
-def _score(scene: Scene, film: Film, scorer: ModelCard) -> NodeSpec:
-    """Of the clip that the film uses, before interpolation and caption."""
+def _score(scene: Scene, film: Film, scorer: ModelCard, take: int) -> NodeSpec:
+    """Of one take's clip, before interpolation and caption."""
     payload: dict[str, Json] = {"card": scorer.name, "card_digest": scorer.digest(), "frames": _SCORED_FRAMES,
                                 "characters": [{"id": who, "reference": film.assets[path].to_json()}
                                                for who, path in scene.references]}
     pictures = min(_SCORED_FRAMES, scene.render_frames) + len(scene.references)
-    return NodeSpec(id=f"{scene.shot.id}.score", kind=NodeKind.SCORE, shot_id=scene.shot.id, deps=(clip_node(scene),),
-                    payload=payload, cost=max(scorer.seconds_per_step * pictures, _LEAST_COST_S))
+    return NodeSpec(id=_score_id(scene, take), kind=NodeKind.SCORE, shot_id=scene.shot.id,
+                    deps=(_clip_id(scene, take),), payload=payload,
+                    cost=max(scorer.seconds_per_step * pictures, _LEAST_COST_S))
 
 
 def _render_payload(scene: Scene, film: Film, card: ModelCard) -> dict[str, Json]:
     negative_prompt = card.defaults.negative_prompt if scene.negative_prompt is None else scene.negative_prompt
+    smaller: list[Json] = []
+    if film.out_of_memory is OutOfMemory.SMALLER:
+        smaller += [list(size) for size in smaller_sizes(card.size, film.size.width_px, film.size.height_px)]
     shared_out: dict[str, Json] = {"gpus": card.parallel.degree} if card.parallel else {}
     return {"card": card.name, "card_digest": card.digest(), "prompt": scene.prompt,
             "negative_prompt": one_line(negative_prompt), "width_px": film.size.width_px,
-            "height_px": film.size.height_px, **shared_out}
+            "height_px": film.size.height_px, **shared_out,
+            **({SMALLER: smaller} if smaller else {})}
 
 
 def _compose(scenes: Sequence[Scene], film: Film) -> NodeSpec:

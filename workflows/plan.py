@@ -2,7 +2,8 @@
 
 Nodes of a shot `s1`: `s1.keyframe` (a drawn first frame), `s1.clip` and for further takes `s1.clip.2` ..., then for the
 take that the film uses `s1.score`, `s1.interpolate` and `s1.caption` where asked for. `compose` joins the last node
-of every shot but the score.
+of every shot but the score. Where a shot is rendered again while its score is too low, every take has its own keyframe
+and score (`s1.keyframe.2`, `s1.score.2`), and `s1.pick` stands for the chosen clip.
 A job that stops after its pictures has `s1.keyframe` of every shot and nothing else.
 """
 
@@ -12,13 +13,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from configs.model_card import ModelCard, Task
-from workflows.admission import refuse_too_large
+from workflows.admission import refuse_too_large, shrink_hints
 from workflows.drafts import draft_hints
 from workflows.errors import InvalidDocument, Problem
 from workflows.hints import Spoken, prompt_hints
 from workflows.nodes import clip_node, film_nodes, final_node, keyframe_node, picture_nodes
 from workflows.prompt import take_seed
 from workflows.references import unused_references
+from workflows.retake_rules import refuse_retakes, retake_hints
 from workflows.scene import Cards, Film, Scene, decide, decide_pictures
 from workflows.source import shortened
 from workflows.storyboard import Storyboard
@@ -127,6 +129,7 @@ def plan_film(
         return _plan_pictures(storyboard, cards, assets or {})
     film, scenes = decide(storyboard, cards, assets or {})
     refuse_too_large(storyboard, scenes, film)
+    refuse_retakes(storyboard, scorer)
     film = replace(film, scorer=scorer)
     shots = _shot_plans(scenes, film)
     frames = shots[-1].start_frame + shots[-1].frames
@@ -134,7 +137,8 @@ def plan_film(
                       duration_s=frames / film.fps)
     unused = unused_references(storyboard, [(scene.shot, scene.tasks) for scene in scenes])
     return Plan(nodes=film_nodes(scenes, film), film=shape, shots=shots,
-                warnings=(*unused, *prompt_hints(_spoken(scenes, film)), *draft_hints(scenes, film)))
+                warnings=(*unused, *prompt_hints(_spoken(scenes, film)), *draft_hints(scenes, film),
+                          *retake_hints(scenes), *shrink_hints(scenes, film)))
 
 
 def _plan_pictures(storyboard: Storyboard, cards: Cards, assets: Mapping[str, Artifact]) -> Plan:
@@ -147,7 +151,7 @@ def _plan_pictures(storyboard: Storyboard, cards: Cards, assets: Mapping[str, Ar
         final_node=keyframe_node(scene)) for scene in scenes)
     return Plan(nodes=picture_nodes(scenes, film), film=shape, shots=shots,
                 warnings=(*_picture_hints(storyboard), *prompt_hints(_spoken(scenes, film)),
-                          *draft_hints(scenes, film)))
+                          *draft_hints(scenes, film), *shrink_hints(scenes, film)))
 
 
 def _picture_hints(storyboard: Storyboard) -> list[str]:

@@ -54,6 +54,11 @@ class RenderCall:
     """Of diffusers' first-block cache, in drafts; None: every step is computed."""
     references: tuple[Artifact, ...] = ()
     """Reference pictures of characters, in the shot's order (text to image)."""
+    avoid: tuple[str, ...] = ()
+    """Replicas that ran out of memory for it, by name; they refuse it."""
+    may_shrink: bool = False
+    """It may be made smaller: what does not fit is no mistake of the call then, and a first frame of another size is
+    scaled."""
 
 
 class Model(Protocol):

@@ -39,10 +39,13 @@ def at_tier(storyboard: Storyboard, tier: Tier | None) -> Storyboard:
     return storyboard if tier in (None, storyboard.tier) else storyboard.model_copy(update={"tier": tier})
 
 
-def promoted(storyboard: Storyboard, shot_ids: Collection[str]) -> Storyboard:
-    """The storyboard with these shots final. Nothing that a seed is drawn from changes."""
-    final = {"tier": Tier.FINAL}
-    shots = tuple(shot.model_copy(update=final) if shot.id in shot_ids else shot for shot in storyboard.shots)
+def promoted(storyboard: Storyboard, shot_ids: Collection[str], takes: Mapping[str, int] | None = None) -> Storyboard:
+    """The storyboard with these shots final; `takes`: those that scores decided for, which stay what the film uses.
+
+    Nothing that a seed is drawn from changes.
+    """
+    shots = tuple(shot if shot.id not in shot_ids else shot.model_copy(
+        update={"tier": Tier.FINAL, "take": (takes or {}).get(shot.id, shot.take)}) for shot in storyboard.shots)
     return storyboard.model_copy(update={"shots": shots})
 
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 
 from configs.model_card import ModelCard, Task
 from workflows.errors import InvalidDocument, Problem
+from workflows.failing import Missing, OutOfMemory, Retake
 from workflows.prompt import shot_seed, weave_prompt
 from workflows.references import reference_problems, referenced
 from workflows.shape import Cut, clip_frames, fade_frames, framed_size, interpolated, size_problem
 from workflows.source import closest_or_few
-from workflows.storyboard import Missing, Mode, Shot, Size, Storyboard
+from workflows.storyboard import Mode, Shot, Size, Storyboard
 from workflows.tiers import Tier
 from workflows.types import Artifact
 
@@ -31,6 +32,7 @@ class Film:
     factor: int
     """Clips are rendered at `fps / factor`."""
     missing: Missing
+    out_of_memory: OutOfMemory = OutOfMemory.FAIL
     scorer: ModelCard | None = None
     """Compares clips with reference pictures."""
 
@@ -69,6 +71,12 @@ class Scene:
     def take(self) -> int:
         """Which take the film uses, from 1."""
         return self.shot.take or 1
+
+    @property
+    def retake(self) -> Retake | None:
+        """How often it may be rendered again; None where nothing is to be decided by scores."""
+        asked = self.shot.retake
+        return asked if asked and asked.takes > 1 and self.shot.take is None and self.references else None
 
     @property
     def tier(self) -> Tier:
@@ -190,7 +198,7 @@ def _film(storyboard: Storyboard, cards: Cards, assets: Mapping[str, Artifact], 
         size = framed
     fps = storyboard.fps or main.defaults.fps * storyboard.interpolate
     return Film(cards=cards, assets=assets, size=size, fps=float(fps), factor=storyboard.interpolate,
-                missing=storyboard.missing)
+                missing=storyboard.missing, out_of_memory=storyboard.on_out_of_memory)
 
 
 def _wrong_size(film: Film, used: Iterable[ModelCard]) -> Iterator[Problem]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from workflows.durable.rows import JobRow, NodeRow
 from workflows.progress import NodeShare, job_fraction
+from workflows.retakes import picked, scores_of, take_of
 from workflows.tiers import Tier, tier_of
-from workflows.types import Artifact, JobStatus, Json, NodeKind, NodeStatus, Priority, ProgressRecord, Stage
+from workflows.types import ONLY_BELOW, Artifact, JobStatus, Json, NodeKind, NodeStatus, Priority, ProgressRecord, Stage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +47,10 @@ class ShotView:
     tier: Tier = Tier.FINAL
     consistency: float | None = None
     """How much its clip looks like its characters' reference pictures, -1..1, by the least alike; None: not known."""
+    take: int | None = None
+    """Which take the film uses, where a score decides about it; None: nothing is decided so, or not yet."""
+    scores: Mapping[int, float] = field(default_factory=dict)
+    """Of such a shot's takes."""
 
     @property
     def current(self) -> NodeView:
@@ -121,9 +126,7 @@ class JobView:
             id=data["id"], kind=data["kind"], title=data["title"], status=JobStatus(data["status"]),
             stage=Stage(data["stage"]), progress=data["progress"], priority=Priority(data["priority"]),
             created_at_s=data["created_at"], started_at_s=data["started_at"], finished_at_s=data["finished_at"],
-            shots=tuple(ShotView(id=shot["id"], status=NodeStatus(shot["status"]), progress=shot["progress"],
-                                 nodes=tuple(map(_node_of_json, shot["nodes"])), consistency=shot.get("consistency"),
-                                 tier=Tier(shot.get("tier", Tier.FINAL))) for shot in data["shots"]),
+            shots=tuple(map(_shot_of_json, data["shots"])),
             film=tuple(map(_node_of_json, data["film"])), warnings=tuple(data["warnings"]), errors=dict(data["errors"]))
 
 
@@ -142,7 +145,9 @@ def job_view(job: JobRow, nodes: Sequence[NodeRow], live: Mapping[str, ProgressR
             shots.setdefault(node.shot_id, []).append(views[node.id])
     return JobView(
         id=job.id, kind=job.kind, title=job.title, status=job.status, priority=job.priority,
-        stage=job_stage([(node.kind, node.status) for node in nodes], job.status),
+        # A take that may not be needed is no stage that the job is in.
+        stage=job_stage([(node.kind, node.status) for node in nodes
+                         if node.status is not NodeStatus.PENDING or ONLY_BELOW not in node.payload], job.status),
         progress=job_fraction(shares, finished=job.status.is_terminal, floor=floor),
         created_at_s=job.created_at_s, started_at_s=job.started_at_s, finished_at_s=job.finished_at_s,
         shots=tuple(_shot_view(shot_id, mine, tier_of(job.document, shot_id)) for shot_id, mine in shots.items()),
@@ -184,9 +189,12 @@ def shot_status(statuses: Collection[NodeStatus]) -> NodeStatus:
 def _shot_view(shot_id: str, nodes: list[NodeView], tier: Tier) -> ShotView:
     # A score that failed takes nothing from the shot; the job tells of it.
     status = shot_status({node.status for node in nodes if node.kind is not NodeKind.SCORE})
-    scores = [node.artifact.score for node in nodes if node.kind is NodeKind.SCORE and node.artifact]
-    return ShotView(id=shot_id, status=status, nodes=tuple(nodes), tier=tier,
-                    consistency=scores[-1] if scores else None,
+    scores, chosen = scores_of(nodes), picked(nodes)
+    decided = any(node.kind is NodeKind.PICK for node in nodes)
+    take = take_of(chosen.id) if chosen else None
+    newest = next(reversed(scores.values()), None)
+    return ShotView(id=shot_id, status=status, nodes=tuple(nodes), tier=tier, take=take,
+                    consistency=newest if take is None else scores.get(take), scores=scores if decided else {},
                     progress=sum(node.progress for node in nodes) / len(nodes))
 
 
@@ -222,11 +230,20 @@ def _node_of_json(data: Mapping[str, Any]) -> NodeView:
         artifact=Artifact.from_json({"uri": "", **artifact}) if artifact else None)
 
 
+def _shot_of_json(data: Mapping[str, Any]) -> ShotView:
+    return ShotView(
+        id=data["id"], status=NodeStatus(data["status"]), progress=data["progress"],
+        nodes=tuple(map(_node_of_json, data["nodes"])), consistency=data.get("consistency"),
+        tier=Tier(data.get("tier", Tier.FINAL)), take=data.get("take"),
+        scores={int(take): score for take, score in data.get("scores", {}).items()})
+
+
 def _shot_json(shot: ShotView) -> dict[str, Json]:
     current = shot.current
     return {
         "id": shot.id, "status": shot.status.value, "progress": round(shot.progress, 4), "step": current.step,
         "total_steps": current.total_steps, "timestep": current.timestep, "attempt": current.attempt,
         "message": current.message, "tier": shot.tier.value, "consistency": shot.consistency,
+        "take": shot.take, "scores": {str(take): score for take, score in shot.scores.items()},
         "nodes": [_node_json(node) for node in shot.nodes],
     }

@@ -30,7 +30,6 @@ import yaml
 from pydantic import (
     AfterValidator,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
     model_serializer,
@@ -41,6 +40,8 @@ from configs.base import Frozen
 from workflows.document import parse_document, plain_scalar
 from workflows.errors import InvalidDocument, Problem
 from workflows.explain import Owner, Owners, not_one_of, refused, say, schema_findings
+from workflows.failing import MAX_TAKES, Missing, OutOfMemory, Retake
+from workflows.failing import Part as _Part
 from workflows.framing import Ratio, Resolution
 from workflows.source import Document, Finding, dotted, shortened
 from workflows.storyboard_rules import ID_PATTERN, rule_findings, shot_ids
@@ -48,7 +49,6 @@ from workflows.tiers import Tier
 from workflows.types import Json
 
 MAX_SHOTS = 1000
-MAX_TAKES = 8
 MAX_SEED = 2**32 - 1
 """Seeds are what any random generator takes: 32 bits."""
 MAX_CROSSFADE_S = 10.0
@@ -67,24 +67,11 @@ class Mode(StrEnum):
     """From a picture file."""
 
 
-class Missing(StrEnum):
-    """What the film shows where a shot failed."""
-
-    CUT = "cut"
-    """Nothing: the film goes on with the next shot."""
-    SLATE = "slate"
-    """A still with the shot's text, as long as the shot would have been."""
-
-
 class TransitionType(StrEnum):
     """How a shot begins."""
 
     CUT = "cut"
     CROSSFADE = "crossfade"
-
-
-class _Part(Frozen):
-    model_config = ConfigDict(strict=True)
 
 
 def _id(text: str) -> str:
@@ -201,6 +188,8 @@ class ShotFields(_Part):
     """Classifier-free guidance scale of the clip; not given: the model card's. A keyframe takes its own card's."""
     takes: Annotated[int, Field(ge=1, le=MAX_TAKES)] | None = None
     """How many versions are rendered, each from its own seed; not given: 1."""
+    retake: Retake | None = None
+    """Instead of `takes`; as a default it passes over shots without reference pictures."""
 
 
 class Shot(ShotFields):
@@ -217,7 +206,7 @@ class Shot(ShotFields):
     continues: str | None = None
     """Id of the shot whose last frame is this one's first."""
     take: Annotated[int, Field(ge=1, le=MAX_TAKES)] | None = None
-    """Which take the film uses; not given: 1."""
+    """Which take the film uses; not given: 1, or the best where there is a `retake`."""
     tier: Tier | None = None
     """Draft or final; not given: the film's. Takes that the film does not use are drafts where either is."""
 
@@ -242,6 +231,8 @@ class FilmFields(_Part):
     """Clips are rendered at `fps / interpolate` and raised to `fps` by optical flow."""
     missing: Missing = Missing.CUT
     """What the film shows where a shot failed."""
+    on_out_of_memory: OutOfMemory = OutOfMemory.FAIL
+    """What becomes of a shot that fits no GPU, whatever is done."""
 
 
 class Storyboard(FilmFields):
@@ -263,15 +254,17 @@ class Storyboard(FilmFields):
         taken = {name: value for name, value in self.defaults if value is not None and name not in own}
         if own & {"frames", "duration_s"}:
             taken = {name: value for name, value in taken.items() if name not in ("frames", "duration_s")}
-        if shot.id == self.shots[0].id:
-            taken.pop("transition", None)
+        names = shot.characters or taken.get("characters") or ()
+        pictured = any(who.reference is not None for who in self.characters if who.id in names)
+        for name, drop in (("transition", shot.id == self.shots[0].id), ("takes", "retake" in own),
+                           ("retake", "takes" in own or not pictured)):
+            if drop:
+                taken.pop(name, None)
         if shot.continues is not None:
             taken.pop("mode", None)
         elif shot.image is not None:
             taken["mode"] = Mode.IMAGE
         elif shot.mode is None:
-            names = shot.characters or taken.get("characters") or ()
-            pictured = any(who.reference is not None for who in self.characters if who.id in names)
             taken.setdefault("mode", Mode.KEYFRAME if pictured else Mode.TEXT_TO_VIDEO)
         taken["tier"] = shot.tier or self.tier
         return shot.model_copy(update=taken)
@@ -354,6 +347,8 @@ _OWNERS: Owners = {
     ("characters",): Owner("a character", _order(Character)),
     ("shots", "transition"): Owner("a transition", _order(Transition)),
     ("defaults", "transition"): Owner("a transition", _order(Transition)),
+    ("shots", "retake"): Owner("`retake`", _order(Retake)),
+    ("defaults", "retake"): Owner("`retake`", _order(Retake)),
     ("size",): Owner("size", _order(Size)),
 }
 

@@ -33,11 +33,13 @@ def rule_findings(value: Json) -> Iterator[Finding]:
     yield from _cut_with_duration(defaults, ("defaults",))
     people = [_id_of(character) for character in _members(value, "characters")]
     yield from _unknown_characters(defaults, people, ("defaults",))
+    yield from _both_takes(defaults, ("defaults",))
     for place, shot in enumerate(shots):
         path: DocPath = ("shots", place)
         yield from _both_lengths(shot, path)
         yield from _first_frame(shot, defaults, path)
         yield from _unknown_characters(shot, people, path)
+        yield from _both_takes(shot, path)
         yield from _chosen_take(shot, defaults, path)
         yield from _cut_with_duration(shot, path)
     if shots and _transition(shots[0]) == "crossfade":
@@ -112,9 +114,16 @@ def _unknown_characters(fields: Fields, people: Sequence[str], path: DocPath) ->
         seen.add(name)
 
 
+def _both_takes(fields: Fields, path: DocPath) -> Iterator[Finding]:
+    if _given(fields, "takes") and _given(fields, "retake"):
+        yield Finding(path=(*path, "takes"), problem="give takes or retake, not both")
+
+
 def _chosen_take(shot: Fields, defaults: Fields, path: DocPath) -> Iterator[Finding]:
     take = shot.get("take")
-    takes = shot.get("takes") if _given(shot, "takes") else defaults.get("takes", 1)
+    said = shot if _given(shot, "takes") or _given(shot, "retake") else defaults
+    retake = _mapping(said.get("retake"))
+    takes = retake.get("takes", 3) if retake else said.get("takes", 1)
     if isinstance(take, int) and isinstance(takes, int) and 1 <= takes < take:
         yield Finding(path=(*path, "take"), problem=f"take {take} is chosen, but takes is {takes}", nearest=str(takes))
 

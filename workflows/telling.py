@@ -174,7 +174,7 @@ class Teller:
                 "error": node.message, **({"storyboard_id": node.row.shot_id} if node.row.shot_id else {})}))
         elif row.type in (EventType.NODE_RETRY, EventType.NODE_SKIPPED):
             told.append(_says(Name.WARNING, row.line))
-        if node.status is NodeStatus.SUCCEEDED and node.row.kind is NodeKind.KEYFRAME:
+        if node.key and node.row.kind is NodeKind.KEYFRAME:
             told.append(self._image(node))
         told += self._counted(node)
         if node.row.shot_id:

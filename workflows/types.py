@@ -121,6 +121,8 @@ class NodeKind(StrEnum):
     """Burn a caption into a clip."""
     SCORE = "score"
     """Say how much a clip looks like its characters' reference pictures."""
+    PICK = "pick"
+    """Say which take of a shot the film uses, by their scores."""
     COMPOSE = "compose"
     """Join the clips into the film."""
 
@@ -137,6 +139,7 @@ STAGE_OF: Mapping[NodeKind, Stage] = {
     NodeKind.INTERPOLATE: Stage.VIDEOS,
     NodeKind.CAPTION: Stage.VIDEOS,
     NodeKind.SCORE: Stage.VIDEOS,
+    NodeKind.PICK: Stage.VIDEOS,
     NodeKind.COMPOSE: Stage.COMPOSITION,
 }
 
@@ -227,6 +230,8 @@ class NodeCall:
     """By node id, in the order of the node's deps; None where that node failed or was skipped."""
     deadline_s: float
     """Unix time after which the attempt is stopped."""
+    avoid: tuple[str, ...] = ()
+    """Replicas that ran out of memory for it; another one is asked where there is one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,6 +272,12 @@ class Skipped:
 
 Outcome = Done | Failed | Skipped
 
+ONLY_BELOW = "only_below"
+"""Of a payload: `{"score": id of a score node, "below": number}`. The node runs only where that score is lower."""
+SMALLER = "smaller"
+"""Of a payload: sizes `[width_px, height_px]` that may stand in for its own, largest first, where no GPU holds that."""
+UNKEYED = frozenset({ONLY_BELOW, SMALLER})
+"""What a payload says of whether, or how, a node is run, and not of its result."""
 MISSING_KEY = "missing"
 """Stands for the key of a dependency that has no result, so that a film with a hole never answers for a whole one."""
 
@@ -286,7 +297,8 @@ def content_key(kind: NodeKind, payload: Mapping[str, Json], dep_keys: tuple[str
 
     The order of `dep_keys` counts: composing a then b is not composing b then a.
     """
-    body: dict[str, Json] = {"kind": kind.value, "payload": dict(payload), "deps": list(dep_keys)}
+    decides = {name: value for name, value in payload.items() if name not in UNKEYED}
+    body: dict[str, Json] = {"kind": kind.value, "payload": decides, "deps": list(dep_keys)}
     if generation:
         body["generation"] = generation
     return digest(body)[:32]

@@ -265,6 +265,10 @@ class ShotReply(Part):
     attempt: int
     message: str
     consistency: Annotated[float, Field(ge=-1.01, le=1.01)] | None
+    take: int | None
+    """The one that the film uses, where scores decide about it."""
+    scores: dict[str, float]
+    """Of such a shot's takes, by their numbers."""
     nodes: tuple[NodeReply, ...]
     tier: Tier
     """What was asked for; a model without drafts makes the final picture at once."""

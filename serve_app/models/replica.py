@@ -12,6 +12,7 @@ import asyncio
 import functools
 import logging
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -42,7 +43,15 @@ from serve_app.models.saving import Saver, picture_of, references_of
 from serve_app.models.studio import open_studio, warm_up
 from serve_app.models.takes import Take
 from serve_app.models.tap import Watch
-from workflows.errors import GpuOutOfMemory, ModelFailed, ReelrayError, RenderCancelled, RenderRefused, StageFailed
+from workflows.errors import (
+    GpuOutOfMemory,
+    ModelFailed,
+    ReelrayError,
+    RenderCancelled,
+    RenderRefused,
+    StageFailed,
+    WrongReplica,
+)
 from workflows.media.encode import EncodeOptions
 from workflows.media.frames import UInt8Array
 from workflows.ports import ArtifactStore, ProgressSink, RenderCall
@@ -108,6 +117,8 @@ class ModelReplica:
         """
         self._card = card
         self._card_digest = card.digest()
+        self.name = uuid.uuid4().hex[:12]
+        """Of this process; calls that did not fit here name it."""
         self._store = store
         self._sink = sink
         self._runs: dict[str, _Run] = {}
@@ -180,6 +191,8 @@ class ModelReplica:
     async def _answer(self, call: RenderCall, task: Task) -> NodeResult:
         self._loop = asyncio.get_running_loop()
         self._refuse_other_card(call, task)
+        if self.name in call.avoid:
+            raise WrongReplica(node_id=call.node_id, reason="it did not fit this replica's GPU before")
         while (run := self._runs.get(call.key)) is not None and run.token.is_set:
             await asyncio.wait([run.task])  # being stopped: its key is free after that
         if run is None:
@@ -275,8 +288,12 @@ class ModelReplica:
                     guidance=call.guidance, seed=call.seed, picture_HWC=picture_HWC,
                     cache_threshold=call.cache_threshold, references_HWC=references_of(call, self._store))
         painter = self._studio[task]
-        if problems := (*painter.problems(take), *self._ladder.problems(task, take.shape)):
-            raise RenderRefused(node_id=call.node_id, reason="; ".join(problem.render() for problem in problems))
+        wrong, too_large = painter.problems(take), self._ladder.problems(task, take.shape)
+        reason = "; ".join(problem.render() for problem in (*wrong, *too_large))
+        if reason and call.may_shrink and not wrong:
+            raise GpuOutOfMemory(node_id=call.node_id, reason=reason, replica=self.name)
+        if reason:
+            raise RenderRefused(node_id=call.node_id, reason=reason)
         return take, (*warnings, *painter.warnings(take))
 
     def _render(self, run: _Run, call: RenderCall, task: Task, take: Take, records: RunRecords,
@@ -295,8 +312,9 @@ class ModelReplica:
         except ReelrayError:
             raise
         except torch.OutOfMemoryError as error:
-            failure = GpuOutOfMemory(node_id=call.node_id, reason=f"{take.width_px}x{take.height_px}, {take.frames} "
-                                     f"frames do not fit the GPU: {_short(error)}")
+            failure = GpuOutOfMemory(
+                node_id=call.node_id, replica=self.name,
+                reason=f"{take.width_px}x{take.height_px}, {take.frames} frames do not fit the GPU: {_short(error)}")
         except Exception as error:
             log.exception("%s: the model failed", call.node_id)
             self._heartbeat.note(error)

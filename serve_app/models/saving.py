@@ -74,7 +74,8 @@ class Saver:
     def _manifest(self, call: RenderCall, warnings: tuple[str, ...], seconds: Mapping[str, float]) -> dict[str, Json]:
         asked = asdict(call)
         first = None if call.first_frame is None else call.first_frame.to_json()
-        del asked["references"]
+        for name in ("references", "avoid", "may_shrink"):
+            del asked[name]
         pictures: list[Json] = [picture.to_json() for picture in call.references]
         references: dict[str, Json] = {"references": pictures} if pictures else {}
         effects = (*self._card.effects(), *(() if call.cache_threshold is None else (GUESSED,)))
@@ -108,7 +109,7 @@ def picture_of(call: RenderCall, store: ArtifactStore) -> tuple[UInt8Array, tupl
     """The call's first frame at the clip's size, and a warning when it had to be cut to it.
 
     A clip gives its last frame. A still of another size may be the user's own picture and is cropped around its
-    centre; a clip of another size was rendered for another film and is refused.
+    centre; a clip of another size was rendered for another film and is refused, unless memory may have made it so.
     Raises RenderRefused, ArtifactMissing, ArtifactCorrupt, MediaError.
     """
     artifact = call.first_frame
@@ -119,7 +120,7 @@ def picture_of(call: RenderCall, store: ArtifactStore) -> tuple[UInt8Array, tupl
     if (width_px, height_px) == (call.width_px, call.height_px):
         return picture_HWC, ()
     sizes = f"{width_px}x{height_px}, the clip {call.width_px}x{call.height_px}"
-    if artifact.media_type is MediaType.MP4:
+    if artifact.media_type is MediaType.MP4 and not call.may_shrink:
         raise RenderRefused(node_id=call.node_id, reason=f"the clip to continue is {sizes}; render both at one size")
     fitted = ImageOps.fit(Image.fromarray(picture_HWC), (call.width_px, call.height_px),
                           method=Image.Resampling.LANCZOS)

@@ -14,6 +14,7 @@ from workflows.errors import UnknownPart
 from workflows.media.decode import first_frame, iter_frames, read_picture, write_jpeg, write_png
 from workflows.media.probe import probe
 from workflows.media.stills import sprite_places, sprite_sheet, thumbnail
+from workflows.retakes import picked
 from workflows.store import Store
 from workflows.types import Artifact, JobStatus, Json, MediaType, NodeKind, NodeStatus, digest
 
@@ -126,6 +127,12 @@ def files_by_shot(nodes: Sequence[NodeRow]) -> dict[str, dict[ShotFile, Artifact
             found[node.shot_id][ShotFile.KEYFRAME] = node.artifact
         elif node.kind is NodeKind.CLIP and isinstance(picture, dict):
             found[node.shot_id].setdefault(ShotFile.KEYFRAME, Artifact.from_json(picture))
+    for shot_id, mine in found.items():
+        chosen = picked(node for node in nodes if node.shot_id == shot_id)
+        drawn = next((by_id[dep].artifact for dep in chosen.deps if by_id[dep].kind is NodeKind.KEYFRAME), None
+                     ) if chosen else None
+        if drawn:
+            mine[ShotFile.KEYFRAME] = drawn
     film = max(nodes, key=lambda node: node.ord)
     for shown in (by_id[dep] for dep in film.deps):
         clip = _farthest(shown, by_id)

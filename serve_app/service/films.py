@@ -21,6 +21,7 @@ from workflows.durable.rows import JobRow, Limits, NewJob, NodeRow
 from workflows.durable.takes import Takes
 from workflows.errors import InvalidDocument, JobConflict, Problem, UnknownPart
 from workflows.plan import Plan, plan_film, plan_keys, reference_pictures, referenced_pictures
+from workflows.retakes import picked, take_of
 from workflows.revise import at_tier, change_shot, drafts_in, promoted, with_lines
 from workflows.source import closest_or_few
 from workflows.store import Store
@@ -188,8 +189,9 @@ class Films:
         """Make shots of a finished film final, or all that are drafts; returns the nodes that will run.
 
         Seeds and generations stay, so the result is what the film would be had it been rendered so at once. Shots that
-        are final already stay as they are. Raises UnknownJob, InvalidDocument for shots that do not exist, and
-        JobConflict as `Revisions.apply` does, or when other models answer now than made the drafts.
+        are final already stay as they are; of takes that scores decided about the chosen one is made final. Raises
+        UnknownJob, InvalidDocument for shots that do not exist, and JobConflict as `Revisions.apply` does, or when
+        other models answer now than made the drafts.
         """
         job, nodes = self._ledger.job(job_id), self._ledger.nodes(job_id)
         storyboard = self._storyboard(job, nodes)
@@ -201,7 +203,8 @@ class Films:
         chosen = [shot_id for shot_id in drafts_in(storyboard) if not wanted or shot_id in wanted]
         if not chosen:
             return ()
-        revision = self._revision(job, nodes, storyboard, promoted(storyboard, chosen), chosen)
+        changed = promoted(storyboard, chosen, _picked_takes(nodes))
+        revision = self._revision(job, nodes, storyboard, changed, chosen)
         _require_same_models(job_id, nodes, revision)
         return self._revisions.apply(revision)
 
@@ -310,6 +313,13 @@ def _refuse_fields(shot_id: str, changes: Mapping[str, Json]) -> None:
 
 def _refusal(field: str, problem: str, shot_id: str, nearest: str = "") -> InvalidDocument:
     return InvalidDocument(problems=(Problem(field=field, problem=problem, shot_id=shot_id, nearest=nearest),))
+
+
+def _picked_takes(nodes: tuple[NodeRow, ...]) -> dict[str, int]:
+    """By shot the take that was chosen by scores."""
+    shots = {node.shot_id for node in nodes if node.kind is NodeKind.PICK}
+    chosen = {shot_id: picked(node for node in nodes if node.shot_id == shot_id) for shot_id in shots}
+    return {shot_id: take_of(clip.id) for shot_id, clip in chosen.items() if clip}
 
 
 def _planned_pictures(storyboard: Storyboard, nodes: tuple[NodeRow, ...]) -> dict[str, Artifact]:

@@ -33,7 +33,7 @@ STAGE_WORDS = {Stage.STORY: "Reading the script", Stage.IMAGES: "Drawing first f
                Stage.VIDEOS: "Rendering the shots", Stage.COMPOSITION: "Joining the film"}
 KIND_WORDS = {NodeKind.KEYFRAME: "first frame", NodeKind.CLIP: "clip", NodeKind.INTERPOLATE: "smoothing",
               NodeKind.CAPTION: "caption", NodeKind.COMPOSE: "film", NodeKind.STORY: "script",
-              NodeKind.SCORE: "likeness"}
+              NodeKind.SCORE: "likeness", NodeKind.PICK: "choice"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +69,7 @@ class ShotCard:
     is_draft: bool
     takes: tuple[TakeChoice, ...]
     consistency: str = ""
-    """`0.87`: how much it looks like its characters' reference pictures; empty where nobody measured."""
+    """`0.87, take 2 of 3`: how much it looks like its characters' reference pictures; empty where nobody measured."""
 
     @property
     def word(self) -> str:
@@ -318,9 +318,10 @@ def shot_card(job: Mapping[str, Any], shot: Mapping[str, Any], written: Shot | N
     version = "".join(node["artifact"]["sha256"][:6] for node in shot["nodes"] if node["artifact"])
     running = next((node["kind"] for node in shot["nodes"] if node["status"] == NodeStatus.RUNNING.value), "")
     poster = files["thumbnail"] or files["keyframe"]
-    alike = shot["consistency"]
+    alike, measured = shot["consistency"], len(shot["scores"])
+    chosen = f", take {shot['take']} of {measured}" if shot["take"] and measured > 1 else ""
     return ShotCard(
-        consistency="" if alike is None else f"{alike:.2f}",
+        consistency="" if alike is None else f"{alike:.2f}{chosen}",
         id=shot["id"], number=number, status=status, percent=100 * shot["progress"],
         says=shot["message"] if status is NodeStatus.RUNNING else "", kind=running,
         error=job["errors"].get(shot["id"], ""), prompt=written.prompt if written else "",

@@ -17,7 +17,8 @@ PARAMETERS = ("prompt", "negative_prompt", "steps", "guidance", "cache_threshold
 
 def pictures_json(job_id: str, nodes: Sequence[NodeRow]) -> dict[str, Json]:
     """Every picture that the job draws, in film order."""
-    return {"images": [_picture(job_id, node) for node in nodes if node.kind is NodeKind.KEYFRAME]}
+    return {"images": [_picture(job_id, node) for node in nodes if node.kind is NodeKind.KEYFRAME
+                       and (node.artifact or node.status is not NodeStatus.SUCCEEDED)]}
 
 
 def _picture(job_id: str, node: NodeRow) -> Json:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -182,3 +183,29 @@ def test_how_much_a_shot_looks_like_its_pictures_is_shown_and_travels() -> None:
     PlainScreen(lines).show(again)
     assert "s1: reused, consistency 0.87" in lines.getvalue()
     assert lines.getvalue().count("consistency") == 1
+
+
+def test_the_take_that_scores_decided_for_is_shown_with_its_own_score() -> None:
+    best = replace(FILM, key="l")
+    takes = (node("s1.clip", NodeKind.CLIP, NodeStatus.SUCCEEDED, artifact=FILM),
+             node("s1.score", NodeKind.SCORE, NodeStatus.SUCCEEDED, artifact=replace(SCORE, score=0.5)),
+             node("s1.clip.2", NodeKind.CLIP, NodeStatus.SUCCEEDED, artifact=best),
+             node("s1.score.2", NodeKind.SCORE, NodeStatus.SUCCEEDED, artifact=SCORE),
+             node("s1.keyframe.3", NodeKind.KEYFRAME, NodeStatus.SUCCEEDED, attempt=0),
+             node("s1.clip.3", NodeKind.CLIP, NodeStatus.SUCCEEDED, attempt=0))
+    pick = node("s1.pick", NodeKind.PICK, NodeStatus.SUCCEEDED, artifact=best)
+    view = job_view(job(), (*takes, pick))
+    shot = view.shots[0]
+    assert (shot.status, shot.take, shot.consistency) == (NodeStatus.SUCCEEDED, 2, 0.874)
+    assert shot.scores == {1: 0.5, 2: 0.874}
+    assert JobView.from_json(json.loads(json.dumps(view.to_json()))) == view
+    lines = io.StringIO()
+    PlainScreen(lines).show(view)
+    assert "consistency 0.87 (take 2 of 2)" in lines.getvalue()
+    undecided = job_view(job(), (*takes, replace(pick, status=NodeStatus.PENDING, artifact=None))).shots[0]
+    assert (undecided.status, undecided.take, undecided.consistency) == (NodeStatus.RUNNING, None, 0.874)
+
+
+def test_a_take_that_may_not_be_needed_is_no_stage_that_the_film_is_in() -> None:
+    maybe = node("s1.keyframe.2", NodeKind.KEYFRAME, NodeStatus.PENDING, payload={"only_below": {}})
+    assert job_view(job(), (node("s1.clip", NodeKind.CLIP, NodeStatus.RUNNING), maybe)).stage is Stage.VIDEOS

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 
 from workflows.durable.rows import NodeRow
 from workflows.durable.tables import ID_CHARS
 from workflows.errors import InvalidDocument, Problem
-from workflows.types import NodeKind, NodeSpec, canonical_json
+from workflows.types import ONLY_BELOW, NodeKind, NodeSpec, NodeStatus, canonical_json
 
 FAN_OUT = frozenset({NodeKind.STORY})
 """Kinds whose result may insert nodes. Only the stage can say which, so a stored artifact never stands in for it."""
@@ -53,11 +53,53 @@ def check_graph(specs: Sequence[NodeSpec], *, known: Collection[str] = ()) -> No
 
 
 def waits_for(node: NodeRow) -> tuple[str, ...]:
-    """The nodes that must be settled before this one starts: what it needs, and the one that inserted it.
+    """The nodes that must be settled before this one starts: what it needs, what says whether it is needed, and the one
+    that inserted it.
 
     A parent that runs again may replace its children, so they wait for it even when they use nothing of it.
     """
-    return (*node.deps, node.parent_id) if node.parent_id and node.parent_id not in node.deps else node.deps
+    condition = _condition(node)
+    others = (condition[0] if condition else "", node.parent_id)
+    return (*node.deps, *dict.fromkeys(other for other in others if other and other not in node.deps))
+
+
+def needs(node: NodeRow) -> tuple[str, ...]:
+    """Those without whose results it cannot run."""
+    if node.kind is NodeKind.PICK:
+        # Of the takes only the first is rendered in any case.
+        return node.deps[:1]
+    if node.accepts_missing:
+        return (node.parent_id,) if node.parent_id else ()
+    return waits_for(node)
+
+
+def not_needed(node: NodeRow, nodes: Mapping[str, NodeRow]) -> str:
+    """Why a node whose others are settled is not to run although it could; empty when it is to run."""
+    if node.accepts_missing:
+        return ""
+    for dep in node.deps:
+        if _is_idle(nodes[dep]):
+            return f"{dep} was not needed"
+    condition = _condition(node)
+    if condition is None:
+        return ""
+    name, below = condition
+    if _is_idle(nodes[name]):
+        return f"{name} was not needed"
+    artifact = nodes[name].artifact
+    score = None if artifact is None else artifact.score
+    return "" if score is None or score < below else f"{name} is {score:.2f}, and {below:g} is enough"
+
+
+def _is_idle(node: NodeRow) -> bool:
+    """Settled without a result, because none was needed."""
+    return node.status is NodeStatus.SUCCEEDED and node.artifact is None
+
+
+def _condition(node: NodeRow) -> tuple[str, float] | None:
+    """The score that decides whether the node runs, and below what it does."""
+    said = node.payload.get(ONLY_BELOW)
+    return (str(said["score"]), float(str(said["below"]))) if isinstance(said, dict) else None
 
 
 def cone(nodes: Iterable[NodeRow], chosen: Collection[str]) -> tuple[str, ...]:

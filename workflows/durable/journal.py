@@ -113,6 +113,14 @@ class Journal:
                     data={"missing": list(skipped.missing)})
         return self._commit(claim, old, new, [note])
 
+    def spare(self, claim: Claim, old: NodeRow, *, why: str) -> NodeRow:
+        """The node is done without a result: nobody needs one."""
+        new = replace(old, status=NodeStatus.SUCCEEDED, key="", artifact=None, error=None, cached=False, seconds={},
+                      started_at_s=None, finished_at_s=time.time())
+        note = Note(type=EventType.NODE_SUCCEEDED, node_id=new.id, line=f"{new.id}: not needed: {why}",
+                    data={"attempt": new.attempt, "shot_id": new.shot_id, "kind": new.kind.value})
+        return self._commit(claim, old, new, [note])
+
     def reopen(self, claim: Claim, old: NodeRow) -> NodeRow:
         """The node's stored result is gone and something needs it."""
         new = replace(old, status=NodeStatus.PENDING, key="", artifact=None, cached=False, seconds={},

@@ -41,9 +41,9 @@ def check_inputs(job_id: str, nodes: Collection[NodeRow], reached: frozenset[str
     """A chosen node that must be skipped again at once is a mistake in the selection, not work."""
     by_id = {found.id: found for found in nodes}
     for found in nodes:
-        if found.id not in reached or found.accepts_missing:
+        if found.id not in reached:
             continue
-        for dep in graph.waits_for(found):
+        for dep in graph.needs(found):
             if dep not in reached and by_id[dep].status is not NodeStatus.SUCCEEDED:
                 raise JobConflict(job_id=job_id, problem=f"{found.id} needs {dep}, which is {by_id[dep].status.value}; "
                                                          f"select {by_id[dep].shot_id or dep} too")

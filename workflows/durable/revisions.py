@@ -15,7 +15,7 @@ from workflows.durable.database import Database
 from workflows.durable.reopening import check_inputs, lock_finished, nodes_of, reopen
 from workflows.durable.rows import NodeRow
 from workflows.durable.tables import job, node
-from workflows.durable.takes import describe_takes, keep_takes
+from workflows.durable.takes import describe_takes, keep_takes, shown_clip
 from workflows.errors import JobConflict
 from workflows.types import Json, NodeKind, NodeSpec
 
@@ -65,7 +65,9 @@ class Revisions:
             _check_reach(revision, after, reached)
             check_inputs(job_id, after, reached)
             drawn = {found.shot_id for found in after if found.id in changed and found.kind in graph.TAKES}
-            keep_takes(connection, job_id, tuple(before.values()), [shot for shot in revision.shots if shot in drawn])
+            rows, kept = tuple(before.values()), {found.id for found in after}
+            drawn |= {shot for shot in revision.shots if (shown := shown_clip(rows, shot)) and shown.id not in kept}
+            keep_takes(connection, job_id, rows, [shot for shot in revision.shots if shot in drawn])
             for shot_id, fields in revision.shots.items():
                 describe_takes(connection, job_id, shot_id, fields)
             _write(connection, job_id, before, after)

@@ -16,6 +16,7 @@ from workflows.durable import graph
 from workflows.durable.database import Database
 from workflows.durable.rows import NodeRow
 from workflows.durable.tables import take
+from workflows.retakes import picked
 from workflows.types import Artifact, Json, NodeKind, NodeStatus
 
 
@@ -101,5 +102,6 @@ def shown_clip(nodes: Sequence[NodeRow], shot_id: str) -> NodeRow | None:
     film = max(nodes, key=lambda node: node.ord)
     at = next((mine[dep] for dep in film.deps if dep in mine), None)
     while at is not None and at.kind is not NodeKind.CLIP:
-        at = next((mine[dep] for dep in at.deps if dep in mine), None)
+        before = [mine[dep] for dep in at.deps if dep in mine]
+        at = picked([*before, at]) or next(iter(before), None)
     return at

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from configs.settings import EngineSettings
 from workflows.durable.rows import NodeRow
+from workflows.durable.shortage import tries
 from workflows.errors import ErrorRecord, PoisonNode, ReplicaLost, Retry
 
 JITTER = 0.2
@@ -52,10 +53,10 @@ def judge(error: Exception, node: NodeRow, *, refusals: int, settings: EngineSet
     elif record.retry is not Retry.FREE:
         times = failures = failures + 1
         floor_s = 0.0
-        final = record.retry is Retry.NEVER or failures >= settings.attempts
+        final = record.retry is Retry.NEVER or failures >= tries(error, node, settings)
     wait_s = 0.0 if final else max(floor_s, backoff_s(times, settings=settings, draw=draw))
     return Setback(error=record, failures=failures, crashes=crashes, final=final, wait_s=wait_s,
-                   tries_left=max(settings.attempts - failures, 0))
+                   tries_left=max(tries(error, node, settings) - failures, 0))
 
 
 def backoff_s(times: int, *, settings: EngineSettings, draw: Draw) -> float:

@@ -18,7 +18,7 @@ from graphlib import TopologicalSorter
 
 from configs.settings import EngineSettings
 from workflows.dispatch import Dispatcher, path_ranks
-from workflows.durable import graph
+from workflows.durable import graph, shortage
 from workflows.durable.journal import Journal, Settled
 from workflows.durable.leases import Ending, Lease, Leases
 from workflows.durable.patience import Patience
@@ -28,6 +28,7 @@ from workflows.errors import (
     BudgetSpent,
     DeadlineExceeded,
     ErrorRecord,
+    GpuOutOfMemory,
     InvalidDocument,
     InvalidSettings,
     LeaseLost,
@@ -43,6 +44,7 @@ from workflows.types import (
     Artifact,
     Done,
     JobStatus,
+    Json,
     NodeCall,
     NodeKind,
     NodeResult,
@@ -101,6 +103,9 @@ class Walk:
             skipped = await self._shop.patience.insist(
                 self._shop.journal.skip, self._claim, node, Skipped(missing=missing))
             settled = Settled(node=skipped)
+        elif why := graph.not_needed(node, self._nodes):
+            settled = Settled(node=await self._shop.patience.insist(
+                self._shop.journal.spare, self._claim, node, why=why))
         else:
             # Nodes with the same key take turns: the second one finds what the first one made.
             key = self._key(node)
@@ -127,8 +132,7 @@ class Walk:
 
     def _missing(self, node: NodeRow) -> tuple[str, ...]:
         """What stops the node from running: its parent, and its dependencies unless it accepts holes."""
-        needed = graph.waits_for(node) if not node.accepts_missing else (node.parent_id,) if node.parent_id else ()
-        return tuple(dep for dep in needed if self._nodes[dep].status is not NodeStatus.SUCCEEDED)
+        return tuple(dep for dep in graph.needs(node) if self._nodes[dep].status is not NodeStatus.SUCCEEDED)
 
     async def _work(self, node: NodeRow, key: str) -> Settled:
         """Reuse the node's result or make it, in as many attempts as the settings allow."""
@@ -139,6 +143,7 @@ class Walk:
         if stored is not None:
             return await self._succeed(node, Done(result=NodeResult(artifact=stored), cached=True), key)
         refusals, job = 0, self._claim.job
+        avoid: tuple[str, ...] = ()
         while True:
             # Two calls share a replica and die together, whichever of them killed it. Kept apart from then on, the
             # innocent one does not die with the other again, and only the guilty one reaches the poison limit.
@@ -150,9 +155,11 @@ class Walk:
                 except BudgetSpent as spent:
                     return await self._fail(node, self._judge(spent, node, refusals=0))
                 await self._be_certain()
-                outcome = await self._attempt(node)
+                outcome = await self._attempt(node, avoid)
             if isinstance(outcome, NodeResult):
                 return await self._succeed(node, Done(result=outcome), key)
+            if isinstance(outcome, GpuOutOfMemory) and outcome.replica:
+                avoid = tuple({*avoid, outcome.replica})
             refused = ErrorRecord.of(outcome).retry is Retry.FREE and not isinstance(outcome, ReplicaLost)
             refusals = refusals + 1 if refused else 0
             setback = self._judge(outcome, node, refusals=refusals)
@@ -169,18 +176,22 @@ class Walk:
                 raise LeaseLost(job_id=self._claim.job.id)
             self._lease.certain_until_s = asked_s + self._shop.settings.lease_s
 
-    async def _attempt(self, node: NodeRow) -> NodeResult | Exception:
+    async def _attempt(self, node: NodeRow, avoid: tuple[str, ...]) -> NodeResult | Exception:
         """Run the step once, under the time limit of its kind; whatever it raises is handed back as a value."""
         general_s, own_s = self._shop.settings.timeout_s.of(node.kind.value), self._claim.job.limits.attempt_timeout_s
         limit_s = general_s if node.lane in NO_MODEL_LANES else min(general_s, own_s or general_s)
+        payload = shortage.payload_of(node, self._shop.settings)
         call = NodeCall(
-            job_id=node.job_id, node_id=node.id, shot_id=node.shot_id, kind=node.kind, key=node.key,
-            attempt=node.attempt, generation=node.generation, payload=node.payload,
+            job_id=node.job_id, node_id=node.id, shot_id=node.shot_id, kind=node.kind,
+            key=node.key if payload == node.payload else self._key(node, payload),
+            attempt=node.attempt, generation=node.generation, payload=payload,
+            avoid=avoid if payload == node.payload else (),
             inputs={dep: self._nodes[dep].artifact if self._has_result(dep) else None for dep in node.deps},
             deadline_s=time.time() + limit_s)
         try:
             async with asyncio.timeout(limit_s) as clock:
-                return await self._shop.steps[node.kind](call)
+                result = await self._shop.steps[node.kind](call)
+                return replace(result, warnings=shortage.told(result, node, payload))
         except asyncio.CancelledError:
             if _is_ending():
                 raise
@@ -210,11 +221,11 @@ class Walk:
             return setback
         return replace(setback, trace="".join(traceback.format_exception(error)))
 
-    def _key(self, node: NodeRow) -> str:
-        """Of what all it needs came to."""
+    def _key(self, node: NodeRow, payload: Mapping[str, Json] | None = None) -> str:
+        """Of what all it needs came to; `payload`: in place of its own."""
         dep_keys = tuple(
             self._made_key(self._nodes[dep]) if self._has_result(dep) else MISSING_KEY for dep in node.deps)
-        return content_key(node.kind, node.payload, dep_keys, node.generation)
+        return content_key(node.kind, payload or node.payload, dep_keys, node.generation)
 
     @staticmethod
     def _made_key(node: NodeRow) -> str:
@@ -222,7 +233,8 @@ class Walk:
         return node.artifact.key if node.artifact is not None else node.key
 
     def _has_result(self, node_id: str) -> bool:
-        return self._nodes[node_id].status is NodeStatus.SUCCEEDED
+        node = self._nodes[node_id]
+        return node.status is NodeStatus.SUCCEEDED and node.artifact is not None
 
     async def _succeed(self, node: NodeRow, done: Done, key: str) -> Settled:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from workflows.ports import Model, RenderCall
-from workflows.types import Artifact, Json, NodeCall, NodeResult
+from workflows.types import SMALLER, Artifact, Json, NodeCall, NodeResult
 
 Models = Mapping[str, Model]
 """By card name."""
@@ -36,7 +36,7 @@ def render_call(call: NodeCall) -> RenderCall:
         negative_prompt=str(p["negative_prompt"]), width_px=integer(p["width_px"]), height_px=integer(p["height_px"]),
         frames=integer(p["frames"]), fps=number(p["fps"]), steps=integer(p["steps"]), guidance=number(p["guidance"]),
         seed=integer(p["seed"]) + call.generation, first_frame=_first_frame(call), references=_references(call),
-        cache_threshold=_cache_threshold(p),
+        cache_threshold=_cache_threshold(p), avoid=call.avoid, may_shrink=SMALLER in p,
     )
 
 

@@ -13,7 +13,7 @@ from configs.load import CARDS_DIR, casting, load_cards, load_settings
 from serve_app.client import ApiError, Client
 from serve_app.http.schemas import JobReply
 from serve_app.service.films import local_films
-from serve_app.submit import film_job
+from serve_app.submit import film_job, storyboard_document
 from tests.desk import Shop, open_shop
 from workflows.durable.rows import NewJob
 from workflows.errors import InvalidDocument
@@ -162,3 +162,75 @@ def test_a_reference_that_cannot_be_read_is_told_with_its_line(shop: Shop, tmp_p
     with pytest.raises(InvalidDocument) as caught:
         film_job(tmp_path / "film.yaml", shop.settings, shop.store)
     assert [(problem.field, problem.line) for problem in caught.value.problems] == [("characters[0].reference", 5)]
+
+
+@pytest.fixture
+def measuring(shop: Shop, tmp_path: Path) -> Iterator[Shop]:
+    """The same one, with a scorer."""
+    measuring = open_shop(tmp_path, tmp_path / "state.db", f"models.card_dirs=[{tmp_path / 'cards'}]",
+                          "models.scorer=dinov2-base")
+    with measuring.client:
+        yield measuring
+    measuring.ledger.close()
+
+
+def film_with_retakes(shop: Shop, directory: Path, tier: str = "final") -> None:
+    """Render a film whose first shot has two takes, the second better, neither good enough."""
+    text = f"tier: {tier}" + FILM.replace("characters: [rex]}", "characters: [rex], retake: {below: 0.6, takes: 2}}")
+    pictures = {f"{name}.png": shop.store.put(name, directory / f"{name}.png", media_type=MediaType.PNG, manifest={})
+                for name in ("rex", "mia")}
+    nodes = plan_film(parse_storyboard(text), cards=casting(shop.settings, load_cards(shop.settings)), assets=pictures,
+                      scorer=load_cards(shop.settings)["dinov2-base"]).nodes
+    keys = plan_keys(nodes)
+    (directory / "score.json").write_text("{}")
+    for name, score in (("a.score", 0.41), ("a.score.2", 0.55)):
+        shop.store.put(keys[name], directory / "score.json", media_type=MediaType.JSON, manifest={}, score=score)
+    shop.ledger.submit(NewJob(id="film", title="Rex", nodes=nodes, document={
+        **storyboard_document(parse_storyboard(text)),
+        "references": {name: picture.to_json() for name, picture in pictures.items()}}))
+    assert shop.render("film").status is JobStatus.SUCCEEDED
+
+
+def test_takes_that_scores_decide_about_are_shown_and_chosen_by_hand(measuring: Shop, tmp_path: Path) -> None:
+    shop = measuring
+    film_with_retakes(shop, tmp_path)
+    reply = JobReply.model_validate(shop.status("film"))
+    first = reply.shots[0]
+    assert (first.take, first.consistency, first.scores) == (2, 0.55, {"1": 0.41, "2": 0.55})
+    assert reply.warnings == ("shot a: no take scores 0.6 or more (take 1 0.41, take 2 0.55); the film uses take 2",)
+    assert "consistency 0.55, take 2 of 2" in shop.client.get("/films/film").text
+    keyframe, clip = (shop.client.get(f"/api/jobs/film/shots/a/{what}").content for what in ("keyframe", "clip"))
+    by_id = {node.id: node for node in shop.ledger.nodes("film")}
+    for made, name in ((keyframe, "a.keyframe.2"), (clip, "a.clip.2")):
+        artifact = by_id[name].artifact
+        assert artifact is not None
+        assert made == shop.store.fetch(artifact).read_bytes()
+
+    changed = shop.client.patch("/api/films/film/shots/a", json={"take": 1})
+    assert changed.status_code == 202, changed.text
+    shop.painter.made.clear()
+    assert shop.render("film").status is JobStatus.SUCCEEDED
+    assert shop.painter.made == ["b.clip", "compose"], "take 1 was in the store; what continues it was not"
+    [shown] = [node for node in shop.ledger.nodes("film") if node.id == "a.clip"]
+    assert shown.artifact == by_id["a.clip"].artifact
+    assert [take.number for take in JobReply.model_validate(shop.status("film")).shots[0].takes] == [1]
+    shop.client.patch("/api/films/film/shots/a", json={"restore_take": 1})
+    shop.painter.made.clear()
+    shop.render("film")
+    assert shop.painter.made == []
+    assert JobReply.model_validate(shop.status("film")).shots[0].take == 2
+    shop.client.patch("/api/films/film/shots/a", json={"take": 1})
+    shop.render("film")
+    shop.client.patch("/api/films/film/shots/a", json={"take": None})
+    shop.render("film")
+    assert shop.painter.made == []
+    assert JobReply.model_validate(shop.status("film")).shots[0].take == 2
+
+
+def test_promoting_makes_the_take_final_that_was_chosen_and_no_other(measuring: Shop, tmp_path: Path) -> None:
+    film_with_retakes(measuring, tmp_path, tier="draft")
+    reply = measuring.client.post("/api/films/film/promote")
+    assert (reply.status_code, reply.json()["nodes"]) == (202, [
+        "a.keyframe.2", "a.clip.2", "a.score.2", "b.clip", "compose"]), reply.text
+    assert measuring.render("film").status is JobStatus.SUCCEEDED
+    assert {node.id for node in measuring.ledger.nodes("film")} == set(reply.json()["nodes"])
