@@ -29,6 +29,7 @@ ReelrayError                    fault     retry
    ├─ RenderCancelled           caller    never     stopped between two denoising steps because it was asked to
    ├─ ReplicaLost               capacity  free      the process or node died under the call; not the shot's fault
    ├─ Overloaded                capacity  free      the deployment refused the call for now
+   ├─ HandedOver                capacity  free      its replica is being stopped; another goes on from its checkpoint
    └─ PoisonNode                system    never     it killed its replica again and again
 
 `fault` says who can mend it (HTTP: 422, 500, 503). `retry` says what the engine does: `never` fails the node, `counted`
@@ -410,6 +411,13 @@ class ReplicaLost(StageFailed):
 
 class Overloaded(StageFailed):
     """The deployment had no room for the call."""
+
+    fault: ClassVar[Fault] = Fault.CAPACITY
+    retry: ClassVar[Retry] = Retry.FREE
+
+
+class HandedOver(StageFailed):
+    """The replica is being stopped and gave the call back; what it had made is in a checkpoint, if there is much."""
 
     fault: ClassVar[Fault] = Fault.CAPACITY
     retry: ClassVar[Retry] = Retry.FREE

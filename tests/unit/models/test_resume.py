@@ -36,11 +36,11 @@ def checkpoint_after(step: int, family: Family, pipe: DiffusionPipeline, checkpo
 
 @every_family
 def test_a_stopped_run_continues_from_a_file_in_a_fresh_pipeline(
-        family: Family, pipe_of: PipeOf, reference_of: ReferenceOf, checkpoints: Path, tmp_path: Path) -> None:
-    checkpoint_after(2, family, pipe_of(family.name), checkpoints).save(tmp_path / "step.pt")
+        family: Family, pipe_of: PipeOf, reference_of: ReferenceOf, checkpoints: Path) -> None:
+    content = checkpoint_after(2, family, pipe_of(family.name), checkpoints).to_bytes()
     heard: list[int] = []
     output = family.render(family.load(checkpoints), checkpoints, callback=lambda step, *_: heard.append(step),
-                           watch=Watch(resume=StepCheckpoint.load(tmp_path / "step.pt")))
+                           watch=Watch(resume=StepCheckpoint.from_bytes(content)))
     assert torch.equal(output, reference_of(family.name))
     assert heard == [2, 3]
 
