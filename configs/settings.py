@@ -99,8 +99,8 @@ class ModelsSettings(Frozen):
     stall_s: Seconds = 300.0
     """A replica whose running call makes no step for this long is unhealthy and replaced."""
     drain_s: Seconds = 900.0
-    """How long a replica may finish its call when it is stopped or redeployed; one that has checkpoints hands it over at
-    its next step instead."""
+    """How long a replica may finish its call when it is stopped or redeployed. Where checkpoints are kept it hands it
+    over at the next step instead."""
     checkpoints: CheckpointSettings = CheckpointSettings()
 
     def replica_of(self, card: str) -> ReplicaSettings:

@@ -1,4 +1,4 @@
-"""Step checkpoints beside the artifacts: what an attempt had made when it died, for the next one. Knows no torch, no job.
+"""Step checkpoints beside the artifacts: what an attempt had made when it died, for the next one. Knows no torch.
 
 Layout under the store's root, for the node's key `3fa9...`::
 

@@ -68,7 +68,7 @@ class Keeper:
         self._swept_s: float | None = None
 
     def run(self, call: RenderCall, token: Asked, unwanted: Callable[[], bool]) -> KeptRun:
-        """Around one run of a call, on the event loop; `unwanted`: whether nobody will ever ask for its result again."""
+        """Around one run of a call, on the event loop; `unwanted`: whether nobody will ask for its result again."""
         keeps = self.shelf is not None and call.cache_threshold is None
         return KeptRun(self, call, self.label(call), token, unwanted, keeps=keeps)
 
@@ -103,7 +103,7 @@ class Keeper:
 class KeptRun(AbstractAsyncContextManager["KeptRun"]):
     """One run: reads where to go on, decides when to write, and removes what is not needed any more."""
 
-    def __init__(self, keeper: Keeper, call: RenderCall, label: Mapping[str, Json], token: Asked,  # noqa: PLR0913
+    def __init__(self, keeper: Keeper, call: RenderCall, label: Mapping[str, Json], token: Asked,
                  unwanted: Callable[[], bool], *, keeps: bool) -> None:
         self._keeper = keeper
         self._shelf = keeper.shelf if keeps else None

@@ -183,9 +183,10 @@ class ModelReplica:
             self._loop.call_soon_threadsafe(self._leave_job, job_id)
 
     def leave(self) -> None:
-        """This replica is to end: what can go on elsewhere is handed over, the rest finished. Callable from any thread.
+        """This replica is to end: what can go on elsewhere is handed over, the rest is finished. From any thread.
 
-        A call that has not begun is given back at once, one that is denoised at its next step, unless it is nearly done.
+        A call that has not begun is given back at once, one that is being denoised at its next step, unless it is
+        nearly done.
         """
         self._keeper.is_leaving = True
         if self._loop is not None and not self._loop.is_closed():

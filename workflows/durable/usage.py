@@ -39,8 +39,8 @@ class Outcome(StrEnum):
     SAVED = "saved"
     """A result was found in the store; what making it had cost is what was saved."""
     CARRIED = "carried"
-    """A result was made from an earlier attempt's checkpoint; what that attempt had spent on it. That was charged when the
-    attempt ended, as wasted or interrupted, and is not charged again: so much less was lost."""
+    """A result was made from an earlier attempt's checkpoint; what that attempt had spent on it. That was charged when
+    the attempt ended, as wasted or interrupted, and is not charged again: so much less was lost."""
     WAITED = "waited"
     """A job was taken by a Director; `wall_s` after it was queued."""
     CANCELLED = "cancelled"
@@ -63,8 +63,9 @@ def check_budget(connection: sa.Connection, key_id: str, new: NodeRow) -> None:
 
 def spent(connection: sa.Connection, key_id: str = "") -> Mapping[str, float]:
     """GPU-seconds that each key was charged, or this one."""
+    free = (Outcome.SAVED.value, Outcome.CARRIED.value)
     wanted = (sa.select(usage.c.key_id, sa.func.sum(usage.c.gpu_s)).where(
-        usage.c.outcome.not_in((Outcome.SAVED.value, Outcome.CARRIED.value)), usage.c.key_id.is_not(None)).group_by(usage.c.key_id))
+        usage.c.outcome.not_in(free), usage.c.key_id.is_not(None)).group_by(usage.c.key_id))
     if key_id:
         wanted = wanted.where(usage.c.key_id == key_id)
     return {str(found): float(seconds) for found, seconds in connection.execute(wanted)}
