@@ -24,7 +24,7 @@ def is_stopping() -> bool:
     return any(bool(actor._replica_impl._shutting_down) for actor in global_worker.actors.values())
 
 
-def when_stopping(tell: Callable[[], None], stopping: Callable[[], bool] = is_stopping, *, look_s: float = LOOK_S,
+def when_stopping(tell: Callable[[], object], stopping: Callable[[], bool] = is_stopping, *, look_s: float = LOOK_S,
                   ) -> threading.Thread:
     """Call `tell()` once, from a thread of its own, when the replica around this process is to end."""
 

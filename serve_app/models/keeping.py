@@ -155,7 +155,7 @@ class KeptRun(AbstractAsyncContextManager["KeptRun"]):
         keeper, now_s = self._keeper, self._keeper.clock()
         if self._token.is_set:
             # Its callers are gone, but perhaps only the Director that called: another one will ask again.
-            due = not self._unwanted() and now_s - self._last_s >= keeper.settings.interval_s
+            due = not self._unwanted() and now_s - self._started_s >= keeper.settings.interval_s
         elif keeper.is_leaving:
             due = self._left_s(done, total, now_s) >= keeper.settings.interval_s
         else:
