@@ -112,7 +112,7 @@ class Busy:
         when_stopping(self._told.set)
 
     async def work(self) -> str:
-        while not self._told.is_set():
+        while not self._told.is_set():  # noqa: ASYNC110 - it is set on another thread
             await asyncio.sleep(0.05)
         return "handed over"
 

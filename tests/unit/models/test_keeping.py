@@ -1,4 +1,4 @@
-"""A run that ends early is gone on with elsewhere, bit for bit; windows of failure, hand-over, and when to write at all.
+"""A run that ends early is gone on with elsewhere, bit for bit; windows of failure, hand-over, and when to write.
 
 Two replicas on one store stand for two processes. One that "died" is held at a step, as a process that was taken over
 while it still lives: it sees nothing of what the other does, and what it writes afterwards must hurt nobody.
