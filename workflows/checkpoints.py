@@ -54,9 +54,13 @@ class Kept:
 
     def to_bytes(self) -> bytes:
         """As a file: magic, length of the header, header, body."""
+        return self.head_bytes() + self.body
+
+    def head_bytes(self) -> bytes:
+        """All of the file before the body."""
         head = canonical_json({"label": dict(self.label), "step": self.step, "attempt": self.attempt,
                                "spent_s": self.spent_s, "sha256": hashlib.sha256(self.body).hexdigest()}).encode()
-        return b"".join((MAGIC, len(head).to_bytes(LENGTH_BYTES, "big"), head, self.body))
+        return b"".join((MAGIC, len(head).to_bytes(LENGTH_BYTES, "big"), head))
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Kept:
@@ -98,7 +102,8 @@ class CheckpointShelf:
         tmp = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
         try:
             with tmp.open("wb") as file:
-                file.write(kept.to_bytes())
+                file.write(kept.head_bytes())
+                file.write(kept.body)
                 file.flush()
                 os.fsync(file.fileno())
             tmp.replace(target)

@@ -1,8 +1,9 @@
 """When a run is written down, and from where the next one goes on. Knows the tap and the shelf, no Ray and no GPU.
 
 A checkpoint costs the GPU the moment in which the latents are copied to main memory; they are packed and written on
-another thread. That moment is measured, and the next one is not before it is a small share of the time since. So the
-interval follows from the model and the machine, and slow storage only makes it longer.
+another thread. That moment is measured, and what the other thread computes, which takes the interpreter and a core from
+the loop; the next checkpoint is not before both are a small share of the time since. So the interval follows from the
+model and the machine, and slow storage only makes it longer.
 
 None are made where going on would not give the same bits, or where there is nothing to gain: pictures that share a run,
 several GPUs for one call, drafts whose step cache lives in the denoiser's hooks, models that are elsewhere.
@@ -57,7 +58,9 @@ class Keeper:
         self.clock = clock
         self.thread = SerialThread("checkpoints")
         self.held_s = 0.0
-        """What the last checkpoint cost the GPU."""
+        """For how long the last checkpoint held the GPU up."""
+        self.packed_s = 0.0
+        """CPU time that packing and writing it took beside the GPU."""
         self.is_leaving = False
         """The replica is to end: runs are written down and handed over. Set once, from any thread."""
         # Sums of many numbers depend on how many threads share them; a GPU's do not.
@@ -66,6 +69,11 @@ class Keeper:
             "card": card.name, "card_digest": card.digest(), "device": made_on, "threads": threads,
             "used": dict(used), "versions": dict(versions())}
         self._swept_s: float | None = None
+
+    @property
+    def wait_s(self) -> float:
+        """Least time between two checkpoints."""
+        return max(self.settings.interval_s, (self.held_s + self.packed_s) / self.settings.share)
 
     def run(self, call: RenderCall, token: Asked, unwanted: Callable[[], bool]) -> KeptRun:
         """Around one run of a call, on the event loop; `unwanted`: whether nobody will ask for its result again."""
@@ -159,8 +167,7 @@ class KeptRun(AbstractAsyncContextManager["KeptRun"]):
         elif keeper.is_leaving:
             due = self._left_s(done, total, now_s) >= keeper.settings.interval_s
         else:
-            wait_s = max(keeper.settings.interval_s, keeper.held_s / keeper.settings.share)
-            due = now_s - self._last_s >= wait_s and (self._writing is None or self._writing.done())
+            due = now_s - self._last_s >= keeper.wait_s and (self._writing is None or self._writing.done())
         if due:
             if torch.cuda.is_initialized():
                 torch.cuda.synchronize()  # its steps are no part of what the checkpoint costs
@@ -188,9 +195,11 @@ class KeptRun(AbstractAsyncContextManager["KeptRun"]):
         if not all(bool(torch.isfinite(sample).all()) for sample in checkpoint.samples):
             log.warning("%s: step %d is not written down: NaN or infinite", self.call.node_id, checkpoint.step)
             return
+        started_s = time.thread_time()
         self._shelf.put(self.call.key, self._id, Kept(
             label=self._label, step=checkpoint.step, attempt=self.call.attempt, spent_s=spent_s,
             body=checkpoint.to_bytes()))
+        self._keeper.packed_s = time.thread_time() - started_s
 
     def _look(self, shelf: CheckpointShelf) -> None:
         """Find where to go on. Whatever goes wrong here, the run begins at its beginning."""

@@ -321,12 +321,14 @@ def test_the_interval_follows_from_what_a_checkpoint_costs(tmp_path: Path) -> No
     assert not due(4, 50), "a run shorter than 20 s has none"
     now[0] = 20.1
     assert due(5, 50)
-    now[0] = 20.6  # half a second for the copy: 1 % of 50 s
+    now[0] = 20.6  # half a second for the copy, a tenth for packing: 1 % of 60 s
     take(checkpoint(5))
     keeper.thread.submit(lambda: None).result()
-    now[0] = 70.5
+    assert keeper.packed_s > 0
+    keeper.packed_s = 0.1
+    now[0] = 80.5
     assert not due(15, 50)
-    now[0] = 70.7
+    now[0] = 80.7
     assert due(16, 50)
     keeper.close()
 

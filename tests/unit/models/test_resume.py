@@ -9,6 +9,8 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
+from configs.memory import Placement
+from serve_app.models.ladder import lift, place
 from serve_app.models.lifecycle import CancelToken
 from serve_app.models.resume import StepCheckpoint
 from serve_app.models.tap import Watch
@@ -95,3 +97,21 @@ def test_a_checkpoint_of_another_number_of_steps_is_refused(pipe_of: PipeOf, che
     checkpoint = checkpoint_after(2, family, pipe, checkpoints)
     with pytest.raises(ModelFailed, match=f"of a run of {STEPS} steps, this one has 6"):
         family.render(pipe, checkpoints, callback=lambda *_: None, watch=Watch(resume=checkpoint), steps=6)
+
+
+@pytest.mark.parametrize("placement", [Placement.PARTS, Placement.LAYERS])
+def test_weights_that_come_and_go_are_moved_as_before_when_steps_are_recorded(
+        placement: Placement, reference_of: ReferenceOf, checkpoints: Path) -> None:
+    """What moves them also stands before the denoiser's `forward`, and puts itself there anew at the end of a call."""
+    family = BY_NAME["wan_t2v"]
+    pipe = family.load(checkpoints)
+    place(pipe, [pipe], placement, "cpu")
+    taken: list[StepCheckpoint] = []
+    watch = Watch(checkpoint_due=lambda done, total: done == 2, on_checkpoint=taken.append)
+    for _ in range(2):
+        output = family.render(pipe, checkpoints, callback=lambda *_: None, watch=watch)
+        assert torch.equal(output, reference_of("wan_t2v"))
+    resumed = family.render(pipe, checkpoints, callback=lambda *_: None, watch=Watch(resume=taken[-1]))
+    assert torch.equal(resumed, reference_of("wan_t2v"))
+    lift(pipe)
+    assert torch.equal(family.render(pipe, checkpoints, callback=lambda *_: None), reference_of("wan_t2v"))
