@@ -21,7 +21,7 @@ LOOK_S = 0.25
 
 def is_stopping() -> bool:
     """Whether this process is a replica that Serve is ending. Raises AttributeError where Ray keeps that elsewhere."""
-    return any(bool(actor._replica_impl._shutting_down) for actor in global_worker.actors.values())
+    return any(bool(actor._replica_impl._shutting_down) for actor in list(global_worker.actors.values()))
 
 
 def when_stopping(tell: Callable[[], object], stopping: Callable[[], bool] = is_stopping, *, look_s: float = LOOK_S,

@@ -85,6 +85,11 @@ class Keeper:
         asked = {name: value for name, value in asdict(call).items() if name not in NOT_PIXELS}
         return {**self._label, "key": call.key, "call": digest(asked)}
 
+    def forget(self, call: RenderCall) -> None:
+        """The call's result was found: what an attempt left that died between its result and its end is not needed."""
+        if self.shelf is not None and call.attempt > 1:
+            self.behind(functools.partial(self.shelf.drop, call.key), "finished ones not removed")
+
     def sweep(self) -> None:
         """Remove what is left of shots that were never finished, now and then, on the thread beside the GPU's."""
         now_s = self.clock()

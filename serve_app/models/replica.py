@@ -275,6 +275,7 @@ class ModelReplica:
             # 1. done before, here or by another replica   2. begun before: go on there
             found = await asyncio.to_thread(self._found, call, task)
             if found is not None:
+                self._keeper.forget(call)
                 return found
             async with self._keeper.run(call, run.token, run.is_unwanted) as kept:
                 # 3. say where it begins   4. read the first frame

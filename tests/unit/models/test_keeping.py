@@ -139,8 +139,9 @@ async def test_death_after_the_result_and_before_the_commit_costs_no_step(bench_
         made = (await bench_of("elsewhere").replica.clip(CALL)).artifact
         first.store.put(CALL.key, Path(made.uri), media_type=made.media_type, manifest={})
         found = await second.replica.clip(AGAIN)
-    assert found.artifact.sha256 == made.sha256
-    assert second.load.pipe.takes[1:] == [], "nothing but the warm-up was run"
+        assert found.artifact.sha256 == made.sha256
+        assert second.load.pipe.takes[1:] == [], "nothing but the warm-up was run"
+        await first.until_kept()
     await lost
 
 
