@@ -76,6 +76,18 @@ class ReplicaSettings(Frozen):
     """CPUs per replica; unset: the card's own number."""
 
 
+class CheckpointSettings(Frozen):
+    """How often a clip in the making is written down, so that the next attempt goes on there."""
+
+    share: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Most of a run's time that may go into its checkpoints; 0: none are written, and none are read."""
+    interval_s: Annotated[float, Field(ge=0)] = 20.0
+    """Least time between two, in a run as since its start: shorter runs have none. What a run has left when its replica
+    is stopped is finished there when it takes no longer than this."""
+    keep_days: Seconds = 3.0
+    """Checkpoints whose shot was never finished are removed after this time."""
+
+
 class ModelsSettings(Frozen):
     """Which card answers which task."""
 
@@ -103,7 +115,9 @@ class ModelsSettings(Frozen):
     stall_s: Seconds = 300.0
     """A replica whose running call makes no step for this long is unhealthy and replaced."""
     drain_s: Seconds = 900.0
-    """How long a replica may finish its call when it is stopped or redeployed."""
+    """How long a replica may finish its call when it is stopped or redeployed. Where checkpoints are kept it hands it
+    over at the next step instead."""
+    checkpoints: CheckpointSettings = CheckpointSettings()
 
     def replica_of(self, card: str) -> ReplicaSettings:
         """Settings of one card's replicas."""

@@ -22,6 +22,7 @@ from configs.settings import Settings
 from serve_app.cluster import scratch_dir
 from serve_app.director import Director, Ports
 from serve_app.handles import ChatHandle, MediaHandle, model_handles
+from serve_app.leaving import when_stopping
 from serve_app.media_worker import MediaWorker
 from serve_app.models.embedding import CardEmbedder
 from serve_app.providers.local import Answer, Question
@@ -29,6 +30,7 @@ from serve_app.webhooks.courier import SocketCourier
 from serve_app.webhooks.guard import Guard
 from serve_app.webhooks.postman import Postman
 from serve_app.writers.model import story_writer
+from workflows.checkpoints import CheckpointShelf
 from workflows.durable.ledger import Ledger
 from workflows.ports import RenderCall
 from workflows.store import Store
@@ -49,7 +51,9 @@ class ModelDeployment:
         assigned = ray.get_runtime_context().get_assigned_resources()
         reporter = _reporter(settings, self._cancel_job)
         self._replica: ModelReplica = ModelReplica(
-            card, settings.models, settings.media, open_store(settings), reporter, float(assigned.get("GPU", 0)))
+            card, settings.models, settings.media, open_store(settings), reporter, float(assigned.get("GPU", 0)),
+            checkpoints=CheckpointShelf(settings.store))
+        when_stopping(self._replica.leave)
 
     async def image(self, call: RenderCall) -> NodeResult:
         """Text to one picture."""
@@ -115,6 +119,9 @@ class DirectorDeployment(Director):
         courier = SocketCourier(Guard(settings.webhooks), timeout_s=settings.webhooks.timeout_s)
         self._postman = Postman(ledger.database, courier, settings.webhooks)
         self._posting = asyncio.create_task(self._postman.run(), name="postman")
+        loop = asyncio.get_running_loop()
+        # Its jobs are free for the next Director at once, not only when their leases have run out.
+        when_stopping(lambda: asyncio.run_coroutine_threadsafe(self.stop(), loop))
 
     async def stop(self) -> None:
         """As the Director does; webhooks under way are cut off and sent again by the next one."""

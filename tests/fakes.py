@@ -19,6 +19,7 @@ class FakeStore:
         self._directory = directory
         self._bytes: dict[str, bytes] = {}
         self._artifacts: dict[str, Artifact] = {}
+        self.discarded: list[str] = []
 
     def find(self, key: str) -> Artifact | None:
         return self._artifacts.get(key)
@@ -26,6 +27,9 @@ class FakeStore:
     def put(self, key: str, source: Path, *, media_type: MediaType, manifest: Mapping[str, Json],
             score: float | None = None) -> Artifact:
         return self.keep(key, source.read_bytes(), media_type=media_type, score=score)
+
+    def discard(self, key: str) -> None:
+        self.discarded.append(key)
 
     def fetch(self, artifact: Artifact) -> Path:
         path = self._directory / f"{artifact.key}{artifact.media_type.suffix}"

@@ -30,6 +30,7 @@ ReelrayError                    fault     retry
    ├─ ReplicaLost               capacity  free      the process or node died under the call; not the shot's fault
    ├─ Overloaded                capacity  free      the deployment refused the call for now
    │  └─ WrongReplica           capacity  free      this replica ran out of memory for it; another one may not
+   ├─ HandedOver                capacity  free      its replica is being stopped; another goes on from its checkpoint
    └─ PoisonNode                system    never     it killed its replica again and again
 
 `fault` says who can mend it (HTTP: 422, 500, 503). `retry` says what the engine does: `never` fails the node, `counted`
@@ -421,6 +422,13 @@ class Overloaded(StageFailed):
 
 class WrongReplica(Overloaded):
     """This replica is to be avoided: it ran out of memory for the call before. Another one may have more."""
+
+
+class HandedOver(StageFailed):
+    """The replica is being stopped and gave the call back; what it had made is in a checkpoint, if there is much."""
+
+    fault: ClassVar[Fault] = Fault.CAPACITY
+    retry: ClassVar[Retry] = Retry.FREE
 
 
 class PoisonNode(StageFailed):

@@ -20,6 +20,9 @@ class ArtifactStore(Protocol):
             score: float | None = None) -> Artifact:
         """Commit a local file under a key, atomically; a second commit of the same key is harmless."""
 
+    def discard(self, key: str) -> None:
+        """Remove what unfinished attempts at this key have left; nobody will go on from it."""
+
     def fetch(self, artifact: Artifact) -> Path:
         """A local file with the artifact's bytes, checked against its digest. Read-only."""
 

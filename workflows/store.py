@@ -4,6 +4,7 @@ Layout under the root, for key `3fa9...`::
 
     3f/3fa9.../<sha256, 16 digits>.mp4      the bytes
     3f/3fa9.../manifest.json                the commit: names the file, its digest, and how it was made
+    checkpoints/3fa9.../                    of attempts that are not finished (`workflows.checkpoints`)
 
 A file is written first and the manifest last, each by an atomic replace; so a reader sees all or nothing, and two
 writers of one key (a Director and its zombie) leave one of their two complete results, never a mixture.
@@ -25,6 +26,7 @@ from typing import BinaryIO
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from workflows.checkpoints import CheckpointShelf
 from workflows.errors import ArtifactCorrupt, ArtifactMissing, InvalidSettings
 from workflows.types import Artifact, Json, MediaType
 
@@ -133,6 +135,10 @@ class Store:
             self._fs.put_file(str(source), target)
             self._fs.pipe_file(self._path(key, MANIFEST), body.encode())
         return artifact
+
+    def discard(self, key: str) -> None:
+        """Remove the checkpoints of unfinished attempts at a key; an artifact stays."""
+        CheckpointShelf(self.url).drop(key)
 
     # -- paths --------------------------------------------------------------------------------------------------
 

@@ -37,15 +37,19 @@ class StepClock:
 class RunRecords:
     """Called by one thread at a time: the event loop, the GPU thread or the one beside it, the saving thread."""
 
-    def __init__(self, sink: ProgressSink, waiting: Callable[[], Iterable[RenderCall]], *, steps: int) -> None:
-        """`waiting` names the calls that want to hear; `steps` is what the call asks for, until the first step."""
+    def __init__(self, sink: ProgressSink, waiting: Callable[[], Iterable[RenderCall]], *, steps: int,
+                 first_step: int = 0) -> None:
+        """`waiting` names the calls that want to hear; `steps` is what the call asks for, until the first step.
+
+        `first_step`: those that an earlier attempt had made; the bar begins there.
+        """
         self._sink = sink
         self._waiting = waiting
         self._n = 0
-        self._step = 0
+        self.first_step = self._step = first_step
         self._total = steps
         self._timestep = 0.0
-        self._fraction = 0.0
+        self._fraction = clip_fraction(Phase.DIFFUSION, step=first_step, total_steps=steps) if first_step else 0.0
 
     def initialise(self) -> None:
         """The call was taken in."""

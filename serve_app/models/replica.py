@@ -25,6 +25,7 @@ from configs.settings import MediaSettings, ModelsSettings
 from serve_app.models import adapters, pipelines, weights
 from serve_app.models.batching import Item, batcher_of
 from serve_app.models.crew import crew_of
+from serve_app.models.keeping import Keeper, KeptRun
 from serve_app.models.ladder import Ladder
 from serve_app.models.lifecycle import (
     CancelToken,
@@ -43,8 +44,10 @@ from serve_app.models.saving import Saver, picture_of, references_of
 from serve_app.models.studio import open_studio, warm_up
 from serve_app.models.takes import Take
 from serve_app.models.tap import Watch
+from workflows.checkpoints import CheckpointShelf
 from workflows.errors import (
     GpuOutOfMemory,
+    HandedOver,
     ModelFailed,
     ReelrayError,
     RenderCancelled,
@@ -59,14 +62,16 @@ from workflows.types import NodeResult, substitute_key
 
 log = logging.getLogger(__name__)
 
+LEAVING = "its replica is being stopped; nothing was begun"
+
 
 @dataclass(slots=True, eq=False)
 class _Waiter:
     """One caller of a run."""
 
     call: RenderCall
-    left: asyncio.Future[None]
-    """Resolved when the caller is told to go without the result."""
+    left: asyncio.Future[StageFailed]
+    """Resolved when the caller is told to go without the result, and why."""
 
 
 @dataclass(slots=True, eq=False)
@@ -80,20 +85,29 @@ class _Run:
     """What the model had to say of its result."""
     differs: bool = False
     """Pixels may not be those that the key stands for."""
+    begun: bool = False
+    """It has had its turn on the GPU."""
+    jobs: set[str] = field(default_factory=set)
+    """That asked for it and were not cancelled."""
 
     def calls(self) -> tuple[RenderCall, ...]:
         """Who wants to hear of its progress."""
         return tuple(waiter.call for waiter in self.waiters)
 
+    def is_unwanted(self) -> bool:
+        """Nobody will ask for it again; callers may be gone because their Director is, and it comes back."""
+        return not self.jobs
+
     def differ(self) -> None:
         """The result must not stand in for that of another GPU, which would have had the memory."""
         self.differs = True
 
-    def let_go(self, waiters: list[_Waiter]) -> None:
+    def let_go(self, waiters: list[_Waiter], why: type[StageFailed] = RenderCancelled, reason: str = "cancelled",
+               ) -> None:
         """Send callers away; when nobody is left, the GPU hears of it now rather than when they have gone."""
         for waiter in waiters:
             if not waiter.left.done():
-                waiter.left.set_result(None)
+                waiter.left.set_result(why(node_id=waiter.call.node_id, reason=reason))
         if all(waiter.left.done() for waiter in self.waiters):
             self.token.set()
 
@@ -109,7 +123,7 @@ class ModelReplica:
     def __init__(  # noqa: PLR0913 - where a replica is put together; each is one port or one branch of the settings
         self, card: ModelCard, settings: ModelsSettings, media: MediaSettings, store: ArtifactStore,
         sink: ProgressSink, assigned_gpus: float, load: pipelines.LoadPipeline = pipelines.load,
-        room_gb: Callable[[str, float], float | None] = gpu_room_gb,
+        room_gb: Callable[[str, float], float | None] = gpu_room_gb, checkpoints: CheckpointShelf | None = None,
     ) -> None:
         """Load every task of the card and make one tiny call with each; a replica that exists can render.
 
@@ -140,6 +154,7 @@ class ModelReplica:
         self._ladder = Ladder(card, device, room_gb(device, assigned_gpus))
         studio = open_studio(card, device, self._crew.keeping(self._ladder.keeping(load)))
         self._saver.used = studio.used
+        self._keeper = Keeper(checkpoints, settings.checkpoints, card, made_on=made_on, used=studio.used)
         self._studio = self._crew.joined(studio)
         self._batcher = batcher_of(card, self._studio, self._ladder, self._gpu, self._heartbeat)
         loaded = time.perf_counter()
@@ -162,6 +177,7 @@ class ModelReplica:
         run = self._runs.get(key)
         if run is None:
             return False
+        run.jobs.clear()
         run.let_go(run.waiters)
         return True
 
@@ -169,6 +185,16 @@ class ModelReplica:
         """Let go of every call of a job; a run that nobody else waits for is stopped. Callable from any thread."""
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._leave_job, job_id)
+
+    def leave(self) -> None:
+        """This replica is to end: what can go on elsewhere is handed over, the rest is finished. From any thread.
+
+        A call that has not begun is given back at once, one that is being denoised at its next step, unless it is
+        nearly done.
+        """
+        self._keeper.is_leaving = True
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._hand_back)
 
     async def check_health(self) -> None:
         """Raise when this process cannot render any more: a broken GPU context, or no step for too long."""
@@ -181,6 +207,7 @@ class ModelReplica:
             run.token.set()
         self._gpu.close()
         self._saving.close()
+        self._keeper.close()
         self._crew.close()
         self._studio, self._batcher = {}, None
         self._ladder.close()
@@ -193,6 +220,8 @@ class ModelReplica:
         self._refuse_other_card(call, task)
         if self.name in call.avoid:
             raise WrongReplica(node_id=call.node_id, reason="it did not fit this replica's GPU before")
+        if self._keeper.is_leaving:
+            raise HandedOver(node_id=call.node_id, reason=LEAVING)
         while (run := self._runs.get(call.key)) is not None and run.token.is_set:
             await asyncio.wait([run.task])  # being stopped: its key is free after that
         if run is None:
@@ -205,6 +234,7 @@ class ModelReplica:
     async def _wait(self, run: _Run, call: RenderCall) -> NodeResult:
         waiter = _Waiter(call, asyncio.get_running_loop().create_future())
         run.waiters.append(waiter)
+        run.jobs.add(call.job_id)
         try:
             either: set[asyncio.Future[Any]] = {run.task, waiter.left}
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -217,13 +247,21 @@ class ModelReplica:
                     await finish(run.task)
             finally:
                 self._sink.end(call.job_id, call.node_id)
-        if waiter.left.done() or run.task.cancelled():
+        if waiter.left.done():
+            raise waiter.left.result()
+        if run.task.cancelled():
             raise RenderCancelled(node_id=call.node_id, reason="cancelled")
         return run.task.result()
 
     def _leave_job(self, job_id: str) -> None:
         for run in self._runs.values():
+            run.jobs.discard(job_id)
             run.let_go([waiter for waiter in run.waiters if waiter.call.job_id == job_id])
+
+    def _hand_back(self) -> None:
+        for run in self._runs.values():
+            if not run.begun:
+                run.let_go(run.waiters, HandedOver, LEAVING)
 
     def _refuse_other_card(self, call: RenderCall, task: Task) -> None:
         mine = f"{self._card.name} ({self._card_digest})"
@@ -240,25 +278,28 @@ class ModelReplica:
 
     async def _produce(self, run: _Run, call: RenderCall, task: Task) -> NodeResult:
         try:
-            # 1. done before, here or by another replica   2. say that it begins   3. read the first frame
+            # 1. done before, here or by another replica   2. begun before: go on there
             found = await asyncio.to_thread(self._found, call, task)
             if found is not None:
+                self._keeper.forget(call)
                 return found
-            records = RunRecords(self._sink, run.calls, steps=call.steps)
-            records.initialise()
-            take, warnings = await asyncio.to_thread(self._take, call, task)
-            # 4. render   5. encode and store, beside the next render
-            queued = time.perf_counter()
-            render = functools.partial(self._render, run, call, task, take, records)
-            if self._batcher is None:
-                frames, seconds = await self._gpu.run(render, cancel=run.token)
-            else:
-                frames, seconds = await self._batcher.run(Item(take, call, run.token, records, render))
-            seconds["wait"] = time.perf_counter() - queued - sum(seconds.values())
-            kept = replace(call, key=substitute_key(call.key)) if run.differs else call
-            save = functools.partial(self._saver.save, frames, kept, records, warnings=(*warnings, *run.notes),
-                                     seconds=seconds)
-            return await self._saving.run(save, cancel=run.token)
+            async with self._keeper.run(call, run.token, run.is_unwanted) as kept:
+                # 3. say where it begins   4. read the first frame
+                records = RunRecords(self._sink, run.calls, steps=kept.total_steps, first_step=kept.first_step)
+                records.initialise()
+                take, warnings = await asyncio.to_thread(self._take, call, task)
+                # 5. render   6. encode and store, beside the next render
+                queued = time.perf_counter()
+                render = functools.partial(self._render, run, kept, task, take, records)
+                if self._batcher is None:
+                    frames, seconds = await self._gpu.run(render, cancel=run.token)
+                else:
+                    frames, seconds = await self._batcher.run(Item(take, call, run.token, records, render))
+                seconds["wait"] = time.perf_counter() - queued - sum(seconds.values())
+                target = replace(call, key=substitute_key(call.key)) if run.differs else call
+                save = functools.partial(self._saver.save, frames, target, records, seconds={**seconds, **kept.carried},
+                                         warnings=(*warnings, *run.notes))
+                return await self._saving.run(save, cancel=run.token)
         except ReelrayError:
             raise
         except Exception as error:
@@ -296,14 +337,15 @@ class ModelReplica:
             raise RenderRefused(node_id=call.node_id, reason=reason)
         return take, (*warnings, *painter.warnings(take))
 
-    def _render(self, run: _Run, call: RenderCall, task: Task, take: Take, records: RunRecords,
+    def _render(self, run: _Run, kept: KeptRun, task: Task, take: Take, records: RunRecords,
                 ) -> tuple[UInt8Array, dict[str, float]]:
         """On the GPU thread: frames, and how long the steps and the rest took."""
+        run.begun, call = True, kept.call
         watch = Watch(label=call.node_id, cancel=run.token, deadline_s=call.deadline_s, beat=self._heartbeat.beat,
                       note=run.notes.append, other_pixels=run.differ)
         failure: StageFailed
         try:
-            clock = StepClock(records.step)
+            clock, watch = StepClock(records.step), kept.watched(watch)
             for attempt in self._ladder.attempts(task, take.shape, watch):
                 with attempt:
                     frames = self._studio[task].generate(take, progress_callback=clock, watch=watch)

@@ -12,9 +12,9 @@ scheduler.
 from __future__ import annotations
 
 import copy
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -84,22 +84,22 @@ class StepCheckpoint:
     outputs: Mapping[str, OutputShape]
     """What each denoiser returns, by component name."""
 
-    def save(self, path: Path) -> None:
-        """Write to a file, atomically."""
+    def to_bytes(self) -> bytes:
+        """As a file of torch's."""
         plain = {
             "step": self.step, "total": self.total, "samples": self.samples, "schedulers": self.schedulers,
             "generator": self.generator, "global_cpu": self.global_cpu, "global_cuda": self.global_cuda,
             "outputs": {name: (shape.structure, [_plain(leaf) for leaf in shape.leaves])
                         for name, shape in self.outputs.items()},
         }
-        partial = path.with_name(path.name + ".part")
-        torch.save(plain, partial)
-        partial.replace(path)
+        file = io.BytesIO()
+        torch.save(plain, file)
+        return file.getvalue()
 
     @classmethod
-    def load(cls, path: Path) -> StepCheckpoint:
-        """Read a file that `save` wrote; runs no code from it (`weights_only`)."""
-        plain = torch.load(path, weights_only=True)
+    def from_bytes(cls, content: bytes) -> StepCheckpoint:
+        """The inverse; runs no code from it (`weights_only`)."""
+        plain = torch.load(io.BytesIO(content), weights_only=True)
         outputs = {name: OutputShape(structure=structure, leaves=tuple(_shaped(leaf) for leaf in leaves))
                    for name, (structure, leaves) in plain.pop("outputs").items()}
         return cls(**plain, outputs=outputs)

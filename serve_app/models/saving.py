@@ -66,12 +66,13 @@ class Saver:
             records.saving(ENCODED_SHARE)
             taken = {**seconds, "encode": encoded - started}
             artifact = self._store.put(call.key, path, media_type=media_type,
-                                       manifest=self._manifest(call, warnings, taken))
+                                       manifest=self._manifest(call, warnings, taken, records.first_step))
         records.done()
         return NodeResult(artifact=artifact, warnings=warnings,
                           seconds={**taken, "store": time.perf_counter() - encoded})
 
-    def _manifest(self, call: RenderCall, warnings: tuple[str, ...], seconds: Mapping[str, float]) -> dict[str, Json]:
+    def _manifest(self, call: RenderCall, warnings: tuple[str, ...], seconds: Mapping[str, float], first_step: int,
+                  ) -> dict[str, Json]:
         asked = asdict(call)
         first = None if call.first_frame is None else call.first_frame.to_json()
         for name in ("references", "avoid", "may_shrink"):
@@ -84,6 +85,7 @@ class Saver:
             "exactness": {"class": worst(tuple(effect.exactness for effect in effects)).value, "used": dict(self.used),
                           "why": [effect.render() for effect in effects]},
             "call": {**asked, "first_frame": first, **references},
+            **({"resumed_after_step": first_step} if first_step else {}),
             "encode": asdict(self._options),
             "device": self._device,
             "versions": dict(versions()),

@@ -39,6 +39,9 @@ On a GPU it is called on a thread of its own, and for the last time before the r
 
 OnCheckpoint = Callable[[StepCheckpoint], None]
 
+CheckpointDue = Callable[[int, int], bool]
+"""`due(steps_done, total_steps_count)`: whether to record now; asked after each step but the last."""
+
 
 def _nothing() -> None:
     return None
@@ -73,7 +76,9 @@ class Watch:
     other_pixels: Callable[[], None] = _nothing
     """Called when what was done for lack of memory may have changed pixels."""
     checkpoint_every: int = 0
-    """Steps between two checkpoints; 0: none."""
+    """Steps between two checkpoints; 0: none, but for those that are due otherwise."""
+    checkpoint_due: CheckpointDue | None = None
+    """Decides by more than a number of steps, on the rendering thread."""
     on_checkpoint: OnCheckpoint | None = None
     """Takes each checkpoint, on the rendering thread. An error in it ends the render."""
     resume: StepCheckpoint | None = None
@@ -146,6 +151,8 @@ class SchedulerTap:
         self._relay: StepRelay | None = None
         self._lanes: list[_Lane] = []
         self._leader: _Lane | None = None
+        self._records = watch.on_checkpoint is not None and (
+            watch.checkpoint_every > 0 or watch.checkpoint_due is not None)
         self._skipping = watch.resume is not None
         self._switch: DenoiserSwitch | None = None
         self._originals: list[tuple[Any, type]] = []
@@ -158,7 +165,7 @@ class SchedulerTap:
                 self._originals.append((component, type(component)))
                 component.__class__ = _tapped(type(component), self)
         self._watch_vae()
-        if self._watch.checkpoint_every or self._watch.resume is not None:
+        if self._records or self._watch.resume is not None:
             known = self._watch.resume.outputs if self._watch.resume is not None else {}
             self._switch = DenoiserSwitch(self._pipe, known=known, skipping=lambda: self._skipping)
         return self
@@ -197,7 +204,7 @@ class SchedulerTap:
             # A pipeline that runs its loop several times (a long video in sections) starts again at 0.
             step = (lane.done - 1) % total
             self._tell(lane.sample, step, total, lane.schedule[step])
-        if self._watch.checkpoint_every:
+        if self._records:
             self._checkpoint(lane)
         self._watch.check()
         return output
@@ -234,12 +241,17 @@ class SchedulerTap:
 
     def _checkpoint(self, lane: _Lane) -> None:
         take, total = self._watch.on_checkpoint, len(lane.schedule)
-        if take is None or self._switch is None or lane.done % self._watch.checkpoint_every or lane.done >= total:
+        if take is None or self._switch is None or lane.done >= total:
             return
         samples = [other.sample for other in self._lanes if other.done == lane.done and other.sample is not None]
-        if len(samples) == len(self._lanes):  # the last of the loop's schedulers has reached this step
+        # The last of the loop's schedulers must have reached this step.
+        if len(samples) == len(self._lanes) and self._is_due(lane.done, total):
             take(checkpoint_now([other.scheduler for other in self._lanes], samples, step=lane.done, total=total,
                                 generator=self._generator, outputs=self._switch.outputs))
+
+    def _is_due(self, done: int, total: int) -> bool:
+        every, due = self._watch.checkpoint_every, self._watch.checkpoint_due
+        return bool(every and done % every == 0) or (due is not None and due(done, total))
 
     def _skip(self, lane: _Lane, base_step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Pass the sample through; at the checkpoint's last step hand over the recorded one."""

@@ -21,7 +21,8 @@ from workflows.types import NO_MODEL_LANES, JobStatus, NodeKind, NodeStatus, Pri
 SCRAPE_AGE_S = 5.0
 """Scrapes within this time are answered with the same page: each costs a pass over the tables."""
 GPU_OUTCOMES: Mapping[str, tuple[Outcome, ...]] = {
-    "useful": (Outcome.USEFUL,), "wasted": (Outcome.WASTED, Outcome.INTERRUPTED), "saved": (Outcome.SAVED,)}
+    "useful": (Outcome.USEFUL,), "wasted": (Outcome.WASTED, Outcome.INTERRUPTED), "saved": (Outcome.SAVED,),
+    "carried": (Outcome.CARRIED,)}
 ATTEMPTS = (Outcome.USEFUL, Outcome.WASTED, Outcome.INTERRUPTED)
 SHOT_STAGES = (NodeKind.KEYFRAME, NodeKind.CLIP)
 """The nodes of which each shot has at most one per stage."""
@@ -100,7 +101,8 @@ def _gpu(readings: Readings, models: Sequence[str]) -> Iterable[Metric]:
                          Sample(suffix="_count", labels={"model": name},
                                 value=sum(spell.steps for spell in made if spell.lane == name)))))
     yield _counter("reelray_gpu_seconds_total", "Seconds that models worked: useful for a result, wasted (failed, "
-                   "cancelled, interrupted), or saved by the store.",
+                   "cancelled, interrupted), saved by the store, or carried over: wasted, but for a checkpoint that a "
+                   "later attempt made its result from.",
                    [({"outcome": name}, sum(spell.gpu_s for spell in _of(readings, *outcomes)))
                     for name, outcomes in GPU_OUTCOMES.items()])
     yield _counter("reelray_attempts_total", "Attempts at nodes by how they ended.", [
@@ -108,6 +110,8 @@ def _gpu(readings: Readings, models: Sequence[str]) -> Iterable[Metric]:
         for kind in NodeKind for outcome in ATTEMPTS])
     yield _counter("reelray_resumes_total", "Nodes that another Director took over while they ran.",
                    [({}, sum(_counts(readings, Outcome.INTERRUPTED).values()))])
+    yield _counter("reelray_mid_shot_resumes_total", "Results that were made from an earlier attempt's checkpoint.",
+                   [({}, sum(_counts(readings, Outcome.CARRIED).values()))])
     yield _counter("reelray_cache_hits_total", "Nodes whose result was in the store.", [
         ({"kind": kind.value}, _counts(readings, Outcome.SAVED)[kind.value]) for kind in NodeKind])
 

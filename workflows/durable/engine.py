@@ -25,7 +25,7 @@ from workflows.durable.rows import Level
 from workflows.durable.walk import Walk, Workshop
 from workflows.errors import ErrorRecord, LeaseLost
 from workflows.ports import ArtifactStore, Step
-from workflows.types import JobStatus, NodeKind, Priority
+from workflows.types import NO_MODEL_LANES, JobStatus, NodeKind, NodeStatus, Priority
 
 log = logging.getLogger(__name__)
 
@@ -193,6 +193,7 @@ class Engine:
             match held.halt:
                 case Halt.CANCEL:
                     await self._patience.insist(self._leases.cancel, claim)
+                    await self._discard(claim)
                 case Halt.STOP:
                     await self._patience.insist(self._leases.release, claim)
                 case _:
@@ -206,6 +207,18 @@ class Engine:
         else:
             ending = await self._collapse(claim, error)
         await self._patience.insist(self._leases.finish, claim, ending)
+        if ending.status is JobStatus.CANCELLED:
+            await self._discard(claim)
+
+    async def _discard(self, claim: Claim) -> None:
+        """Remove what the job's unfinished attempts have left in the store; what fails there is left to its age."""
+        nodes = await self._patience.insist(self._ledger.nodes, claim.job.id)
+        for node in nodes:
+            if node.status is NodeStatus.CANCELLED and node.attempt and node.lane not in NO_MODEL_LANES:
+                try:
+                    await asyncio.to_thread(self._shop.store.discard, node.key)
+                except Exception as error:  # noqa: BLE001 - whatever a store's client raises
+                    log.warning("what %s of job %s has left is not removed: %s", node.id, claim.job.id, error)
 
     async def _collapse(self, claim: Claim, error: BaseException) -> Ending:
         """The engine itself went wrong: the job fails, rather than being claimed and failing for ever."""

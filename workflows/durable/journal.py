@@ -18,7 +18,7 @@ from workflows.durable.events import Note, append, log_notes
 from workflows.durable.leases import Claim, fence
 from workflows.durable.rows import EventType, Level, NodeRow, error_json
 from workflows.durable.tables import job, node
-from workflows.durable.usage import Outcome, charge, check_budget
+from workflows.durable.usage import Outcome, charge, charge_result, check_budget
 from workflows.durable.verdict import Setback
 from workflows.errors import IllegalMove, InvalidDocument, Problem
 from workflows.types import Done, Json, NodeSpec, NodeStatus, Skipped, advance_node
@@ -73,7 +73,7 @@ class Journal:
             fence(connection, claim)
             if not _move(connection, old, new):
                 return _settled(connection, new)
-            charge(connection, [new], Outcome.SAVED if new.cached else Outcome.USEFUL, key_id=claim.job.key_id)
+            charge_result(connection, new, key_id=claim.job.key_id)
             if new.kind in graph.FAN_OUT:
                 _adopt(connection, new, result.new_nodes)
             elif result.new_nodes:

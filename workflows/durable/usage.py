@@ -24,6 +24,10 @@ JOB = "job"
 """Kind of the rows that speak of a whole job."""
 
 
+CARRIED = "carried"
+"""Among a result's seconds: of earlier attempts, whose checkpoint it was made from."""
+
+
 class Outcome(StrEnum):
     """What a row of the usage table tells."""
 
@@ -35,6 +39,9 @@ class Outcome(StrEnum):
     """One whose Director vanished; charged until the job's last sign of life, since nobody saw the end."""
     SAVED = "saved"
     """A result was found in the store; what making it had cost is what was saved."""
+    CARRIED = "carried"
+    """A result was made from an earlier attempt's checkpoint; what that attempt had spent on it. That was charged when
+    the attempt ended, as wasted or interrupted, and is not charged again: so much less was lost."""
     WAITED = "waited"
     """A job was taken by a Director; `wall_s` after it was queued."""
     CANCELLED = "cancelled"
@@ -57,8 +64,9 @@ def check_budget(connection: sa.Connection, key_id: str, new: NodeRow) -> None:
 
 def spent(connection: sa.Connection, key_id: str = "") -> Mapping[str, float]:
     """GPU-seconds that each key was charged, or this one."""
+    free = (Outcome.SAVED.value, Outcome.CARRIED.value)
     wanted = (sa.select(usage.c.key_id, sa.func.sum(usage.c.gpu_s)).where(
-        usage.c.outcome != Outcome.SAVED.value, usage.c.key_id.is_not(None)).group_by(usage.c.key_id))
+        usage.c.outcome.not_in(free), usage.c.key_id.is_not(None)).group_by(usage.c.key_id))
     if key_id:
         wanted = wanted.where(usage.c.key_id == key_id)
     return {str(found): float(seconds) for found, seconds in connection.execute(wanted)}
@@ -71,6 +79,13 @@ def charge(connection: sa.Connection, nodes: Sequence[NodeRow], outcome: Outcome
     rows = [_row(connection, found, outcome, key_id, at) for found in nodes]
     if rows:
         connection.execute(sa.insert(usage), rows)
+
+
+def charge_result(connection: sa.Connection, made: NodeRow, *, key_id: str) -> None:
+    """Write what a result has cost, or what finding it has saved, and what of it earlier attempts had done."""
+    charge(connection, [made], Outcome.SAVED if made.cached else Outcome.USEFUL, key_id=key_id)
+    if made.seconds.get(CARRIED):
+        charge(connection, [made], Outcome.CARRIED, key_id=key_id)
 
 
 def charge_running(connection: sa.Connection, job_id: str) -> None:
@@ -128,6 +143,8 @@ def _row(connection: sa.Connection, found: NodeRow, outcome: Outcome, key_id: st
     if outcome is Outcome.SAVED:
         gpu_s = connection.scalar(sa.select(sa.func.max(usage.c.gpu_s)).where(
             usage.c.node_key == found.key, usage.c.outcome == Outcome.USEFUL.value)) or 0.0
+    elif outcome is Outcome.CARRIED:
+        gpu_s = found.seconds[CARRIED]
     elif _takes_gpu(found):
         batch = found.payload.get("batch")
         unmeasured_s = wall_s / batch if isinstance(batch, int) else wall_s
@@ -135,7 +152,9 @@ def _row(connection: sa.Connection, found: NodeRow, outcome: Outcome, key_id: st
         gpu_s = diffusion_s + found.seconds.get("decode", 0.0) if diffusion_s else unmeasured_s
         gpu_s *= gpus if isinstance(gpus, int) else 1
         asked = found.payload.get("steps")
-        steps = asked if diffusion_s and isinstance(asked, int) else 0
+        # A result that began in the middle has made fewer steps than were asked for.
+        whole = diffusion_s and not found.seconds.get(CARRIED)
+        steps = asked if whole and isinstance(asked, int) else 0
     return {"at": at, "key_id": key_id or None, "outcome": outcome.value, "kind": found.kind.value, "lane": found.lane,
             "node_key": found.key, "wall_s": wall_s, "gpu_s": gpu_s, "steps": steps,
             "diffusion_s": diffusion_s if steps else 0.0}

@@ -388,6 +388,23 @@ class TestCancel:
         assert set(studio.statuses().values()) == {NodeStatus.SUCCEEDED, NodeStatus.CANCELLED}
         assert len(studio.events(EventType.NODE_CANCELLED)) == 4
 
+    async def test_what_cancelled_attempts_at_a_model_have_left_is_discarded_and_of_a_stopped_director_kept(
+            self, studio: Studio) -> None:
+        holds = [Hold(studio.step), Hold(studio.step)]
+        studio.step.script["s1.clip"] = list(holds)
+        new = film()
+        studio.ledger.submit(replace(new, nodes=tuple(
+            replace(node, lane="model" if node.id == "s1.clip" else node.lane) for node in new.nodes)))
+        async with studio.running():
+            await holds[0].started.wait()
+        assert studio.store.discarded == []
+        async with studio.running():
+            await holds[1].started.wait()
+            key = studio.node("s1.clip").key
+            studio.ledger.cancel("film")
+            await studio.finish()
+        assert studio.store.discarded == [key]
+
     async def test_a_cancel_is_noticed_without_a_wake(self, studio: Studio) -> None:
         hold = Hold(studio.step)
         studio.step.script["s1.clip"] = [hold]

@@ -76,6 +76,21 @@ class TestUsage:
         (row,) = told(ledger, Outcome.SAVED)
         assert row["gpu_s"] == 10.0
 
+    def test_what_a_result_took_over_from_an_earlier_attempt_is_told_and_not_charged_again(
+            self, ledger: Ledger, leases: Leases) -> None:
+        key = Keys(ledger.database).create("me", Role.USER).key
+        ledger.submit(on_model(film(), key_id=key.id))
+        (claim,) = leases.claim(1, Priority.INTERACTIVE)
+        journal = Journal(ledger.database)
+        running = journal.start(claim, ledger.nodes("film")[0], key="k")
+        made = {"diffusion": 3.0, "decode": 2.0, "carried": 5.0}
+        journal.succeed(claim, running, Done(result=NodeResult(artifact=ARTIFACT, seconds=made)), key="k")
+        (useful,) = told(ledger, Outcome.USEFUL)
+        assert (useful["gpu_s"], useful["steps"], useful["diffusion_s"]) == (5.0, 0, 0.0), "no step's rate"
+        (carried,) = told(ledger, Outcome.CARRIED)
+        assert carried["gpu_s"] == 5.0
+        assert Keys(ledger.database).spent_s() == {key.id: 5.0}
+
     @pytest.mark.parametrize("end", ["cancel", "release", "interrupted"])
     def test_what_is_stopped_was_wasted(self, ledger: Ledger, leases: Leases, end: str) -> None:
         ledger.submit(on_model(film()))

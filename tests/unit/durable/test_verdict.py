@@ -16,6 +16,7 @@ from workflows.errors import (
     DeadlineExceeded,
     ErrorRecord,
     GpuOutOfMemory,
+    HandedOver,
     InvalidDocument,
     ModelFailed,
     Overloaded,
@@ -49,8 +50,9 @@ def raised(kind: type) -> Exception:
     (raised(ReplicaLost), {"failures": 2}, False, 2, 1),
     (raised(ReplicaLost), {"crashes": 2}, True, 0, 3),
     (raised(Overloaded), {"failures": 2, "crashes": 2}, False, 2, 2),
+    (raised(HandedOver), {"failures": 2, "crashes": 2}, False, 2, 2),
 ], ids=["first", "second", "third", "memory", "deadline", "missing", "unexpected", "cancelled", "caller", "replica",
-        "poison", "overloaded"])
+        "poison", "overloaded", "handed over"])
 def test_the_error_decides_what_is_counted(
         error: Exception, before: dict[str, int], final: bool, failures: int, crashes: int) -> None:
     setback = judge(error, clip(**before), refusals=1, settings=SETTINGS, draw=lambda: 0.5)

@@ -9,6 +9,8 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
+from configs.memory import Placement
+from serve_app.models.ladder import lift, place
 from serve_app.models.lifecycle import CancelToken
 from serve_app.models.resume import StepCheckpoint
 from serve_app.models.tap import Watch
@@ -36,11 +38,11 @@ def checkpoint_after(step: int, family: Family, pipe: DiffusionPipeline, checkpo
 
 @every_family
 def test_a_stopped_run_continues_from_a_file_in_a_fresh_pipeline(
-        family: Family, pipe_of: PipeOf, reference_of: ReferenceOf, checkpoints: Path, tmp_path: Path) -> None:
-    checkpoint_after(2, family, pipe_of(family.name), checkpoints).save(tmp_path / "step.pt")
+        family: Family, pipe_of: PipeOf, reference_of: ReferenceOf, checkpoints: Path) -> None:
+    content = checkpoint_after(2, family, pipe_of(family.name), checkpoints).to_bytes()
     heard: list[int] = []
     output = family.render(family.load(checkpoints), checkpoints, callback=lambda step, *_: heard.append(step),
-                           watch=Watch(resume=StepCheckpoint.load(tmp_path / "step.pt")))
+                           watch=Watch(resume=StepCheckpoint.from_bytes(content)))
     assert torch.equal(output, reference_of(family.name))
     assert heard == [2, 3]
 
@@ -95,3 +97,24 @@ def test_a_checkpoint_of_another_number_of_steps_is_refused(pipe_of: PipeOf, che
     checkpoint = checkpoint_after(2, family, pipe, checkpoints)
     with pytest.raises(ModelFailed, match=f"of a run of {STEPS} steps, this one has 6"):
         family.render(pipe, checkpoints, callback=lambda *_: None, watch=Watch(resume=checkpoint), steps=6)
+
+
+@pytest.mark.parametrize("placement", [Placement.PARTS, Placement.LAYERS])
+def test_weights_that_come_and_go_are_moved_as_before_when_steps_are_recorded(
+        placement: Placement, checkpoints: Path) -> None:
+    """What moves them also stands before the denoiser's `forward`, and puts itself there anew at the end of a call."""
+    family = BY_NAME["wan_t2v"]
+    pipe = family.load(checkpoints)
+    place(pipe, [pipe], placement, "cpu")
+
+    def render(watch: Watch) -> torch.Tensor:
+        return family.render(pipe, checkpoints, callback=lambda *_: None, watch=watch)
+
+    taken: list[StepCheckpoint] = []
+    recorded = Watch(checkpoint_due=lambda done, total: done == 2, on_checkpoint=taken.append)
+    plain = render(Watch())
+    outputs = [render(recorded), render(recorded), render(Watch(resume=taken[-1])), render(Watch())]
+    assert [checkpoint.step for checkpoint in taken] == [2, 2]
+    assert all(torch.equal(output, plain) for output in outputs)
+    lift(pipe)
+    assert torch.allclose(render(Watch()), plain)
