@@ -10,7 +10,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PARTS = {
     # part of the picture -> the modules it stands for; the longest matching prefix wins
     "configs": ("configs",),
-    "vocabulary": ("workflows.types", "workflows.tiers", "workflows.errors", "workflows.ports", "workflows.progress"),
+    "vocabulary": ("workflows.types", "workflows.tiers", "workflows.errors", "workflows.ports", "workflows.progress",
+                   "workflows.edit_ports"),
     "document": ("workflows.",),
     "dispatch": ("workflows.dispatch", "workflows.estimate"),
     "durable": ("workflows.durable",),
