@@ -91,14 +91,20 @@ def profile_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in PROFILES_DIR.glob("*.yaml")))
 
 
-def load_all_cards(settings: Settings) -> dict[str, AnyCard]:
-    """All cards by name, shipped ones first, then those of `models.card_dirs` (which win). Raises SettingsError."""
+def load_all_cards(settings: Settings, environ: Mapping[str, str] | None = None) -> dict[str, AnyCard]:
+    """All cards by name, shipped ones first, then those of `models.card_dirs` (which win). Raises SettingsError.
+
+    A card whose `repo_env` names a variable that is set reads that repo instead of its own.
+    """
+    environ = os.environ if environ is None else environ
     cards: dict[str, AnyCard] = {}
     for directory in (CARDS_DIR, *settings.models.card_dirs):
         if not directory.expanduser().is_dir():
             raise SettingsError(f"models.card_dirs: {directory} is not a directory")
         for path in sorted(directory.expanduser().glob("*.yaml")):
             card = load_card(path)
+            if isinstance(card, ModelCard) and (repo := environ.get(card.repo_env, "").strip()):
+                card = card.model_copy(update={"repo": repo, "revision": ""})
             cards[card.name] = card
     return cards
 

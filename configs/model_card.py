@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from configs.base import Frozen
 from configs.draft import DraftCall
+from configs.edit_rules import FINDS_BY, EditRules, FindsBy, kinds_problem
 from configs.endpoint import RemoteModel
 from configs.model_options import Effect, Exactness, Options, worst
 from configs.parallel import Parallel
@@ -24,7 +25,7 @@ GPU_SIZES_GB = (12, 16, 24, 48, 80, 141)
 """Memory of common GPUs, in 10^9 bytes."""
 CONTEXT_GB = 1.0
 """Of a GPU's memory, what the CUDA context and its libraries keep for themselves."""
-LATER_FIELDS = ("dtypes", "variant", "scheduler", "vae_tiling", "references")
+LATER_FIELDS = ("dtypes", "variant", "scheduler", "vae_tiling", "references", "edit")
 """Fields younger than the first artifacts: unset they are no part of a digest, so older results keep their keys."""
 
 NO_NEGATIVE_PROMPT = frozenset({
@@ -39,6 +40,17 @@ class Task(StrEnum):
     TEXT_TO_IMAGE = "text_to_image"
     TEXT_TO_VIDEO = "text_to_video"
     IMAGE_TO_VIDEO = "image_to_video"
+    EDIT_FRAMES = "edit_frames"
+    """The frames of a clip, each by itself, changed as a text says."""
+    EDIT_VIDEO = "edit_video"
+    """The same, a clip as a whole: inside its masks it is made anew."""
+    TRACK = "track"
+    """Where something is in every frame of a clip, as masks."""
+
+
+FILM_TASKS = (Task.TEXT_TO_IMAGE, Task.TEXT_TO_VIDEO, Task.IMAGE_TO_VIDEO)
+"""What films are made of."""
+EDIT_TASKS = (Task.EDIT_FRAMES, Task.EDIT_VIDEO)
 
 
 class SizeRule(Frozen):
@@ -170,9 +182,10 @@ class ModelCard(Frozen):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
     title: str
     """One line for lists."""
-    loader: Literal["diffusers", "placeholder", "remote", "embedding"] = "diffusers"
+    loader: Literal["diffusers", "placeholder", "remote", "embedding", "tracker"] = "diffusers"
     """`placeholder` draws the prompt on a colour and needs no weights; `remote` asks somebody else's API; `embedding`
-    looks at pictures and draws none: a picture model of transformers, whose features `models.scorer` compares."""
+    looks at pictures and draws none: a picture model of transformers, whose features `models.scorer` compares;
+    `tracker` is a video model of transformers that finds things in clips."""
     remote: RemoteModel | None = None
     """Of the `remote` loader: where, which model, and where the key is."""
     repo: str = ""
@@ -180,6 +193,8 @@ class ModelCard(Frozen):
     revision: str = ""
     """Pinned commit of a hub repo, 40 hex digits; empty follows its main branch. No branch or tag: they move, and the
     same card would be another model."""
+    repo_env: Annotated[str, Field(pattern=r"^([A-Z][A-Z0-9_]*)?$")] = ""
+    """Environment variable that stands for `repo`, and for no revision, where it is set."""
     variant: Literal["", "fp16"] = ""
     """Which of a repo's sets of weight files is taken: `model.fp16.safetensors` instead of `model.safetensors`."""
     licence: str = ""
@@ -190,7 +205,7 @@ class ModelCard(Frozen):
     gated: bool = False
     """The hub gives it only to accounts that accepted its terms."""
     pipelines: dict[Task, str]
-    """Task -> diffusers pipeline class (`placeholder` for the placeholder loader)."""
+    """Task -> diffusers pipeline class (`placeholder` for the placeholder loader), or model class of transformers."""
     dtype: Dtype = "float32"
     dtypes: dict[str, Dtype] = Field(default_factory=dict)
     """Components that are loaded in another one, e.g. `vae: float32`."""
@@ -203,6 +218,8 @@ class ModelCard(Frozen):
     wait when the GPU is free. Above 1 pictures are equal to those of a single call within rounding, not bit by bit."""
     references: References | None = None
     """How its pictures take reference pictures of characters; not given: not at all."""
+    edit: EditRules | None = None
+    """Of editors of videos, and of them only."""
     defaults: CallDefaults
     size: SizeRule = SizeRule()
     frames: FrameRule = FrameRule()
@@ -233,6 +250,11 @@ class ModelCard(Frozen):
         """What the card can be asked for."""
         return tuple(self.pipelines)
 
+    @property
+    def finds_by(self) -> FindsBy | None:
+        """What a tracker is told; None for a card that is none."""
+        return FINDS_BY.get(self.pipelines.get(Task.TRACK, ""))
+
     def effects(self) -> tuple[Effect, ...]:
         """Every switch that is on, with what it does to pictures."""
         tiles = Effect(option="vae_tiling", exactness=Exactness.APPROXIMATE, why="seams between tiles are blended")
@@ -253,7 +275,7 @@ class ModelCard(Frozen):
     def digest(self) -> str:
         """Hex SHA-256 (16 digits) of all that can change a picture; titles, memory and speed do not count."""
         free = {"title", "notes", "licence", "licence_terms", "licence_url", "gated", "resources", "seconds_per_step",
-                "world", "prompt_words", "grade", "memory", "sources", "draft"}
+                "world", "prompt_words", "grade", "memory", "sources", "draft", "repo_env"}
         free |= {name for name in LATER_FIELDS if name not in self.model_fields_set}
         free |= {name for name, off in (("batch", self.batch == 1), ("parallel", self.parallel is None)) if off}
         tree = self.model_dump(mode="json", exclude=free)
@@ -283,8 +305,14 @@ class ModelCard(Frozen):
             raise ValueError("a card needs at least one task under `pipelines`")
         if self.pipelines and self.loader == "embedding":
             raise ValueError("a card with `loader: embedding` draws nothing; leave `pipelines` empty: {}")
-        if self.loader in ("diffusers", "embedding") and not self.repo:
+        if self.loader in ("diffusers", "embedding", "tracker") and not self.repo:
             raise ValueError(f"a card with `loader: {self.loader}` needs `repo`")
+        return self
+
+    @model_validator(mode="after")
+    def _edits_and_films_do_not_mix(self) -> ModelCard:
+        if problem := kinds_problem(self.pipelines, self.loader, self.edit):
+            raise ValueError(problem)
         return self
 
     @model_validator(mode="after")
