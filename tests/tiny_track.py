@@ -94,7 +94,8 @@ def _words_config(threshold: float) -> Any:
            "num_attention_heads": 4, "image_size": WORDS_SIDE_PX, "patch_size": 14, "window_size": 4,
            "global_attn_indexes": [1], "pretrain_image_size": 56}
     vision = {"backbone_config": vit, "fpn_hidden_size": WIDTH,
-              "backbone_feature_sizes": [[top * 4] * 2, [top * 2] * 2, [top] * 2], "scale_factors": [4.0, 2.0, 1.0, 0.5]}
+              "backbone_feature_sizes": [[top * 4] * 2, [top * 2] * 2, [top] * 2],
+              "scale_factors": [4.0, 2.0, 1.0, 0.5]}
     small = {"hidden_size": WIDTH, "num_attention_heads": 4, "intermediate_size": 64}
     text = {"model_type": "clip_text_model", "vocab_size": 514, "hidden_size": 32, "intermediate_size": 37,
             "projection_dim": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 32,

@@ -1,4 +1,6 @@
-"""From a model card to a diffusers pipeline or a tracker: the only `from_pretrained` beside `chat_model`'s. Knows no job and no Ray.
+"""From a model card to a diffusers pipeline or a tracker: the only `from_pretrained` beside `chat_model`'s.
+
+Knows no job and no Ray.
 
 Weights are read from safetensors files only, and no code that comes with a checkpoint is ever run.
 """

@@ -76,8 +76,8 @@ class PointTracker:
 
     def _words(self, find: Find) -> tuple[Problem, ...]:
         if find.prompt:
-            return (Problem(field="mask_prompt", problem=f"card {self._card.name} follows what it is shown, and knows no "
-                            "words", nearest="points or boxes, or a tracker that finds by words, such as sam3"),)
+            return (Problem(field="mask_prompt", problem=f"card {self._card.name} follows what it is shown, and knows "
+                            "no words", nearest="points or boxes, or a tracker that finds by words, such as sam3"),)
         return ()
 
     def track(self, frames_THWC: UInt8Array, find: Find, *, carried: UInt8Array | None = None,
@@ -92,8 +92,8 @@ class PointTracker:
         frames, height_px, width_px = frames_THWC.shape[:3]
         things = [*(Thing(mask_HW=piece) for piece in pieces_of(carried, find.instances)), *pointed_at(find, frames)]
         if not things and carried is None:
-            raise RenderRefused(node_id=watch.label, reason=f"no point and no box lies in these {frames} frames, and no "
-                                                            "mask is carried over from before them")
+            raise RenderRefused(node_id=watch.label, reason=f"no point and no box lies in these {frames} frames, and "
+                                                            "no mask is carried over from before them")
         gathered = Gathered(frames, height_px, width_px)
         best = self._follow(frames_THWC, things, gathered, progress_callback, watch)
         return gathered.tracked(find.instances, best_score=best, carried=carried)

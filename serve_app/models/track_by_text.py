@@ -49,8 +49,8 @@ class TextTracker:
         """See `Tracker`."""
         found = []
         if not find.prompt:
-            found.append(Problem(field="mask_prompt", problem=f"card {self._card.name} finds by words, and there are "
-                                 "none", nearest="a mask_prompt, or a tracker that is shown points, such as sam2.1-large"))
+            found.append(Problem(field="mask_prompt", problem=f"card {self._card.name} finds by words, and has none",
+                                 nearest="a mask_prompt, or a tracker that is shown points, such as sam2.1-large"))
         found += [Problem(field=field, problem=f"card {self._card.name} finds by words alone",
                           nearest="leave them out, or a tracker that is shown points, such as sam2.1-large")
                   for field, given in (("points", find.points), ("boxes", find.boxes)) if given]

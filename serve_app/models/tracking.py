@@ -1,8 +1,8 @@
 """What trackers of transformers have in common: frames prepared when they are looked at, results kept small.
 
-A session of transformers holds a whole clip as floats, and a mask of the model's size per frame and object. Here a frame
-becomes floats when the model asks for it, and what no later frame looks at is let go, so that memory grows with the
-clip by its masks alone: one bit per pixel and object.
+A session of transformers holds a whole clip as floats, and a mask of the model's size per frame and object. Here a
+frame becomes floats when the model asks for it, and what no later frame looks at is let go, so that memory grows with
+the clip by its masks alone: one bit per pixel and object.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MOST_CARRIED = 16
 
 
 class FramesOnDemand(Mapping[int, torch.Tensor]):
-    """Stands for a session's `processed_frames`: float CHW of the model's square, made when asked for."""
+    """Stands for a session's `processed_frames`: floats (channels, rows, columns) of the model's square."""
 
     def __init__(self, frames_THWC: UInt8Array, *, side_px: int, mean: Iterable[float], std: Iterable[float],
                  device: str, dtype: torch.dtype) -> None:
@@ -52,12 +52,12 @@ class FramesOnDemand(Mapping[int, torch.Tensor]):
         if not 0 <= index < len(self):
             raise KeyError(index)
         frame_HWC = torch.from_numpy(np.ascontiguousarray(self._frames_THWC[index])).to(self._device)
-        pixels_CHW = torch.nn.functional.interpolate(
+        pixels = torch.nn.functional.interpolate(
             frame_HWC.permute(2, 0, 1)[None].float(), (self._side_px, self._side_px), mode="bilinear", antialias=True,
             align_corners=False)[0]
         # The processors of transformers scale bytes and get bytes.
-        pixels_CHW = pixels_CHW.round_().clamp_(0, 255).div_(255)
-        return ((pixels_CHW - self._mean) / self._std).to(self._dtype)
+        pixels = pixels.round_().clamp_(0, 255).div_(255)
+        return ((pixels - self._mean) / self._std).to(self._dtype)
 
 
 def normalisation_of(directory: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -149,7 +149,7 @@ def full_size(logits_HW: torch.Tensor, height_px: int, width_px: int) -> BoolArr
 
 
 def forget(session: Any, frame: int, *, reach: int) -> None:
-    """Let go of what a session keeps of frames that no later one looks at; `reach`: frames that the model looks back."""
+    """Let go of what a session keeps of frames that no later one looks at; `reach`: how far the model looks back."""
     for outputs in session.output_dict_per_obj.values():
         tracked = outputs["non_cond_frame_outputs"]
         for old in [other for other in tracked if abs(frame - other) >= reach]:

@@ -1,8 +1,8 @@
 """The weights of hub models on this machine: what a card needs of a repo, whether it is here, and bringing it here.
 
 Only what the pipeline reads is taken: `model_index.json`, and of each component's folder its configuration and its
-safetensors; of a language model or a tracker, which has no folders, the same at the top. Pickles (`.bin`, `.pt`, `.ckpt`) never
-are. Knows no torch, so that commands that only look start fast.
+safetensors; of a language model or a tracker, which has no folders, the same at the top. Pickles (`.bin`, `.pt`,
+`.ckpt`) never are. Knows no torch, so that commands that only look start fast.
 """
 
 from __future__ import annotations
