@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from configs.base import Frozen
 from workflows.edit_ports import Box, Find, Point
@@ -46,7 +46,13 @@ class Instances(StrEnum):
     BEST = "best"
 
 
-class PointPrompt(Frozen):
+class _Part(Frozen):
+    """What belongs to a request: no number of it is infinite, or none."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+class PointPrompt(_Part):
     """A place on the thing that is looked for, or beside it."""
 
     frame: FrameNumber = 0
@@ -59,7 +65,7 @@ class PointPrompt(Frozen):
     """False: this place does not belong to it."""
 
 
-class BoxPrompt(Frozen):
+class BoxPrompt(_Part):
     """A rectangle around the thing that is looked for."""
 
     frame: FrameNumber = 0
@@ -78,7 +84,7 @@ class BoxPrompt(Frozen):
         return self
 
 
-class EditRequest(Frozen):
+class EditRequest(_Part):
     """Find something in a video and change it; everything else stays as it is."""
 
     job_id: str
@@ -212,7 +218,7 @@ _MOST_PROBLEMS = 20
 def parse_edit(fields: Mapping[str, Json]) -> EditRequest:
     """An edit out of plain data. Raises InvalidDocument with every problem, each at its field."""
     try:
-        return EditRequest.model_validate_json(json.dumps(dict(fields)))
+        return EditRequest.model_validate_json(json.dumps(dict(fields)), strict=True)
     except ValidationError as error:
         findings = schema_findings(error, Document(value=dict(fields)), _OWNERS, limit=_MOST_PROBLEMS)
         raise InvalidDocument(problems=tuple(

@@ -137,9 +137,10 @@ class SourceVideo:
     rotation_deg: int
     """Clockwise turn that a player applies to the stored pictures: 0, 90, 180 or 270."""
     fps: Fraction
-    """Exact where all frames are equally far apart, otherwise the mean."""
+    """Exact where all frames are equally far apart, otherwise as most of them come."""
     constant_rate: bool
     frames: int
+    """Pictures in the file."""
     duration_s: float
     codec: str
     pix_fmt: str
@@ -151,3 +152,8 @@ class SourceVideo:
     interlaced: bool
     audio_codecs: tuple[str, ...]
     """One per audio stream."""
+
+    @property
+    def timeline_frames(self) -> int:
+        """Frames at the constant rate."""
+        return self.frames if self.constant_rate else max(1, round(self.duration_s * self.fps))
