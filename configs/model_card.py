@@ -311,7 +311,8 @@ class ModelCard(Frozen):
 
     @model_validator(mode="after")
     def _edits_and_films_do_not_mix(self) -> ModelCard:
-        if problem := kinds_problem({task.value: name for task, name in self.pipelines.items()}, self.loader, self.edit):
+        pipelines = {task.value: name for task, name in self.pipelines.items()}
+        if problem := kinds_problem(pipelines, self.loader, self.edit):
             raise ValueError(problem)
         return self
 

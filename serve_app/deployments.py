@@ -30,12 +30,14 @@ from serve_app.webhooks.guard import Guard
 from serve_app.webhooks.postman import Postman
 from serve_app.writers.model import story_writer
 from workflows.durable.ledger import Ledger
+from workflows.edit_calls import EditCall, TrackCall
 from workflows.ports import RenderCall
 from workflows.store import Store
 from workflows.types import NodeResult
 
 if TYPE_CHECKING:
     from serve_app.models.chat_replica import ChatReplica
+    from serve_app.models.edit_replica import EditReplica
     from serve_app.models.replica import ModelReplica
 
 
@@ -58,6 +60,34 @@ class ModelDeployment:
     async def clip(self, call: RenderCall) -> NodeResult:
         """Text, or text and first frame, to one clip."""
         return await self._replica.clip(call)
+
+    def _cancel_job(self, job_id: str) -> None:
+        self._replica.cancel_job(job_id)
+
+    async def check_health(self) -> None:
+        """Async, and cheap: a sync one would wait for the same threads as the work."""
+        await self._replica.check_health()
+
+
+class EditDeployment:
+    """One replica of one card that tracks or edits."""
+
+    def __init__(self, card: ModelCard, settings: Settings) -> None:
+        """Load, warm up, and only then be ready."""
+        from serve_app.models.edit_replica import EditReplica  # torch, diffusers, transformers: in this process only
+
+        assigned = ray.get_runtime_context().get_assigned_resources()
+        reporter = _reporter(settings, self._cancel_job)
+        self._replica: EditReplica = EditReplica(card, settings.models, open_store(settings), reporter,
+                                                 float(assigned.get("GPU", 0)))
+
+    async def track(self, call: TrackCall) -> NodeResult:
+        """Masks of one chunk."""
+        return await self._replica.track(call)
+
+    async def edit(self, call: EditCall) -> NodeResult:
+        """One chunk's crops, edited."""
+        return await self._replica.edit(call)
 
     def _cancel_job(self, job_id: str) -> None:
         self._replica.cancel_job(job_id)

@@ -19,6 +19,7 @@ from ray.serve.exceptions import BackPressureError, RequestCancelledError
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from serve_app.providers.local import Answer, Question
+from workflows.edit_calls import EditCall, TrackCall
 from workflows.errors import ModelFailed, Overloaded, ReelrayError, ReplicaLost
 from workflows.ports import Model, RenderCall
 from workflows.types import NodeCall, NodeResult
@@ -40,6 +41,26 @@ class ModelHandle:
     async def clip(self, call: RenderCall) -> NodeResult:
         """Text, or text and first frame, to one clip."""
         async with _one_call(self._handle.clip.remote(call), call.node_id) as response:
+            result: NodeResult = await response
+        return result
+
+
+class EditHandle:
+    """The deployment of a tracker or an editor as the port that stages know."""
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        """Wrap the handle of one card's deployment."""
+        self._handle = handle
+
+    async def track(self, call: TrackCall) -> NodeResult:
+        """Masks of one chunk."""
+        async with _one_call(self._handle.track.remote(call), call.node_id) as response:
+            result: NodeResult = await response
+        return result
+
+    async def edit(self, call: EditCall) -> NodeResult:
+        """One chunk's crops, edited."""
+        async with _one_call(self._handle.edit.remote(call), call.node_id) as response:
             result: NodeResult = await response
         return result
 

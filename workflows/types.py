@@ -155,11 +155,14 @@ class MediaType(StrEnum):
     PNG = "image/png"
     JPEG = "image/jpeg"
     JSON = "application/json"
+    MATROSKA = "video/x-matroska"
+    """Frames or masks without loss (`workflows.media.lossless`)."""
 
     @property
     def suffix(self) -> str:
         """File name ending, with the dot."""
-        return {"video/mp4": ".mp4", "image/png": ".png", "image/jpeg": ".jpg", "application/json": ".json"}[self.value]
+        return {"video/mp4": ".mp4", "image/png": ".png", "image/jpeg": ".jpg", "application/json": ".json",
+                "video/x-matroska": ".mkv"}[self.value]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,6 +33,17 @@ def versions() -> Mapping[str, str]:
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}}
 
 
+def made_by(card: ModelCard, device: str, used: Mapping[str, Json]) -> dict[str, Json]:
+    """What a manifest says of the model behind a result. `used`: what is seen of the card's options in it."""
+    return {
+        "card": {"name": card.name, "digest": card.digest()},
+        "exactness": {"class": card.exactness.value, "used": dict(used),
+                      "why": [effect.render() for effect in card.effects()]},
+        "device": device,
+        "versions": dict(versions()),
+    }
+
+
 class Saver:
     """Writes what one replica renders."""
 
@@ -76,13 +87,9 @@ class Saver:
         pictures: list[Json] = [picture.to_json() for picture in call.references]
         references: dict[str, Json] = {"references": pictures} if pictures else {}
         return {
-            "card": {"name": self._card.name, "digest": self._card.digest()},
-            "exactness": {"class": self._card.exactness.value, "used": dict(self.used),
-                          "why": [effect.render() for effect in self._card.effects()]},
+            **made_by(self._card, self._device, self.used),
             "call": {**asked, "first_frame": first, **references},
             "encode": asdict(self._options),
-            "device": self._device,
-            "versions": dict(versions()),
             "seconds": {name: round(value, 4) for name, value in seconds.items()},
             "warnings": list(warnings),
         }
