@@ -260,7 +260,9 @@ class ModelCard(Frozen):
         tiles = Effect(option="vae_tiling", exactness=Exactness.APPROXIMATE, why="seams between tiles are blended")
         batch = Effect(option="batch", exactness=Exactness.TOLERANCE, why="other kernels add in another order")
         parallel = Effect(option="parallel", exactness=Exactness.TOLERANCE, why="each GPU adds up its own share")
-        own = ((tiles, self.vae_tiling), (batch, self.batch > 1), (parallel, self.parallel is not None))
+        frames = Effect(option="edit.frames_at_once", exactness=Exactness.TOLERANCE, why=batch.why)
+        own = ((tiles, self.vae_tiling), (batch, self.batch > 1), (parallel, self.parallel is not None),
+               (frames, self.edit is not None and self.edit.frames_at_once > 1))
         return (*(effect for effect, on in own if on), *self.options.effects())
 
     @property

@@ -27,7 +27,7 @@ def adjusted(card: ModelCard, facts: list[tuple[str, str]]) -> list[tuple[str, s
     """The facts of a card, with what one of films says and this one does not put right."""
     if not (line := usual(card)):
         return facts
-    told = {"default": line, "sizes": "" if card.finds_by else dict(facts)["sizes"],
+    told = {"default": line, "prompt": "" if card.finds_by == "points" else dict(facts)["prompt"], "sizes": "" if card.finds_by else dict(facts)["sizes"],
             "frames": dict(facts)["frames"] if Task.EDIT_VIDEO in card.pipelines else "",
             "speed": dict(facts)["speed"].replace("per step at the default shape", "per frame" if card.finds_by else
                                                   "per step of one call")}

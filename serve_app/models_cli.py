@@ -213,7 +213,7 @@ def _facts(card: ModelCard) -> list[tuple[str, str]]:
         ("references", _references_fact(card)),
         ("parallel", "" if card.parallel is None else str(card.parallel)),
         ("speed", f"about {card.seconds_per_step:g} s per step at the default shape"
-                  + (", on a large GPU" if card.loader in ("diffusers", "tracker") and card.resources.num_gpus != 0 else "")),
+                  + (", on a large GPU" if card.loader == "diffusers" and card.resources.num_gpus != 0 else "")),
     ]
     facts = edit_facts.adjusted(card, facts)
     return [*((label, text.strip()) for label, text in [*facts, *_memory_facts(card)] if text.strip()),
@@ -259,7 +259,8 @@ def _memory_facts(card: AnyCard) -> list[tuple[str, str]]:
     if memory is None:
         return []
     parts = ", ".join(f"{name} {gb:g}" for name, gb in memory.weights_gb.items())
-    verdicts = ", ".join(f"{gb} GB: {VERDICTS[memory.fit(gb)]}" for gb in GPU_SIZES_GB)
+    told = VERDICTS if memory.peaks else {**VERDICTS, "tight": "its weights fit, its peak is not known"}
+    verdicts = ", ".join(f"{gb} GB: {told[memory.fit(gb)]}" for gb in GPU_SIZES_GB)
     return [("memory", f"weights {memory.total_gb:.1f} GB ({parts}); {memory.source}"),
             *(("peak", f"{peak.gb:g} GB at {peak.shape}, {peak.how}: {peak.source}") for peak in memory.peaks),
             ("GPU of", verdicts), ("on less", _on_less(card) if isinstance(card, ModelCard) else "")]

@@ -47,21 +47,24 @@ def _points_config() -> Sam2VideoConfig:
     return Sam2VideoConfig(vision_config=vision, **_tracker(POINTS_SIDE_PX, 8))
 
 
-def build_points(directory: Path) -> Path:
-    """Write a tiny SAM 2 video model (weights from seed 0); return its folder. Kept when there."""
-    target = directory / "sam2_video"
+def build_points(directory: Path, *, seen: bool = True) -> Path:
+    """Write a tiny SAM 2 video model (weights from seed 0) that sees what it looks for everywhere, or nowhere.
+
+    Returns its folder; kept when there.
+    """
+    target = directory / ("sam2_video" if seen else "sam2_video_blind")
     if not (target / "config.json").exists():
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model = Sam2VideoModel(_points_config())
-            believe(model.mask_decoder)
+            believe(model.mask_decoder, seen=seen)
             model.save_pretrained(target)
     return target
 
 
-def believe(decoder: Any) -> None:
-    """Random weights are undecided whether a thing is to be seen; these say it is."""
-    decoder.pred_obj_score_head.proj_out.bias.data.fill_(4.0)
+def believe(decoder: Any, *, seen: bool = True) -> None:
+    """Random weights are undecided whether a thing is to be seen; these are not."""
+    decoder.pred_obj_score_head.proj_out.bias.data.fill_(4.0 if seen else -4.0)
 
 
 def build_words(directory: Path, *, threshold: float = 0.0) -> Path:
