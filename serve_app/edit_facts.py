@@ -27,9 +27,12 @@ def adjusted(card: ModelCard, facts: list[tuple[str, str]]) -> list[tuple[str, s
     """The facts of a card, with what one of films says and this one does not put right."""
     if not (line := usual(card)):
         return facts
-    told = {"default": line, "prompt": "" if card.finds_by == "points" else dict(facts)["prompt"], "sizes": "" if card.finds_by else dict(facts)["sizes"],
-            "frames": dict(facts)["frames"] if Task.EDIT_VIDEO in card.pipelines else "",
-            "speed": dict(facts)["speed"].replace("per step at the default shape", "per frame" if card.finds_by else
-                                                  "per step of one call")}
+    said = dict(facts)
+    told = {"default": line,
+            "prompt": "" if card.finds_by == "points" else said["prompt"],
+            "sizes": "" if card.finds_by else said["sizes"],
+            "frames": said["frames"] if Task.EDIT_VIDEO in card.pipelines else "",
+            "speed": said["speed"].replace("per step at the default shape",
+                                           "per frame" if card.finds_by else "per step of one call")}
     return [*((label, told.get(label, text)) for label, text in facts if label not in NOT_TOLD),
             ("path", f"${card.repo_env} stands for the repo where it is set" if card.repo_env else "")]

@@ -36,7 +36,7 @@ from serve_app.models.tap import Watch
 from serve_app.models.workbench import Workbench, open_workbench, warm_up
 from workflows.edit_calls import ChunkCall, EditCall, TrackCall
 from workflows.edit_ports import ProgressCallback, Tracked
-from workflows.errors import Problem, ReelrayError, RenderRefused, StageFailed
+from workflows.errors import ReelrayError, RenderRefused, StageFailed
 from workflows.media.frames import UInt8Array
 from workflows.ports import ArtifactStore, ProgressSink
 from workflows.types import Json, NodeResult
@@ -93,12 +93,12 @@ class EditReplica:
 
     async def track(self, call: TrackCall) -> NodeResult:
         """See `EditModel`."""
-        self._refuse(call, Task.TRACK, () if self._bench.tracker is None else self._bench.tracker.problems(call.find))
+        self._refuse(call, Task.TRACK)
         return await self._runs.answer(call, lambda run: self._produce(run, call, self._track(run, call)))
 
     async def edit(self, call: EditCall) -> NodeResult:
         """See `EditModel`."""
-        self._refuse(call, Task(call.task), ())
+        self._refuse(call, Task(call.task))
         return await self._runs.answer(call, lambda run: self._produce(run, call, self._edit(run, call)))
 
     async def cancel(self, key: str) -> bool:
@@ -124,7 +124,7 @@ class EditReplica:
 
     # -- one run ------------------------------------------------------------------------------------------------------
 
-    def _refuse(self, call: ChunkCall, task: Task, problems: tuple[Problem, ...]) -> None:
+    def _refuse(self, call: ChunkCall, task: Task) -> None:
         """Raise RenderRefused for what this replica cannot do, before anything is read."""
         mine = f"{self._card.name} ({self._card_digest})"
         if (call.card, call.card_digest) != (self._card.name, self._card_digest):
@@ -133,8 +133,6 @@ class EditReplica:
         if task not in self._bench.tasks:
             raise RenderRefused(node_id=call.node_id, reason=f"model card {mine} cannot do {task.value}, only "
                                                              f"{', '.join(self._bench.tasks)}")
-        if problems:
-            raise RenderRefused(node_id=call.node_id, reason="; ".join(problem.render() for problem in problems))
 
     async def _produce(self, run: Run[ChunkCall], call: ChunkCall, work: _Work) -> NodeResult:
         try:

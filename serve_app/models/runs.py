@@ -87,7 +87,7 @@ class Runs(Generic[CallT]):
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def answer(self, call: CallT, produce: Produce[CallT]) -> NodeResult:
-        """The result of the key's run, which begins when there is none. Raises RenderCancelled and what the run does."""
+        """The result of the key's run, which begins when there is none. Raises RenderCancelled, its errors."""
         self._loop = asyncio.get_running_loop()
         while (run := self._runs.get(call.key)) is not None and run.token.is_set:
             await asyncio.wait([run.task])  # being stopped: its key is free after that
