@@ -29,8 +29,16 @@ def install() -> None:
         importlib.import_module("torchvision")
 
 
+def pytest_load_initial_conftests() -> None:
+    """As a plugin (`pytest -p tests.torchvision_cpu`): before anything else is imported."""
+    install()
+
+
 def fetch(directory: Path) -> str:
-    """Bring torchvision for this torch into a directory, and nothing that it depends on; why not, or empty."""
+    """Bring torchvision for this torch into a directory, and nothing that it depends on.
+
+    Why it could not be brought, or empty. Kept when there.
+    """
     if (directory / "torchvision").is_dir():
         return ""
     minor = int(torch.__version__.split(".")[1])
