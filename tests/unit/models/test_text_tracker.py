@@ -89,7 +89,7 @@ def test_it_stops_within_one_frame(tracker: LoadedTracker) -> None:
 
 
 def test_points_are_refused(tracker: LoadedTracker) -> None:
-    with pytest.raises(RenderRefused, match="finds by words, and has none.*points: card tiny finds by words alone"):
+    with pytest.raises(RenderRefused, match=r"finds by words, and has none.*points: card tiny finds by words alone"):
         tracker.track(CLIP, Find(points=(Point(frame=0, x=1, y=1),)), carried=None, progress_callback=None,
                       watch=UNWATCHED)
 

@@ -1,4 +1,4 @@
-"""What needs torchvision, beside a torchvision of its own: transformers decides once per process whether there is one."""
+"""What needs torchvision, in a process of its own: transformers decides at its import whether there is one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KEPT = Path(tempfile.gettempdir()) / f"reelray-torchvision-{torch.__version__}"
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(transformers.utils.is_torchvision_available(), reason="runs as it is where torchvision is installed")
+@pytest.mark.skipif(transformers.utils.is_torchvision_available(), reason="its file runs as it is")
 def test_the_tracker_by_words_works_where_torchvision_is() -> None:
     if why_not := fetch(KEPT):
         pytest.skip(f"torchvision cannot be fetched: {why_not}")
