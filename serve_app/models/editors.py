@@ -31,6 +31,7 @@ from serve_app.models.lifecycle import free_memory
 from serve_app.models.render import tapped, tapped_alike, to_pixels
 from serve_app.models.repo import refused
 from serve_app.models.tap import Watch
+from workflows.edit_doors import EditShape, edit_problems
 from workflows.edit_ports import EditTake, FrameEditor, ProgressCallback
 from workflows.errors import Problem, RenderRefused
 from workflows.media.frames import UInt8Array
@@ -77,7 +78,6 @@ class DiffusersEditor(ABC):
     """What all of them check. One call at a time, always on the same thread. Implements `FrameEditor`."""
 
     task = Task.EDIT_FRAMES
-    takes_negative_prompt = False
 
     def __init__(self, pipe: DiffusionPipeline, card: ModelCard) -> None:
         """Raises InvalidDocument when the card fixes an argument that the pipeline does not have, or that is ours."""
@@ -91,21 +91,15 @@ class DiffusersEditor(ABC):
 
     def problems(self, take: EditTake) -> tuple[Problem, ...]:
         """See `FrameEditor`."""
-        card, frames_THWC = self._card, take.frames_THWC
-        height_px, width_px = frames_THWC.shape[1:3]
-        found = []
-        if text := card.size.problem(width_px):
-            nearest = " or ".join(map(str, card.size.nearest(width_px)))
-            found.append(Problem(field="edit_size", problem=f"{text} ({card.name})", nearest=nearest))
-        if height_px != width_px or take.masks_THW.shape != frames_THWC.shape[:3]:
-            found.append(Problem(field="frames", problem=f"{frames_THWC.shape} with masks {take.masks_THW.shape}",
-                                 nearest="squares, and masks of the same frames"))
-        if take.steps < 1:
-            found.append(Problem(field="steps", problem=f"{take.steps} steps", nearest="1"))
-        if take.negative_prompt and not self.takes_negative_prompt:
-            found.append(Problem(field="negative_prompt", problem=f"{type(self._pipe).__name__} has nothing to do it "
-                                                                  "with", nearest="leave it empty"))
-        return tuple(found)
+        frames_THWC = take.frames_THWC
+        frames, height_px, width_px = frames_THWC.shape[:3]
+        found = edit_problems(self._card, EditShape(
+            size_px=width_px, frames=frames, steps=take.steps, negative_prompt=take.negative_prompt,
+            image_guidance=take.image_guidance))
+        if height_px == width_px and take.masks_THW.shape == frames_THWC.shape[:3]:
+            return found
+        return (*found, Problem(field="frames", problem=f"{frames_THWC.shape} with masks {take.masks_THW.shape}",
+                                nearest="squares, and masks of the same frames"))
 
     def edit(self, take: EditTake, *, progress_callback: ProgressCallback | None = None, watch: Watch) -> UInt8Array:
         """See `FrameEditor`. An edit of one call of the pipeline can be checkpointed and resumed by the watch."""
@@ -125,16 +119,6 @@ class DiffusersEditor(ABC):
 
 class InstructEditor(DiffusersEditor):
     """Some frames in one call, the prompts encoded once per edit."""
-
-    takes_negative_prompt = True
-
-    def problems(self, take: EditTake) -> tuple[Problem, ...]:
-        """See `FrameEditor`."""
-        found = super().problems(take)
-        if take.image_guidance < 1:
-            found = (*found, Problem(field="image_guidance_scale", nearest="1", problem=(
-                f"{take.image_guidance:g}: below 1 this model drops the text's guidance too")))
-        return found
 
     def _edit(self, take: EditTake, chosen: list[int], edited_THWC: UInt8Array, heard: ProgressCallback | None,
               watch: Watch) -> None:
@@ -214,8 +198,6 @@ class PictureEditor(DiffusersEditor):
 class QwenEditor(PictureEditor):
     """Its guidance is between prompt and negative prompt."""
 
-    takes_negative_prompt = True
-
     def _own_arguments(self, take: EditTake, side_px: int) -> dict[str, Any]:
         return {"true_cfg_scale": take.guidance, "negative_prompt": take.negative_prompt or NO_WORDS}
 
@@ -231,16 +213,6 @@ class ClipEditor(DiffusersEditor):
     """The whole clip in one call; its length is made to fit by repeating the last frame."""
 
     task = Task.EDIT_VIDEO
-    takes_negative_prompt = True
-
-    def problems(self, take: EditTake) -> tuple[Problem, ...]:
-        """See `FrameEditor`."""
-        found, rule = super().problems(take), self._card.frames
-        most = rule.nearest(rule.max_frames)[0]
-        if len(take.frames_THWC) > most:
-            found = (*found, Problem(field="chunk_frames", problem=f"{len(take.frames_THWC)} frames at once are more "
-                                     f"than the {most} of {self._card.name}", nearest=str(most)))
-        return found
 
     def _edit(self, take: EditTake, chosen: list[int], edited_THWC: UInt8Array, heard: ProgressCallback | None,
               watch: Watch) -> None:

@@ -28,6 +28,7 @@ from serve_app.models.tracking import (
     reach_of,
     require_fit,
 )
+from workflows.edit_doors import find_problems
 from workflows.edit_ports import Box, Find, Point, ProgressCallback, Tracked
 from workflows.errors import Problem, RenderRefused
 from workflows.media.frames import UInt8Array
@@ -67,18 +68,7 @@ class PointTracker:
 
     def problems(self, find: Find) -> tuple[Problem, ...]:
         """See `Tracker`."""
-        if problems := self._words(find):
-            return problems
-        if not find.boxes and not any(point.inside for point in find.points):
-            return (Problem(field="points", problem=f"card {self._card.name} has to be shown what to follow",
-                            nearest="a box, or a point with inside: true"),)
-        return ()
-
-    def _words(self, find: Find) -> tuple[Problem, ...]:
-        if find.prompt:
-            return (Problem(field="mask_prompt", problem=f"card {self._card.name} follows what it is shown, and knows "
-                            "no words", nearest="points or boxes, or a tracker that finds by words, such as sam3"),)
-        return ()
+        return find_problems(self._card, find)
 
     def track(self, frames_THWC: UInt8Array, find: Find, *, carried: UInt8Array | None = None,
               progress_callback: ProgressCallback | None = None, watch: Watch) -> Tracked:
@@ -87,7 +77,7 @@ class PointTracker:
         Raises RenderRefused when there is neither.
         """
         require_fit(frames_THWC, carried, watch)
-        if problems := self._words(find):
+        if problems := find_problems(self._card, find, is_carried=True):
             raise RenderRefused(node_id=watch.label, reason="; ".join(problem.render() for problem in problems))
         frames, height_px, width_px = frames_THWC.shape[:3]
         things = [*(Thing(mask_HW=piece) for piece in pieces_of(carried, find.instances)), *pointed_at(find, frames)]

@@ -24,6 +24,7 @@ from serve_app.models.tracking import (
     reach_of,
     require_fit,
 )
+from workflows.edit_doors import find_problems
 from workflows.edit_ports import Find, ProgressCallback, Tracked
 from workflows.errors import Problem, RenderRefused
 from workflows.media.frames import UInt8Array
@@ -47,14 +48,7 @@ class TextTracker:
 
     def problems(self, find: Find) -> tuple[Problem, ...]:
         """See `Tracker`."""
-        found = []
-        if not find.prompt:
-            found.append(Problem(field="mask_prompt", problem=f"card {self._card.name} finds by words, and has none",
-                                 nearest="a mask_prompt, or a tracker that is shown points, such as sam2.1-large"))
-        found += [Problem(field=field, problem=f"card {self._card.name} finds by words alone",
-                          nearest="leave them out, or a tracker that is shown points, such as sam2.1-large")
-                  for field, given in (("points", find.points), ("boxes", find.boxes)) if given]
-        return tuple(found)
+        return find_problems(self._card, find)
 
     @torch.inference_mode()
     def track(self, frames_THWC: UInt8Array, find: Find, *, carried: UInt8Array | None = None,

@@ -12,6 +12,7 @@ PARTS = {
     "configs": ("configs",),
     "vocabulary": ("workflows.types", "workflows.tiers", "workflows.errors", "workflows.ports", "workflows.progress",
                    "workflows.edit_ports", "workflows.edit_calls"),
+    "doors": ("workflows.edit_doors",),
     "document": ("workflows.",),
     "dispatch": ("workflows.dispatch", "workflows.estimate"),
     "durable": ("workflows.durable",),
