@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from configs.edit_rules import EditRules
 from configs.model_card import CallDefaults, FrameRule, ModelCard, SizeRule, Task
@@ -24,6 +26,12 @@ def moving_square(frames: int = FRAMES) -> UInt8Array:
     for frame in range(frames):
         clip_THWC[frame, 20:44, 10 + 5 * frame:34 + 5 * frame] = (220, 40, 40)
     return clip_THWC
+
+
+def held_bytes() -> int:
+    """What all tensors of this process take."""
+    gc.collect()
+    return sum(part.nbytes for part in gc.get_objects() if type(part) is torch.Tensor)
 
 
 def tracker_card(repo: Path, pipeline: str = "Sam2VideoModel") -> ModelCard:

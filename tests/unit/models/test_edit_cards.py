@@ -53,6 +53,7 @@ def test_an_editors_class_is_known(name: str) -> None:
     assert editor_class(CARDS[name], task).task is task
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_a_card_edits_on_a_tiny_checkpoint_of_its_classes(name: str, checkpoints: Path) -> None:
     """With its own dtypes, arguments, options and scheduler settings; half precision as bfloat16, which CPUs know."""

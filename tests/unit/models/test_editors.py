@@ -39,7 +39,8 @@ KINDS: dict[str, tuple[str, dict[str, float]]] = {
 }
 CALLS = {"instruct_pix2pix": 2, "flux_kontext": 3, "flux2_klein": 3, "wan_vace": 1}
 """Of the pipeline, for three frames with something in their masks."""
-IMAGE_EDITORS = [kind for kind in KINDS if kind != "wan_vace"]
+IMAGE_EDITORS = ["instruct_pix2pix", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("flux_kontext",
+                                                                                               "flux2_klein"))]
 TAKE = edit_take()
 ROUNDING = 1
 """Of 255: batches of another size add in another order."""

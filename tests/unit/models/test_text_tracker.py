@@ -18,7 +18,7 @@ from serve_app.models.track_by_text import MOST_OBJECTS
 from serve_app.models.tracking import FramesOnDemand, LoadedTracker
 from serve_app.models.workbench import open_tracker
 from tests.tiny_track import POINTS_SIDE_PX, build_points, build_words
-from tests.workbench import FRAMES, moving_square, tracker_card
+from tests.workbench import FRAMES, held_bytes, moving_square, tracker_card
 from workflows.edit_ports import Box, Find, Point
 from workflows.errors import RenderCancelled, RenderRefused
 from workflows.media.masks import is_mask, overlap
@@ -74,6 +74,21 @@ def test_nothing_found_tells_the_best_score_that_was_not_enough(directory: Path,
     assert (found.instances, found.masks_THW.any()) == (0, False)
     loose = tracker.track(CLIP[:3], WORDS, carried=None, progress_callback=None, watch=UNWATCHED)
     assert found.score == pytest.approx(loose.score, abs=1e-5) != 0
+
+
+def test_what_the_model_holds_does_not_grow_with_the_clip(directory: Path) -> None:
+    held: dict[int, int] = {}
+
+    def weigh(done: int, total: int, timestep: float) -> None:
+        if done in (20, 32):
+            held[done] = held_bytes()
+
+    # One thing, followed from a mask: a model that knows nothing would find another in every frame.
+    strict = open_tracker(tracker_card(build_words(directory, threshold=0.99), "Sam3VideoModel"), "cpu")
+    carried = np.zeros(CLIP.shape[1:3], np.uint8)
+    carried[20:44, 10:34] = 255
+    strict.track(moving_square(32), BEST, carried=carried, progress_callback=weigh, watch=UNWATCHED)
+    assert held[32] == held[20] > 0
 
 
 def test_it_stops_within_one_frame(tracker: LoadedTracker) -> None:

@@ -17,7 +17,7 @@ from serve_app.models.tap import UNWATCHED, Watch
 from serve_app.models.tracking import FramesOnDemand, Gathered, LoadedTracker, forget, pieces_of
 from serve_app.models.workbench import open_tracker
 from tests.tiny_track import build_points
-from tests.workbench import FRAMES, moving_square, tracker_card
+from tests.workbench import FRAMES, held_bytes, moving_square, tracker_card
 from workflows.edit_ports import Box, Find, Point
 from workflows.errors import InvalidDocument, RenderCancelled, RenderRefused
 from workflows.media.frames import UInt8Array
@@ -106,6 +106,17 @@ def test_it_says_before_what_it_has_to_be_shown(tracker: LoadedTracker) -> None:
     assert [problem.field for problem in tracker.problems(Find(prompt="hair"))] == ["mask_prompt"]
     assert [problem.field for problem in tracker.problems(Find(points=(Point(frame=0, x=1, y=1, inside=False),)))] == [
         "points"]
+
+
+def test_what_the_model_holds_does_not_grow_with_the_clip(tracker: LoadedTracker) -> None:
+    held: dict[int, int] = {}
+
+    def weigh(done: int, total: int, timestep: float) -> None:
+        if done in (20, 40):
+            held[done] = held_bytes()
+
+    tracker.track(moving_square(40), Find(boxes=BOXES[:1]), carried=None, progress_callback=weigh, watch=UNWATCHED)
+    assert held[40] == held[20] > 0
 
 
 def test_half_precision_tracks_too(tmp_path: Path) -> None:
