@@ -39,7 +39,8 @@ class EngineSettings(Frozen):
     """A node during which the Director itself dies this often is failed as poison."""
     timeout_s: dict[str, Seconds] = Field(default_factory=lambda: {
         "story": 300.0, "keyframe": 900.0, "clip": 7200.0, "interpolate": 1800.0, "caption": 1800.0, "compose": 3600.0,
-        "score": 1800.0})
+        "score": 1800.0, "extract": 3600.0, "mask": 7200.0, "propagate": 3600.0, "edit": 7200.0, "smooth": 14400.0,
+        "preview": 14400.0, "save": 14400.0, "report": 3600.0, "plot": 600.0})
     """Longest run of one attempt, by node kind."""
 
     @model_validator(mode="after")

@@ -200,6 +200,8 @@ def job_stage(nodes: Collection[tuple[NodeKind, NodeStatus]], status: JobStatus)
 def last_stage(kinds: Iterable[NodeKind]) -> Stage:
     """The stage after which a job with such nodes is over; a script that was not told yet would have become a film."""
     stages = {kind.stage for kind in kinds}
+    if Stage.SAVING in stages:
+        return Stage.SAVING
     return Stage.IMAGES if Stage.IMAGES in stages and Stage.COMPOSITION not in stages else Stage.COMPOSITION
 
 

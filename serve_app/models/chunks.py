@@ -36,7 +36,7 @@ class Chunks(Protocol):
 class StoredChunks:
     """Implements `Chunks` for inputs that are lossless files in the store."""
 
-    media_type = MediaType.MATROSKA
+    media_type = MediaType.MKV
 
     def __init__(self, store: ArtifactStore) -> None:
         """Read from this store."""

@@ -72,7 +72,7 @@ class Shelf:
         with write_lossless(path) as writer:
             for picture in pictures:
                 writer.write(picture)
-        return self.store.put(self.key(), path, media_type=MediaType.MATROSKA, manifest={})
+        return self.store.put(self.key(), path, media_type=MediaType.MKV, manifest={})
 
     def read(self, result: NodeResult, frames: int) -> UInt8Array:
         return np.stack(list(read_lossless(self.store.fetch(result.artifact), first=0, frames=frames)))
