@@ -194,8 +194,8 @@ class EditReplica:
                       note=run.notes.append, other_pixels=run.differ)
         clock = StepClock(records.step)
         result = guarded(lambda: model(lambda done, total, at: clock(done - 1, total, at), watch), label=call.node_id,
-                         heartbeat=self._heartbeat, too_large=f"{call.frames} frames do not fit the GPU beside "
-                                                              f"{self._card.name}; a smaller chunk_frames may")
+                         heartbeat=self._heartbeat, too_large=f"a chunk of {call.frames} frames does not fit the GPU "
+                         f"beside {self._card.name}; a smaller edit_size or chunk_frames needs less")
         records.saving(DECODED_SHARE)
         return result, clock.seconds()
 

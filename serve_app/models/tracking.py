@@ -183,7 +183,8 @@ class FrameClock:
 
 
 def require_fit(frames_THWC: UInt8Array, carried: UInt8Array | None, watch: Watch) -> None:
-    """Raise RenderRefused when the carried mask is of another size than the frames."""
+    """Raise RenderRefused when the carried mask is of another size than the frames; stop before anything begins."""
+    watch.check()
     if carried is not None and carried.shape != frames_THWC.shape[1:3]:
         raise RenderRefused(node_id=watch.label, reason=f"the carried mask is {carried.shape}, the frames are "
                                                         f"{frames_THWC.shape[1:3]} (height, width)")

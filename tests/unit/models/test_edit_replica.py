@@ -237,7 +237,7 @@ async def test_a_model_that_breaks_fails_the_call_and_only_a_broken_gpu_the_repl
     replica = EditReplica(editing.card, ModelsSettings(torch_threads=1), editing.store, editing.sink, 0.0,
                           open_=lambda card, device: Workbench(editors={Task.EDIT_FRAMES: editor}))
     editor.error = torch.OutOfMemoryError("CUDA out of memory")
-    with pytest.raises(GpuOutOfMemory, match="4 frames do not fit the GPU beside tiny; a smaller chunk_frames may"):
+    with pytest.raises(GpuOutOfMemory, match="a chunk of 4 frames does not fit the GPU beside tiny; a smaller edit_size"):
         await replica.edit(edit_call(editing, tmp_path))
     editor.error = ValueError("shapes differ")
     with pytest.raises(ModelFailed, match="ValueError: shapes differ"):
