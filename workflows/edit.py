@@ -79,8 +79,8 @@ class BoxPrompt(_Part):
     @model_validator(mode="after")
     def _has_an_inside(self) -> BoxPrompt:
         if self.right - self.left < 1 or self.bottom - self.top < 1:
-            raise refused(f"a box from ({self.left:g}, {self.top:g}) to ({self.right:g}, {self.bottom:g}) holds no pixel",
-                          "left < right and top < bottom")
+            raise refused(f"a box from ({self.left:g}, {self.top:g}) to ({self.right:g}, {self.bottom:g}) holds no "
+                          "pixel", "left < right and top < bottom")
         return self
 
 
@@ -141,7 +141,8 @@ class EditRequest(_Part):
     points: Annotated[tuple[PointPrompt, ...], Field(max_length=MAX_PROMPTED)] = ()
     boxes: Annotated[tuple[BoxPrompt, ...], Field(max_length=MAX_PROMPTED)] = ()
     extra: dict[str, str] = Field(default_factory=dict)
-    """Where models lie on this machine, by name: `SAM3_MODEL_PATH`, `SAM2_MODEL_PATH`, `INSTRUCT_PIX2PIX_MODEL_PATH`."""
+    """Where models lie on this machine, by name: `SAM3_MODEL_PATH`, `SAM2_MODEL_PATH`,
+    `INSTRUCT_PIX2PIX_MODEL_PATH`."""
 
     @field_validator("job_id")
     @classmethod

@@ -1,7 +1,7 @@
 """An edit as nodes. Pure; runs nothing, stores nothing, reads no file.
 
-Nodes: `extract`; for each chunk `c1`, `c2` ... a `c1.mask` and a `c1.edit`; between them `propagate`; after them `smooth`,
-`preview`, `report`, `plot` and `save`. What an `edit_prompt` changes hangs on `propagate` and not the other way
+Nodes: `extract`; for each chunk `c1`, `c2` ... a `c1.mask` and a `c1.edit`; between them `propagate`; after them
+`smooth`, `preview`, `save`, `report` and `plot`. What an `edit_prompt` changes hangs on `propagate` and not the other way
 round: another edit of the same region tracks nothing again.
 """
 
@@ -102,7 +102,7 @@ def plan_edit(request: EditRequest, part: Part, assets: EditAssets, *, size: tup
 class _Plan:
     """One edit while it is planned."""
 
-    def __init__(self, request: EditRequest, part: Part, assets: EditAssets,  # noqa: PLR0913 - all that decides a plan
+    def __init__(self, request: EditRequest, part: Part, assets: EditAssets,
                  size: tuple[int, int], tracker: Hand, editor: Hand) -> None:
         self._request, self._part, self._size = request, part, size
         self._tracker, self._editor = tracker, editor
