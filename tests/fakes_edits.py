@@ -1,4 +1,4 @@
-"""Steps of an edit in this process, as an engine runs them: the classical models or whatever a test puts in their place."""
+"""Steps of an edit in this process, as an engine runs them: with the classical models, or what a test has instead."""
 
 from __future__ import annotations
 
@@ -80,8 +80,8 @@ class EditShop:
 
 def request_for(path: Path, **changes: object) -> EditRequest:
     """A small edit of a red ball."""
-    fields = {"job_id": "edit", "input_video_path": str(path), "output_dir": str(path.parent), "mask_prompt": "red ball",
-              "edit_prompt": "make it green", "edit_size": 64, "chunk_frames": 16}
+    fields = {"job_id": "edit", "input_video_path": str(path), "output_dir": str(path.parent),
+              "mask_prompt": "red ball", "edit_prompt": "make it green", "edit_size": 64, "chunk_frames": 16}
     return parse_edit({name: value for name, value in {**fields, **changes}.items() if value is not None})
 
 

@@ -157,11 +157,10 @@ def _prompts(request: EditRequest, source: SourceVideo) -> list[Problem]:
         frames = part_of(request, source).frames
     except InvalidDocument as error:
         return [*problems, *error.problems]
-    for field, prompts in (("points", request.points), ("boxes", request.boxes)):
-        problems += [Problem(field=f"{field}[{number}].frame", problem=f"frame {prompt.frame} of {frames}",
-                             nearest=f"0 to {frames - 1}")
-                     for number, prompt in enumerate(prompts) if prompt.frame >= frames]
-    return problems
+    places = [*((f"points[{number}]", point.frame) for number, point in enumerate(request.points)),
+              *((f"boxes[{number}]", box.frame) for number, box in enumerate(request.boxes))]
+    return [*problems, *(Problem(field=f"{field}.frame", problem=f"frame {frame} of {frames}",
+                                 nearest=f"0 to {frames - 1}") for field, frame in places if frame >= frames)]
 
 
 def _rate(fps: Fraction) -> str:

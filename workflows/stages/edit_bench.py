@@ -1,4 +1,4 @@
-"""What the stages of an edit share: its files, its reel, its track and masks, and how a result is kept. Knows no model."""
+"""What the stages of an edit share: files, reel, track and masks, and how a result is kept. Knows no model."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Files:
         self._lock = threading.Lock()
 
     def path(self, artifact: Artifact) -> Path:
-        """A local file with the artifact's bytes; checked again when the file changed. Raises as `ArtifactStore.fetch`."""
+        """A local file with the artifact's bytes; checked again when it changed. Raises as `ArtifactStore.fetch`."""
         with self._lock:
             known = self._known.get(artifact.uri)
             if known is not None and known[0].is_file() and _stamp(known[0]) == known[1]:

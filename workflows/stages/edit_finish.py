@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 
@@ -182,7 +183,7 @@ def _nothing(bench: Bench, pieces: Sequence[Piece]) -> NothingFound:
 def _disagreements(bench: Bench, pieces: Sequence[Piece]) -> list[str]:
     """Where two chunks overlap and did not find the same."""
     said = []
-    for earlier, later in zip(pieces, pieces[1:], strict=False):
+    for earlier, later in pairwise(pieces):
         shared = earlier.first + earlier.frames - later.first
         if shared <= 0:
             continue

@@ -1,4 +1,4 @@
-"""The two stages of an edit that a model does, each in three parts: read what it needs, ask the model, keep what it made.
+"""The two stages of an edit that a model does, each in three parts: read what is needed, ask the model, keep it.
 
 Only the middle one needs the model's thread; a replica may read and write beside it. Knows the ports, no model.
 """
