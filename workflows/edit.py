@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -79,8 +79,8 @@ class BoxPrompt(_Part):
     @model_validator(mode="after")
     def _has_an_inside(self) -> BoxPrompt:
         if self.right - self.left < 1 or self.bottom - self.top < 1:
-            raise refused(f"a box from ({self.left:g}, {self.top:g}) to ({self.right:g}, {self.bottom:g}) holds no pixel",
-                          "left < right and top < bottom")
+            raise refused(f"a box from ({self.left:g}, {self.top:g}) to ({self.right:g}, {self.bottom:g}) holds no "
+                          "pixel", "left < right and top < bottom")
         return self
 
 
@@ -113,7 +113,7 @@ class EditRequest(_Part):
     """Diameter in pixels by which the mask is made smaller all round; 0: not at all."""
     dilate_kernel: KernelPx = 0
     """Diameter in pixels by which it is made larger, after eroding."""
-    feather_px: Annotated[int, Field(ge=0, le=100)] = 3
+    feather_px: Annotated[int, Field(ge=0, le=100)] = 2
     """Over so many pixels inside the mask's edge the edit fades in; outside nothing changes."""
     crop_margin: Annotated[float, Field(ge=0, le=4)] = 0.25
     """The square that an editor sees is larger than the region by this share."""
@@ -141,7 +141,8 @@ class EditRequest(_Part):
     points: Annotated[tuple[PointPrompt, ...], Field(max_length=MAX_PROMPTED)] = ()
     boxes: Annotated[tuple[BoxPrompt, ...], Field(max_length=MAX_PROMPTED)] = ()
     extra: dict[str, str] = Field(default_factory=dict)
-    """Where models lie on this machine, by name: `SAM3_MODEL_PATH`, `SAM2_MODEL_PATH`, `INSTRUCT_PIX2PIX_MODEL_PATH`."""
+    """Where models lie on this machine, by name: `SAM3_MODEL_PATH`, `SAM2_MODEL_PATH`,
+    `INSTRUCT_PIX2PIX_MODEL_PATH`."""
 
     @field_validator("job_id")
     @classmethod
@@ -202,7 +203,7 @@ class EditRequest(_Part):
         points = tuple(Point(frame=at.frame, x=at.x, y=at.y, inside=at.inside) for at in self.points)
         boxes = tuple(Box(frame=at.frame, left=at.left, top=at.top, right=at.right, bottom=at.bottom)
                       for at in self.boxes)
-        instances = "best" if self.instances is Instances.BEST else "all"
+        instances: Literal["all", "best"] = "best" if self.instances is Instances.BEST else "all"
         return Find(prompt=self.mask_prompt.strip(), points=points, boxes=boxes, instances=instances)
 
 

@@ -73,8 +73,8 @@ def source_warnings(request: EditRequest, source: SourceVideo) -> tuple[str, ...
     """What of the source is taken differently than it is."""
     said = []
     if not source.constant_rate:
-        said.append(f"the frames of the source come at changing distances; the result has {_rate(source.fps)} frames per "
-                    f"second throughout, {source.timeline_frames} for {source.frames}")
+        said.append(f"the frames of the source come at changing distances; the result has {_rate(source.fps)} frames "
+                    f"per second throughout, {source.timeline_frames} for {source.frames}")
     if source.rotation_deg:
         said.append(f"the source is stored turned and shown turned by {source.rotation_deg} degrees clockwise; the "
                     f"result is stored as it is shown, {source.width_px}x{source.height_px} px")
@@ -102,14 +102,15 @@ def _hdr(source: SourceVideo) -> Problem | None:
 
 def _interlaced(source: SourceVideo) -> Problem | None:
     return None if not source.interlaced else Problem(
-        field="input_video_path", problem="interlaced: each frame holds two moments, line by line; deinterlace it first",
+        field="input_video_path",
+        problem="interlaced: each frame holds two moments, line by line; deinterlace it first",
         nearest="ffmpeg -i IN -vf bwdif -c:a copy OUT.mp4")
 
 
 def _alpha(source: SourceVideo) -> Problem | None:
     return None if not source.has_alpha else Problem(
-        field="input_video_path", problem=f"transparent ({source.codec}, {source.pix_fmt}), which H.264 cannot hold; put "
-                                          "it on a background first",
+        field="input_video_path", problem=f"transparent ({source.codec}, {source.pix_fmt}), which H.264 cannot hold; "
+                                          "put it on a background first",
         nearest="ffmpeg -f lavfi -i color=gray -i IN -filter_complex '[0][1]scale2ref[b][v];[b][v]overlay=shortest=1' "
                 "OUT.mp4")
 
@@ -156,11 +157,10 @@ def _prompts(request: EditRequest, source: SourceVideo) -> list[Problem]:
         frames = part_of(request, source).frames
     except InvalidDocument as error:
         return [*problems, *error.problems]
-    for field, prompts in (("points", request.points), ("boxes", request.boxes)):
-        problems += [Problem(field=f"{field}[{number}].frame", problem=f"frame {prompt.frame} of {frames}",
-                             nearest=f"0 to {frames - 1}")
-                     for number, prompt in enumerate(prompts) if prompt.frame >= frames]
-    return problems
+    places = [*((f"points[{number}]", point.frame) for number, point in enumerate(request.points)),
+              *((f"boxes[{number}]", box.frame) for number, box in enumerate(request.boxes))]
+    return [*problems, *(Problem(field=f"{field}.frame", problem=f"frame {frame} of {frames}",
+                                 nearest=f"0 to {frames - 1}") for field, frame in places if frame >= frames)]
 
 
 def _rate(fps: Fraction) -> str:
@@ -174,3 +174,17 @@ def _even(source: SourceVideo) -> str:
 def _odd_sides(source: SourceVideo) -> str:
     sides = [name for name, side in (("column", source.width_px), ("row", source.height_px)) if side % 2]
     return f"{' and '.join(sides)} {'are' if len(sides) > 1 else 'is'}"
+
+
+def mask_video_problems(part: Part, source: SourceVideo, masks: SourceVideo) -> tuple[Problem, ...]:
+    """What is wrong with given masks for this part of this source."""
+    problems = []
+    if (masks.width_px, masks.height_px) != (source.width_px, source.height_px):
+        problems.append(Problem(field="mask_video", problem=f"{masks.width_px}x{masks.height_px} px for a video of "
+                                                            f"{source.width_px}x{source.height_px}",
+                                nearest=f"{source.width_px}x{source.height_px}"))
+    if masks.timeline_frames < part.first + part.frames:
+        problems.append(Problem(field="mask_video", problem=f"{masks.timeline_frames} frames; the edit needs those up "
+                                                            f"to frame {part.first + part.frames - 1}",
+                                nearest=f"at least {part.first + part.frames} frames"))
+    return tuple(problems)

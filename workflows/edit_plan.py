@@ -1,8 +1,8 @@
 """An edit as nodes. Pure; runs nothing, stores nothing, reads no file.
 
-Nodes: `extract`; for each chunk `c1`, `c2` ... a `c1.mask` and a `c1.edit`; between them `propagate`; after them `smooth`,
-`preview`, `report`, `plot` and `save`. What an `edit_prompt` changes hangs on `propagate` and not the other way
-round: another edit of the same region tracks nothing again.
+Nodes: `extract`; for each chunk `c1`, `c2` ... a `c1.mask` and a `c1.edit`; between them `propagate`; after them
+`smooth`, `preview`, `save`, `report` and `plot`. What an `edit_prompt` changes hangs on `propagate` and not the other
+way round: another edit of the same region tracks nothing again.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def plan_edit(request: EditRequest, part: Part, assets: EditAssets, *, size: tup
 class _Plan:
     """One edit while it is planned."""
 
-    def __init__(self, request: EditRequest, part: Part, assets: EditAssets,  # noqa: PLR0913 - all that decides a plan
+    def __init__(self, request: EditRequest, part: Part, assets: EditAssets,
                  size: tuple[int, int], tracker: Hand, editor: Hand) -> None:
         self._request, self._part, self._size = request, part, size
         self._tracker, self._editor = tracker, editor
@@ -173,7 +173,7 @@ class _Plan:
 
     def _anchor(self) -> int:
         """The chunk in which following begins: that of the earliest point or box."""
-        prompted = [at.frame for at in (*self._request.points, *self._request.boxes)]
+        prompted = [*(point.frame for point in self._request.points), *(box.frame for box in self._request.boxes)]
         frame = min(prompted, default=0)
         return next(place for place, chunk in enumerate(self._chunks) if chunk.own_first <= frame < chunk.own_end)
 
@@ -230,7 +230,7 @@ def _near(chunks: Sequence[Chunk], place: int) -> list[Chunk]:
 
 def _sought(request: EditRequest) -> str:
     """What is looked for, in words."""
-    places = [f"{len(prompts)} {one if len(prompts) == 1 else many}"
-              for one, many, prompts in (("point", "points", request.points), ("box", "boxes", request.boxes)) if prompts]
+    counted = ((len(request.points), "point", "points"), (len(request.boxes), "box", "boxes"))
+    places = [f"{count} {one if count == 1 else many}" for count, one, many in counted if count]
     told = [repr(request.mask_prompt.strip())] if request.mask_prompt.strip() else []
     return " and ".join(told + places) or "the given masks"

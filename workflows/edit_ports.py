@@ -1,7 +1,7 @@
 """What editing a video needs from outside, as values and Protocols: who finds a region, who edits it.
 
-Legend: T frames, H rows, W columns, C red/green/blue. `frames_THWC` is uint8 RGB 0-255; `masks_THW` is uint8, 0 or 255, of
-the frames' size. Pixels are those of the video as it is shown: turned as its file says.
+Legend: T frames, H rows, W columns, C red/green/blue. `frames_THWC` is uint8 RGB 0-255; `masks_THW` is uint8, 0 or
+255, of the frames' size. Pixels are those of the video as it is shown: turned as its file says.
 """
 
 from __future__ import annotations

@@ -202,8 +202,8 @@ class MediaType(StrEnum):
 
 
 SUFFIXES: Mapping[MediaType, str] = {
-    MediaType.MP4: ".mp4", MediaType.PNG: ".png", MediaType.JPEG: ".jpg", MediaType.JSON: ".json", MediaType.MKV: ".mkv",
-    MediaType.VIDEO: ".video"}
+    MediaType.MP4: ".mp4", MediaType.PNG: ".png", MediaType.JPEG: ".jpg", MediaType.JSON: ".json",
+    MediaType.MKV: ".mkv", MediaType.VIDEO: ".video"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,8 @@
 """`classical`: recolours what the mask holds, without weights. It paints nothing new: shapes, light and texture stay.
 
-The same crops and prompt give the same result. Colours are changed in CIE L*a*b*, where lightness and hue are apart as the
-eye has them: the hue becomes the one asked for, lightness goes half of the way, and what differs from pixel to pixel stays.
+The same crops and prompt give the same result. Colours are changed in CIE L*a*b*, where lightness and hue are apart
+as the eye has them: the hue becomes the one asked for, lightness goes half of the way, and what differs from pixel to
+pixel stays.
 """
 
 from __future__ import annotations

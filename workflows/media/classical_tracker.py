@@ -1,7 +1,7 @@
 """`classical`: finds by colour and follows by place, without weights. It sees no meaning: a red ball is something red.
 
-The same frames and prompts give the same masks. A named colour is found anew in every frame, so that it comes back after
-something stood in front of it. Points and boxes say what it looks like by its colours against those around it
+The same frames and prompts give the same masks. A named colour is found anew in every frame, so that it comes back
+after something stood in front of it. Points and boxes say what it looks like by its colours against those around it
 (M. J. Swain, D. H. Ballard, "Color Indexing", IJCV 1991), and it is looked for where it was going.
 """
 
@@ -180,7 +180,8 @@ def _learnt(frames_THWC: UInt8Array, seeds: Sequence[tuple[int, UInt8Array]], po
     for point in points:
         if not point.inside and point.frame < len(frames_THWC):
             x, y = int(point.x), int(point.y)
-            patch = frames_THWC[point.frame, max(0, y - PATCH_PX):y + PATCH_PX + 1, max(0, x - PATCH_PX):x + PATCH_PX + 1]
+            rows, columns = (slice(max(0, at - PATCH_PX), at + PATCH_PX + 1) for at in (y, x))
+            patch = frames_THWC[point.frame, rows, columns]
             if patch.size:
                 outside += _counts(patch, np.full(patch.shape[:2], INSIDE, np.uint8)) * inside.sum()
     return _ratio(inside, outside)
@@ -199,7 +200,7 @@ def _counts(frame_HWC: UInt8Array, mask_HW: UInt8Array) -> NDArray[np.float64]:
 def _ratio(inside: NDArray[np.float64], outside: NDArray[np.float64]) -> Look:
     """Share of a colour's density that is inside, 0..255."""
     mine, theirs = inside / max(inside.sum(), 1), outside / max(outside.sum(), 1)
-    return np.rint(255 * mine / (mine + theirs + PRIOR / LEVELS**3)).astype(np.uint8)
+    return np.asarray(np.rint(255 * mine / (mine + theirs + PRIOR / LEVELS**3)), np.uint8)
 
 
 def _largest(found_THW: UInt8Array) -> tuple[int, UInt8Array]:

@@ -1,7 +1,7 @@
 """Colours by name: which words are colours, and how much a pixel looks like one. Knows no video.
 
-Words are matched with hue, saturation and value (A. R. Smith, "Color Gamut Transform Pairs", SIGGRAPH 1978); targets of a
-recolouring are sRGB values.
+Words are matched with hue, saturation and value (A. R. Smith, "Color Gamut Transform Pairs", SIGGRAPH 1978); targets
+of a recolouring are sRGB values.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def colour_word(word: str) -> str | None:
 
 def look_of(names: Sequence[str]) -> Look:
     """How much each coarse colour is one of these names."""
-    return np.rint(255 * np.max([_fit(COLOURS[name]) for name in names], axis=0)).astype(np.uint8)
+    return np.asarray(np.rint(255 * np.max([_fit(COLOURS[name]) for name in names], axis=0)), np.uint8)
 
 
 def codes_of(frame_HWC: UInt8Array) -> NDArray[np.uint16]:
@@ -94,4 +94,4 @@ def _fit(colour: NamedColour) -> NDArray[np.float32]:
 
 def _between(values: NDArray[np.float32], low: float, high: float) -> NDArray[np.float32]:
     """1 between the bounds, fading to 0 beyond them."""
-    return np.clip(np.minimum(values - low, high - values) / EDGE + 1, 0, 1)
+    return np.asarray(np.clip(np.minimum(values - low, high - values) / EDGE + 1, 0, 1), np.float32)

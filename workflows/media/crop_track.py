@@ -1,7 +1,7 @@
 """One square of fixed size that follows a region through a whole edit, and the crops that it cuts. Knows no model.
 
-A fixed size means one shape for every batch and no jitter of scale; a smoothed centre means none of place. Crops are cut at
-fractions of a pixel, so that a slow pan does not step.
+A fixed size means one shape for every batch and no jitter of scale; a smoothed centre means none of place. Crops are
+cut at fractions of a pixel, so that a slow pan does not step.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ class CropTrack:
 
     def to_json(self) -> dict[str, Json]:
         """As plain data; centres to a thousandth of a pixel."""
-        return {"side_px": self.side_px, "size_px": self.size_px, "empty": sorted(self.empty),
+        empty: list[Json] = [*sorted(self.empty)]
+        return {"side_px": self.side_px, "size_px": self.size_px, "empty": empty,
                 "centres": [[round(x, 3), round(y, 3)] for x, y in self.centres]}
 
     @classmethod

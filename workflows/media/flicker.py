@@ -1,7 +1,8 @@
 """How much an edit flickers, and whether it kept to its mask: measured on samples, told as numbers and drawn as a plot.
 
-Warp error: the mean difference of grey values between a crop and the one before it, moved as the source moved, where the
-motion is sure and the mask is (W.-S. Lai et al., "Learning Blind Video Temporal Consistency", ECCV 2018, section 4.2).
+Warp error: the mean difference of grey values between a crop and the one before it, moved as the source moved, where
+the motion is sure and the mask is (W.-S. Lai et al., "Learning Blind Video Temporal Consistency", ECCV 2018, section
+4.2).
 """
 
 from __future__ import annotations

@@ -37,8 +37,7 @@ class LosslessWriter:
 
     def write(self, frame: UInt8Array) -> None:
         """Append a grey frame (H, W) or an RGB one (H, W, 3), all of one shape; raise MediaError otherwise."""
-        if self._stream is None:
-            self._begin(frame)
+        stream = self._stream or self._begin(frame)
         if frame.shape != self._shape or frame.dtype != np.uint8:
             raise MediaError(path=str(self._to), problem=f"frame {self.frames} is {frame.dtype} {frame.shape}; needed: "
                                                          f"uint8 {self._shape}")
@@ -49,10 +48,10 @@ class LosslessWriter:
             padded[..., :3] = frame[..., ::-1]
             picture = av.VideoFrame.from_ndarray(padded, format="bgra").reformat(format=COLOUR)
         picture.pts, picture.time_base = self.frames, FRAME_S
-        self._container.mux(self._stream.encode(picture))
+        self._container.mux(stream.encode(picture))
         self.frames += 1
 
-    def _begin(self, frame: UInt8Array) -> None:
+    def _begin(self, frame: UInt8Array) -> av.VideoStream:
         if frame.ndim not in (2, 3) or (frame.ndim == 3 and frame.shape[2] != 3) or frame.size == 0:
             raise MediaError(path=str(self._to), problem=f"a frame of shape {frame.shape} is neither grey nor RGB")
         self._shape = frame.shape
@@ -60,8 +59,10 @@ class LosslessWriter:
         stream.height, stream.width = frame.shape[:2]
         stream.pix_fmt = GREY if frame.ndim == 2 else COLOUR
         stream.codec_context.thread_count = 1  # the bytes must not depend on the machine
-        stream.options = {"level": "3", "slices": "4", "coder": "rice", "context": "0", "g": "1"}  # fast, and small for masks
+        # Fast, and small for masks.
+        stream.options = {"level": "3", "slices": "4", "coder": "rice", "context": "0", "g": "1"}
         self._stream = stream
+        return stream
 
     def finish(self) -> None:
         """Write what the encoder still holds; raise MediaError when there was no frame."""

@@ -1,12 +1,13 @@
 """A decoded picture as its planes, changed in one region and nowhere else. Knows 4:2:0 and the source's own colours.
 
-The planes outside the region go to the encoder as they came from the decoder: no conversion to RGB and back, which would
-blur the colours of the whole picture.
+The planes outside the region go to the encoder as they came from the decoder: no conversion to RGB and back, which
+would blur the colours of the whole picture.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import av
 import cv2
@@ -61,8 +62,8 @@ class PlaneReader:
         luma, blue, red = (self._shown(plane, 1 if number == 0 else 2) for number, plane in enumerate(picture.planes))
         return Planes(luma, blue, red, matrix, full_range)
 
-    def _shown(self, plane: av.video.plane.VideoPlane, shrink: int) -> UInt8Array:
-        stored = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, :plane.width]
+    def _shown(self, plane: Any, shrink: int) -> UInt8Array:
+        stored = _samples(plane)
         turned = cv2.rotate(stored, TURNS[self._reel.rotation_deg]) if self._reel.rotation_deg else stored
         return np.array(turned[:self._reel.height_px // shrink, :self._reel.width_px // shrink], np.uint8)
 
@@ -98,8 +99,13 @@ class Painter:
             rgb, format=PLAIN, interpolation=_DOWN, threads=1, src_color_range=ColorRange.JPEG,
             dst_color_range=ColorRange.JPEG if like.full_range else ColorRange.MPEG,
             dst_colorspace=_SPACES[like.matrix])
-        return [np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, :plane.width]
+        return [_samples(plane)
                 for plane in picture.planes]
+
+
+def _samples(plane: Any) -> UInt8Array:
+    """A plane of a picture without the padding of its lines; shares its memory."""
+    return np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, :plane.width]
 
 
 def to_picture(planes: Planes) -> av.VideoFrame:

@@ -90,7 +90,8 @@ class Remaster:
 class _Sound:
     """The sound packets of a source, in order, of the edit's part of it."""
 
-    def __init__(self, source: av.container.InputContainer, path: Path, *, begin_s: Fraction, end_s: Fraction | None) -> None:
+    def __init__(self, source: av.container.InputContainer, path: Path, *, begin_s: Fraction,
+                 end_s: Fraction | None) -> None:
         """`begin_s`: what becomes time 0; packets that begin before it by more than their own length are left out, and
         those from `end_s` on (None: none)."""
         self._path = path
@@ -141,7 +142,7 @@ class _Sound:
         if self._end_s is None:
             return True
         middle_s = begins_s + (packet.duration or 0) * tick_s / 2
-        return self._begin_s <= middle_s < self._end_s
+        return bool(self._begin_s <= middle_s < self._end_s)
 
 
 @contextmanager

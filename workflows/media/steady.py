@@ -1,10 +1,10 @@
 """Flicker taken out of an edit: each edited crop is drawn to the one before it, moved as the source moved.
 
-Flow: T. Kroeger, R. Timofte, D. Dai, L. Van Gool, "Fast Optical Flow using Dense Inverse Search", ECCV 2016, as in OpenCV
-(`DISOpticalFlow`), between crops of the source, which do not flicker. Where the moved source crop differs from the new one
-(something appeared, the flow is wrong), the crop before has no say: W.-S. Lai et al., "Learning Blind Video Temporal
-Consistency", ECCV 2018, section 3, use the same weight in a loss. All images are uint8, so that OpenCV's vector code does
-the arithmetic.
+Flow: T. Kroeger, R. Timofte, D. Dai, L. Van Gool, "Fast Optical Flow using Dense Inverse Search", ECCV 2016, as in
+OpenCV (`DISOpticalFlow`), between crops of the source, which do not flicker. Where the moved source crop differs from
+the new one (something appeared, the flow is wrong), the crop before has no say: W.-S. Lai et al., "Learning Blind
+Video Temporal Consistency", ECCV 2018, section 3, use the same weight in a loss. All images are uint8, so that
+OpenCV's vector code does the arithmetic.
 """
 
 from __future__ import annotations
@@ -64,14 +64,15 @@ class FlowReader:
         columns, rows = cv2.split(whole)
         maps = cv2.convertMaps(cv2.scaleAdd(columns, scale, self._columns), cv2.scaleAdd(rows, scale, self._rows),
                                cv2.CV_16SC2)
-        moved = cv2.remap(before, *maps, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        unlike = cv2.blur(cv2.absdiff(moved, after), (5, 5))
+        was = cv2.remap(before, maps[0], maps[1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        unlike = cv2.blur(cv2.absdiff(was, after), (5, 5))
         return Motion((maps[0], maps[1]), np.asarray(cv2.LUT(unlike, _table(255.0)), np.uint8))
 
 
 def moved(image: UInt8Array, motion: Motion) -> UInt8Array:
     """An image of the crop before as it would be seen now."""
-    return np.asarray(cv2.remap(image, *motion.places, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE), np.uint8)
+    return np.asarray(cv2.remap(image, motion.places[0], motion.places[1], cv2.INTER_LINEAR,
+                                borderMode=cv2.BORDER_REPLICATE), np.uint8)
 
 
 class Steadier:
