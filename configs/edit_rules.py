@@ -41,8 +41,8 @@ class EditRules(Frozen):
 def kinds_problem(pipelines: Mapping[str, str], loader: str, edit: EditRules | None) -> str:
     """What is wrong with a card's tasks, loader and `edit` together; empty when nothing is."""
     kinds = {"track" if task == "track" else "edit" if task.startswith("edit_") else "film" for task in pipelines}
-    if len(kinds) > 1:
-        return f"one card does {', '.join(pipelines)}; films, edits and tracking need a card each"
+    if len(kinds) > 1 or (len(pipelines) > 1 and "film" not in kinds):
+        return f"one card does {', '.join(pipelines)}; films, either kind of edit and tracking need a card each"
     if ("track" in kinds) != (loader == "tracker"):
         return "`loader: tracker` and the task `track` belong together"
     if "track" in kinds and not set(pipelines.values()) <= set(FINDS_BY):

@@ -30,10 +30,9 @@ from serve_app.webhooks.guard import Guard
 from serve_app.webhooks.postman import Postman
 from serve_app.writers.model import story_writer
 from workflows.durable.ledger import Ledger
-from workflows.edit_calls import EditCall, TrackCall
 from workflows.ports import RenderCall
 from workflows.store import Store
-from workflows.types import NodeResult
+from workflows.types import NodeCall, NodeResult
 
 if TYPE_CHECKING:
     from serve_app.models.chat_replica import ChatReplica
@@ -81,13 +80,9 @@ class EditDeployment:
         self._replica: EditReplica = EditReplica(card, settings.models, open_store(settings), reporter,
                                                  float(assigned.get("GPU", 0)))
 
-    async def track(self, call: TrackCall) -> NodeResult:
-        """Masks of one chunk."""
-        return await self._replica.track(call)
-
-    async def edit(self, call: EditCall) -> NodeResult:
-        """One chunk's crops, edited."""
-        return await self._replica.edit(call)
+    async def run(self, call: NodeCall) -> NodeResult:
+        """One mask node or one edit node."""
+        return await self._replica.run(call)
 
     def _cancel_job(self, job_id: str) -> None:
         self._replica.cancel_job(job_id)

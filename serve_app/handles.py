@@ -19,7 +19,6 @@ from ray.serve.exceptions import BackPressureError, RequestCancelledError
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from serve_app.providers.local import Answer, Question
-from workflows.edit_calls import EditCall, TrackCall
 from workflows.errors import ModelFailed, Overloaded, ReelrayError, ReplicaLost
 from workflows.ports import Model, RenderCall
 from workflows.types import NodeCall, NodeResult
@@ -46,21 +45,15 @@ class ModelHandle:
 
 
 class EditHandle:
-    """The deployment of a tracker or an editor as the port that stages know."""
+    """The deployment of a tracker or an editor; `run` is a step as the engine knows it."""
 
     def __init__(self, handle: DeploymentHandle) -> None:
         """Wrap the handle of one card's deployment."""
         self._handle = handle
 
-    async def track(self, call: TrackCall) -> NodeResult:
-        """Masks of one chunk."""
-        async with _one_call(self._handle.track.remote(call), call.node_id) as response:
-            result: NodeResult = await response
-        return result
-
-    async def edit(self, call: EditCall) -> NodeResult:
-        """One chunk's crops, edited."""
-        async with _one_call(self._handle.edit.remote(call), call.node_id) as response:
+    async def run(self, call: NodeCall) -> NodeResult:
+        """One mask node or one edit node."""
+        async with _one_call(self._handle.run.remote(call), call.node_id) as response:
             result: NodeResult = await response
         return result
 

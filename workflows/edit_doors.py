@@ -29,19 +29,15 @@ class EditShape:
     image_guidance: float = 1.5
 
 
-def find_problems(card: ModelCard, find: Find, *, is_carried: bool = False) -> tuple[Problem, ...]:
-    """What this tracker cannot look for; empty: nothing stands in its way.
-
-    `is_carried`: a mask is carried over from the chunk before, so that nothing need be pointed at.
+def find_problems(card: ModelCard, find: Find) -> tuple[Problem, ...]:
+    """What this tracker cannot look for; empty: nothing stands in its way. A chunk may point at nothing: what was
+    pointed at in another is carried over.
     """
     if card.finds_by == "text":
         return tuple(_no_words(card, find))
     if find.prompt:
         return (Problem(field="mask_prompt", problem=f"card {card.name} follows what it is shown, and knows no words",
                         nearest="points or boxes, or a tracker that finds by words, such as sam3"),)
-    if not is_carried and not find.boxes and not any(point.inside for point in find.points):
-        return (Problem(field="points", problem=f"card {card.name} has to be shown what to follow",
-                        nearest="a box, or a point with inside: true"),)
     return ()
 
 

@@ -77,7 +77,7 @@ class PointTracker:
         Raises RenderRefused when there is neither.
         """
         require_fit(frames_THWC, carried, watch)
-        if problems := find_problems(self._card, find, is_carried=True):
+        if problems := self.problems(find):
             raise RenderRefused(node_id=watch.label, reason="; ".join(problem.render() for problem in problems))
         frames, height_px, width_px = frames_THWC.shape[:3]
         things = [*(Thing(mask_HW=piece) for piece in pieces_of(carried, find.instances)), *pointed_at(find, frames)]

@@ -1,4 +1,4 @@
-"""What a card does in the editing of videos, loaded and warm: a tracker, or editors. Knows no job, no store, no Ray."""
+"""What a card does in the editing of videos, loaded and warm: a tracker or an editor. Knows no job, no Ray."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from configs.model_card import EDIT_TASKS, ModelCard, Task
+from configs.model_card import ModelCard, Task
 from serve_app.models import options, pipelines, weights
 from serve_app.models.editors import LoadedEditor, editor_class
 from serve_app.models.pipelines import LoadPipeline
@@ -23,30 +23,30 @@ class Workbench:
     """What one replica can do."""
 
     tracker: LoadedTracker | None = None
-    editors: dict[Task, LoadedEditor] = field(default_factory=dict)
+    editor: LoadedEditor | None = None
     used: dict[str, Json] = field(default_factory=dict)
-    """What is seen of the card's options in the loaded pipelines, for manifests."""
+    """What is seen of the card's options in the loaded pipeline, for manifests."""
 
-    @property
-    def tasks(self) -> tuple[Task, ...]:
-        """For messages."""
-        return ((Task.TRACK,) if self.tracker is not None else ()) + tuple(self.editors)
+    def the_tracker(self) -> LoadedTracker:
+        """For who knows that the card tracks."""
+        assert self.tracker is not None
+        return self.tracker
+
+    def the_editor(self) -> LoadedEditor:
+        """For who knows that the card edits."""
+        assert self.editor is not None
+        return self.editor
 
 
 def open_workbench(card: ModelCard, device: str, load: LoadPipeline = pipelines.load,
                    load_tracker: LoadTracker = pipelines.load_tracker) -> Workbench:
-    """Load every task of the card. Raises InvalidDocument."""
-    if card.loader == "tracker":
+    """Load what the card does. Raises InvalidDocument."""
+    (task,) = card.tasks
+    if task is Task.TRACK:
         return Workbench(tracker=open_tracker(card, device, load_tracker))
-    bench, components = Workbench(), None
-    for task in card.tasks:
-        if task in EDIT_TASKS:
-            kind = editor_class(card, task)
-            pipe = load(card, task, device, components)
-            components = {**(components or {}), **pipe.components}
-            bench.used |= options.used(pipe, card)
-            bench.editors[task] = kind(pipe, card)
-    return bench
+    kind = editor_class(card, task)
+    pipe = load(card, task, device)
+    return Workbench(editor=kind(pipe, card), used=options.used(pipe, card))
 
 
 def open_tracker(card: ModelCard, device: str, load: LoadTracker = pipelines.load_tracker) -> LoadedTracker:
@@ -58,9 +58,9 @@ def open_tracker(card: ModelCard, device: str, load: LoadTracker = pipelines.loa
 
 
 def warm_up(bench: Workbench, card: ModelCard, watch: Watch) -> None:
-    """One small call of everything; what it raises must keep the replica down.
+    """One small call; what it raises must keep the replica down.
 
-    Editors at the default size and with as many frames as go into one call, because kernels are chosen and memory is
+    An editor at the default size and with as many frames as go into one call, because kernels are chosen and memory is
     reserved by shape.
     """
     side_px = card.defaults.width_px
@@ -69,15 +69,15 @@ def warm_up(bench: Workbench, card: ModelCard, watch: Watch) -> None:
         find = Find(prompt="warm-up") if card.finds_by == "text" else Find(boxes=(whole,))
         bench.tracker.track(np.full((2, side_px, side_px, 3), 128, np.uint8), find, carried=None,
                             progress_callback=_nobody, watch=watch)
-    for task, editor in bench.editors.items():
+    if bench.editor is not None:
         at_once = card.edit.frames_at_once if card.edit is not None else 1
-        frames = at_once if task is Task.EDIT_FRAMES else card.frames.nearest(card.frames.min_frames)[0]
+        frames = at_once if card.tasks == (Task.EDIT_FRAMES,) else card.frames.nearest(card.frames.min_frames)[0]
         take = EditTake(
             prompt="warm-up", negative_prompt="", steps=1, guidance=card.defaults.guidance, seed=0, fps=16.0,
             image_guidance=(card.edit.image_guidance if card.edit is not None else None) or 1.0,
             frames_THWC=np.full((frames, side_px, side_px, 3), 128, np.uint8),
             masks_THW=np.full((frames, side_px, side_px), 255, np.uint8))
-        editor.edit(take, progress_callback=_nobody, watch=watch)
+        bench.editor.edit(take, progress_callback=_nobody, watch=watch)
 
 
 def _nobody(done: int, total: int, timestep: float) -> None:

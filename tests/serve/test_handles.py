@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Generator
-from typing import Any
 
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
@@ -12,8 +11,6 @@ from ray.serve.exceptions import BackPressureError, RequestCancelledError
 
 from serve_app.handles import ChatHandle, EditHandle, MediaHandle, ModelHandle
 from serve_app.providers.local import Answer, Question
-from workflows.edit_calls import EditCall, TrackCall
-from workflows.edit_ports import Find
 from workflows.errors import GpuOutOfMemory, ModelFailed, Overloaded, ReelrayError, ReplicaLost
 from workflows.ports import RenderCall
 from workflows.types import Artifact, MediaType, NodeCall, NodeKind, NodeResult
@@ -24,11 +21,8 @@ CALL = RenderCall(job_id="j", node_id="s1.clip", shot_id="s1", attempt=1, key="k
                   guidance=1.0, seed=1)
 
 
-CHUNK: dict[str, Any] = {"job_id": "j", "node_id": "c0", "shot_id": "", "attempt": 1, "key": "k", "deadline_s": 0.0,
-                         "card": "c", "card_digest": "d", "inputs": {}, "first": 0, "frames": 1, "fps": 8.0}
-TRACK = TrackCall(**CHUNK, find=Find(prompt="hair"))
-EDIT = EditCall(**CHUNK, task="edit_frames", prompt="p", negative_prompt="", steps=1, guidance=1.0, image_guidance=1.0,
-                seed=1)
+CHUNK = NodeCall(job_id="j", node_id="c1.mask", shot_id="c1", kind=NodeKind.MASK, key="k", attempt=1, generation=0,
+                 payload={}, inputs={}, deadline_s=0.0)
 
 
 class Response:
@@ -67,7 +61,7 @@ class Handle:
 
     def __init__(self, outcome: object) -> None:
         self.response = Response(outcome)
-        self.image = self.clip = self.run = self.answer = self.track = self.edit = Method(self.response)
+        self.image = self.clip = self.run = self.answer = Method(self.response)
 
 
 def remote_error(error: Exception) -> RayTaskError:
@@ -77,8 +71,7 @@ def remote_error(error: Exception) -> RayTaskError:
 async def test_a_result_passes_through() -> None:
     assert await ModelHandle(Handle(RESULT)).clip(CALL) == RESULT
     assert await ModelHandle(Handle(RESULT)).image(CALL) == RESULT
-    assert await EditHandle(Handle(RESULT)).track(TRACK) == RESULT
-    assert await EditHandle(Handle(RESULT)).edit(EDIT) == RESULT
+    assert await EditHandle(Handle(RESULT)).run(CHUNK) == RESULT
 
 
 @pytest.mark.parametrize(("raised", "expected"), [

@@ -11,7 +11,7 @@ PARTS = {
     # part of the picture -> the modules it stands for; the longest matching prefix wins
     "configs": ("configs",),
     "vocabulary": ("workflows.types", "workflows.tiers", "workflows.errors", "workflows.ports", "workflows.progress",
-                   "workflows.edit_ports", "workflows.edit_calls"),
+                   "workflows.edit_ports"),
     "doors": ("workflows.edit_doors",),
     "document": ("workflows.",),
     "dispatch": ("workflows.dispatch", "workflows.estimate"),

@@ -63,9 +63,11 @@ def _stamp(path: Path) -> tuple[int, int]:
 class Bench:
     """One node of an edit at work."""
 
-    def __init__(self, call: NodeCall, files: Files) -> None:
+    def __init__(self, call: NodeCall, files: Files, made: Mapping[str, Json] | None = None) -> None:
+        """`made`: what else the manifests of its results say, e.g. of the model."""
         self.call = call
         self._files = files
+        self._made = made or {}
         self._started = time.monotonic()
 
     def input(self, node: str) -> Path:
@@ -119,7 +121,7 @@ class Bench:
         manifest: dict[str, Json] = {
             "kind": call.kind.value, "parameters": dict(call.payload), "attempt": call.attempt,
             "inputs": {node: artifact.to_json() if artifact else None for node, artifact in call.inputs.items()},
-            "report": report, "seconds": round(seconds, 3)}
+            "report": report, "seconds": round(seconds, 3), **self._made}
         artifact = self._files.store.put(call.key, path, media_type=media_type, manifest=manifest, score=score)
         return NodeResult(artifact=artifact, warnings=warnings, seconds={"total": seconds})
 

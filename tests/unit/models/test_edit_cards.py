@@ -65,7 +65,7 @@ def test_a_card_edits_on_a_tiny_checkpoint_of_its_classes(name: str, checkpoints
         "dtype": "bfloat16" if card.dtype == "float16" else card.dtype})
     bench = open_workbench(small, "cpu")
     warm_up(bench, small, UNWATCHED)
-    (editor,) = bench.editors.values()
+    editor = bench.the_editor()
     take = edit_take(5, steps=2)
     edited = editor.edit(take, progress_callback=lambda *_: None, watch=UNWATCHED)
     assert (edited[:4] != take.frames_THWC[:4]).any(axis=(1, 2, 3)).all()
@@ -96,7 +96,7 @@ TRACKER = {**BASE, "pipelines": {"track": "Sam2VideoModel"}, "loader": "tracker"
 
 @pytest.mark.parametrize(("card", "said"), [
     ({**EDITOR, "edit": None}, "a card that edits needs `edit`; nearest valid: edit: {frames_at_once: 1}"),
-    ({**EDITOR, "pipelines": {"edit_frames": "A", "text_to_image": "B"}}, "films, edits and tracking need a card each"),
+    ({**EDITOR, "pipelines": {"edit_frames": "A", "text_to_image": "B"}}, "films, either kind of edit and tracking need a card each"),
     ({**EDITOR, "edit": {"image_guidance": 1.5}}, "edit.image_guidance is for StableDiffusionInstructPix2PixPipeline"),
     ({**EDITOR, "pipelines": {"edit_frames": "StableDiffusionInstructPix2PixPipeline"}},
      "edit.image_guidance is missing; nearest valid: 1.5"),

@@ -56,7 +56,7 @@ def editors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LoadedEditor]
     found = {}
     for kind, (pipeline, edit) in KINDS.items():
         bench = open_workbench(editor_card(kind, directory, pipeline, **edit), "cpu")
-        found[kind] = next(iter(bench.editors.values()))
+        found[kind] = bench.the_editor()
     return found
 
 

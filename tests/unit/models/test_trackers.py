@@ -101,11 +101,9 @@ def test_what_it_cannot_do_is_refused(tracker: LoadedTracker, find: Find, carrie
         tracker.track(CLIP, find, carried=carried, progress_callback=None, watch=UNWATCHED)
 
 
-def test_it_says_before_what_it_has_to_be_shown(tracker: LoadedTracker) -> None:
-    assert tracker.problems(POINTED) == ()
+def test_it_says_before_that_it_knows_no_words(tracker: LoadedTracker) -> None:
+    assert tracker.problems(POINTED) == tracker.problems(Find()) == ()
     assert [problem.field for problem in tracker.problems(Find(prompt="hair"))] == ["mask_prompt"]
-    assert [problem.field for problem in tracker.problems(Find(points=(Point(frame=0, x=1, y=1, inside=False),)))] == [
-        "points"]
 
 
 def test_what_the_model_holds_does_not_grow_with_the_clip(tracker: LoadedTracker) -> None:
