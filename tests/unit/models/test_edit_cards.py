@@ -96,7 +96,9 @@ TRACKER = {**BASE, "pipelines": {"track": "Sam2VideoModel"}, "loader": "tracker"
 
 @pytest.mark.parametrize(("card", "said"), [
     ({**EDITOR, "edit": None}, "a card that edits needs `edit`; nearest valid: edit: {frames_at_once: 1}"),
-    ({**EDITOR, "pipelines": {"edit_frames": "A", "text_to_image": "B"}}, "films, either kind of edit and tracking need a card each"),
+    ({**EDITOR, "pipelines": {"edit_frames": "A", "text_to_image": "B"}},
+     "films, either kind of edit and tracking need a card each"),
+    ({**EDITOR, "pipelines": {"edit_frames": "A", "edit_video": "B"}}, "one card does edit_frames, edit_video; films"),
     ({**EDITOR, "edit": {"image_guidance": 1.5}}, "edit.image_guidance is for StableDiffusionInstructPix2PixPipeline"),
     ({**EDITOR, "pipelines": {"edit_frames": "StableDiffusionInstructPix2PixPipeline"}},
      "edit.image_guidance is missing; nearest valid: 1.5"),

@@ -1,4 +1,4 @@
-"""One replica of a tracker and one of an editor in a real edit: chunks read, worked on and kept, shared, counted, stopped.
+"""One replica of a tracker and one of an editor in a real edit: chunks worked on and kept, shared, counted, stopped.
 
 Tiny checkpoints of the real classes, real store, real threads; the nodes are those of a planned edit.
 """
@@ -242,7 +242,7 @@ async def test_a_model_that_breaks_fails_the_call_and_only_a_broken_gpu_the_repl
     assert noted.warnings == ("a note",)
     call = await shop.edit_call(generation=4)
     editor.error = torch.OutOfMemoryError("CUDA out of memory")
-    with pytest.raises(GpuOutOfMemory, match="a chunk of 8 frames does not fit the GPU beside tiny; a smaller edit_size"):
+    with pytest.raises(GpuOutOfMemory, match="a chunk of 8 frames does not fit the GPU beside tiny; a smaller"):
         await replica.run(call)
     editor.error = ValueError("shapes differ")
     with pytest.raises(ModelFailed, match="ValueError: shapes differ"):
