@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import cv2
 import numpy as np
@@ -18,16 +18,22 @@ import torch
 from numpy.typing import NDArray
 
 from serve_app.models.tap import Watch
-from workflows.edit_ports import ProgressCallback, Tracked, Tracker
-from workflows.errors import RenderRefused
+from workflows.edit_ports import Find, ProgressCallback, Tracked, Tracker
+from workflows.errors import Problem, RenderRefused
 from workflows.media.frames import UInt8Array
 
-LoadedTracker = Tracker[Watch]
 BoolArray = NDArray[np.bool_]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """What SAM 2 was trained with, where its checkpoint says nothing."""
 MOST_CARRIED = 16
 """Pieces of a carried mask that are followed each by itself; smaller ones beyond that are one more."""
+
+
+class LoadedTracker(Tracker[Watch], Protocol):
+    """A tracker on a device."""
+
+    def problems(self, find: Find) -> tuple[Problem, ...]:
+        """What it cannot look for, and what it can; empty: nothing stands in its way."""
 
 
 class FramesOnDemand(Mapping[int, torch.Tensor]):
