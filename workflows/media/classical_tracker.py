@@ -21,8 +21,8 @@ from workflows.media.frames import UInt8Array
 from workflows.media.masks import INSIDE
 
 ARTICLES = frozenset({"the", "a", "an", "all", "every", "any", "and"})
-THINGS = frozenset({"thing", "object", "ball", "circle", "disc", "disk", "dot", "square", "box", "rectangle", "triangle",
-                    "shape", "region", "area", "blob", "patch", "one"})
+THINGS = frozenset({"thing", "object", "ball", "circle", "disc", "disk", "dot", "square", "box", "rectangle",
+                    "triangle", "shape", "region", "area", "blob", "patch", "one"})
 """Words for what it does not tell apart: it goes by the colour alone."""
 LEAST_AREA = 2e-4
 """Of the frame; what is smaller is noise."""
