@@ -82,8 +82,8 @@ def test_one_square_holds_every_box_whole_and_moves_smoothly() -> None:
     half = made.side_px / 2
     for (x, y), box in zip(made.centres, boxes, strict=True):
         if box is not None:
-            assert x - half <= box[0] + 0.01 and box[2] - 0.01 <= x + half
-            assert y - half <= box[1] + 0.01 and box[3] - 0.01 <= y + half
+            assert x - half - 0.01 <= box[0] < box[2] <= x + half + 0.01
+            assert y - half - 0.01 <= box[1] < box[3] <= y + half + 0.01
     assert CropTrack.from_json(made.to_json()) == made
 
 
@@ -114,12 +114,13 @@ PROMPTS = {
 
 @pytest.mark.parametrize("name", PROMPTS)
 def test_the_classical_tracker_finds_a_ball_that_passes_behind_a_post(name: str) -> None:
-    """IoU of 0.9 and more with the truth: over the whole clip for words, and in each frame in which most of it is seen."""
+    """IoU of 0.9 and more with the truth over the whole clip; a box also holds what is around the ball: 0.8."""
     found = track(PROMPTS[name])
     assert found.instances == 1
     whole = iou(found.masks_THW, CLIP.masks_THW)
     hidden = [t for t in range(30) if not CLIP.masks_THW[t].any()]
-    assert hidden and not found.masks_THW[hidden].any()
+    assert len(hidden) == 2
+    assert not found.masks_THW[hidden].any()
     assert whole >= (0.9 if name.startswith(("words", "point")) else 0.8), whole
 
 
@@ -158,7 +159,7 @@ def test_the_classical_editor_recolours_inside_the_mask_alone() -> None:
     outside = CLIP.masks_THW[:4] == 0
     assert (edited[outside] == CLIP.frames_THWC[:4][outside]).all()
     red, green, blue = edited[~outside].reshape(-1, 3).mean(axis=0)
-    assert green > red + 40 and green > blue + 40
+    assert green > max(red, blue) + 40
     light = edited[0].astype(int).sum(axis=2)[CLIP.masks_THW[0] > 0]
     assert light.std() > 10  # its shading is still there
 
@@ -219,7 +220,8 @@ def test_the_result_has_the_sources_sound_rate_colours_and_pixels_outside_the_ma
     source = write_source(CLIP.frames_THWC, tmp_path / "in.mp4", *TAGS)
     told = describe(source)
     reel = thread(source, first=0, frames=30, fps=told.fps)
-    made = follow([box_of(mask) for mask in CLIP.masks_THW], size=(WIDTH_PX, HEIGHT_PX), margin=0.25, fps=24, crop_px=64)
+    boxes = [box_of(mask) for mask in CLIP.masks_THW]
+    made = follow(boxes, size=(WIDTH_PX, HEIGHT_PX), margin=0.25, fps=24, crop_px=64)
     reader, painter, white = PlaneReader(reel), Painter(made, 2), np.full((64, 64, 3), 255, np.uint8)
     shown = list(window(source, reel, first=0, frames=30))
     with write_remaster(tmp_path / "out.mp4", source, reel, options=EncodeOptions(crf=10), keep_audio=True,
@@ -256,6 +258,7 @@ def test_a_part_of_a_turned_source_is_stored_as_it_is_shown_with_its_part_of_the
     now = describe(tmp_path / "out.mp4")
     assert (now.width_px, now.height_px, now.rotation_deg, now.frames) == (HEIGHT_PX, WIDTH_PX, 0, 12)
     assert abs(sound_of(tmp_path / "out.mp4")[1] - 0.5) <= 1 / 24
-    (first,) = window(tmp_path / "out.mp4", thread(tmp_path / "out.mp4", first=0, frames=12, fps=now.fps), first=0, frames=1)
+    result = thread(tmp_path / "out.mp4", first=0, frames=12, fps=now.fps)
+    (first,) = window(tmp_path / "out.mp4", result, first=0, frames=1)
     assert np.abs(first.astype(int) - np.rot90(CLIP.frames_THWC[6])).mean() < 4
     assert as_shown(CLIP.frames_THWC[6], reel).shape == first.shape

@@ -1,4 +1,4 @@
-"""What is refused at the door: requests that say too little or too much, and videos that cannot be edited as they are."""
+"""What is refused at the door: requests that say too little or too much, and videos that cannot be edited."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def test_a_request_that_cannot_be_meant_is_refused_in_words(name: str) -> None:
 BAD_SOURCES = {
     "pq": ({"transfer": "smpte2084", "bits": 10}, {}, "input_video_path: high dynamic range (PQ, smpte2084)"),
     "hlg": ({"transfer": "arib-std-b67"}, {}, "input_video_path: high dynamic range (HLG, arib-std-b67)"),
-    "interlaced": ({"interlaced": True}, {}, "input_video_path: interlaced: each frame holds two moments, line by line; "
-                   "deinterlace it first; nearest valid: ffmpeg -i IN -vf bwdif -c:a copy OUT.mp4"),
+    "interlaced": ({"interlaced": True}, {}, "input_video_path: interlaced: each frame holds two moments, line by "
+                   "line; deinterlace it first; nearest valid: ffmpeg -i IN -vf bwdif -c:a copy OUT.mp4"),
     "transparent": ({"has_alpha": True, "codec": "vp9", "pix_fmt": "yuva420p"}, {},
                     "input_video_path: transparent (vp9, yuva420p), which H.264 cannot hold"),
     "tiny": ({"width_px": 16}, {}, "input_video_path: 16x360 px; nearest valid: sides of 32 to 8192 px"),
@@ -80,8 +80,8 @@ BAD_SOURCES = {
     "pcm": ({"audio_codecs": ("pcm_s16le",)}, {}, "keep_audio: the source's sound (pcm_s16le) cannot be copied into an "
             "MP4; nearest valid: false, or convert it first: ffmpeg -i IN -c:v copy -c:a aac OUT.mp4"),
     "late_start": ({}, {"start_s": 4.5}, "start_s: 4.5 s is past the end of a video of 4.000 s; nearest valid: 3.960"),
-    "point_outside": ({}, {"points": [{"x": 640, "y": 3}]}, "points[0]: (640, 3) is outside the picture; nearest valid: "
-                      "0 to 639 across and 0 to 359 down"),
+    "point_outside": ({}, {"points": [{"x": 640, "y": 3}]}, "points[0]: (640, 3) is outside the picture; nearest "
+                      "valid: 0 to 639 across and 0 to 359 down"),
     "box_outside": ({}, {"boxes": [{"left": 0, "top": 0, "right": 700, "bottom": 9}]},
                     "boxes[0]: (0, 0) to (700, 9) reaches beyond 640x360 px"),
     "late_point": ({}, {"points": [{"x": 1, "y": 1, "frame": 30}], "max_frames": 30},
@@ -111,7 +111,8 @@ def test_what_is_taken_otherwise_than_it_is_is_said() -> None:
     said = source_warnings(request(keep_audio=False, end_s=9), odd)
     assert [text.split(";")[0][:44] for text in said] == [
         "the frames of the source come at changing di", "the source is stored turned and shown turned",
-        "the source has 641x360 px", "the source has 10 bits per sample (yuv420p10", "the source's sound is left out, as keep_audi",
+        "the source has 641x360 px", "the source has 10 bits per sample (yuv420p10",
+        "the source's sound is left out, as keep_audi",
         "end_s is 9 s"]
 
 
@@ -153,7 +154,8 @@ def test_real_files_are_described_as_what_they_are(tmp_path: Path, plain: Path) 
     ffmpeg("-i", plain, "-c", "copy", tmp_path / "plain.mkv")
     ffmpeg("-i", plain, "-vf", "crop=97:65", "-c:v", "libvpx-vp9", "-an", tmp_path / "odd.webm")
     ffmpeg("-i", plain, "-flags", "+ilme+ildct", "-x264opts", "tff=1", tmp_path / "lines.mp4")
-    ffmpeg("-i", plain, "-pix_fmt", "yuv420p10le", "-x264-params", "transfer=smpte2084:colorprim=bt2020", tmp_path / "hdr.mp4")
+    ffmpeg("-i", plain, "-pix_fmt", "yuv420p10le", "-x264-params", "transfer=smpte2084:colorprim=bt2020",
+           tmp_path / "hdr.mp4")
     ffmpeg("-i", plain, "-vf", "select='lt(n,6)+not(mod(n,3))'", "-fps_mode", "vfr", tmp_path / "uneven.mp4")
     told = {name: describe(tmp_path / name) for name in (
         "turned.mp4", "plain.mkv", "odd.webm", "lines.mp4", "hdr.mp4", "uneven.mp4")}
@@ -176,10 +178,10 @@ def test_a_part_of_a_file_is_the_same_as_that_part_of_the_whole(tmp_path: Path, 
 
 
 def test_a_spoilt_file_is_refused_or_read_and_never_anything_else(tmp_path: Path, plain: Path) -> None:
-    """200 spoilt copies: bytes changed, cut off, cut out."""
+    """Spoilt copies: bytes changed, cut off."""
     rng, good, path = random.Random(5), plain.read_bytes(), tmp_path / "spoilt.mp4"
     refused = 0
-    for _ in range(200):
+    for _ in range(60):
         data = bytearray(good)
         for _ in range(rng.choice((1, 8, 100))):
             data[rng.randrange(len(data))] = rng.randrange(256)
@@ -192,4 +194,4 @@ def test_a_spoilt_file_is_refused_or_read_and_never_anything_else(tmp_path: Path
             read_window(path, reel, first=reel.frames // 2, frames=1)
         except MediaError:
             refused += 1
-    assert 0 < refused < 200
+    assert 0 < refused < 60
