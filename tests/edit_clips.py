@@ -70,3 +70,8 @@ def write_source(frames_THWC: UInt8Array, to: Path, *options: str, sound: bool =
                *(["-c:a", "aac"] if sound else []), str(to)]
     subprocess.run(command, input=frames_THWC.tobytes(), check=True, capture_output=True)
     return to
+
+
+def ffmpeg(*arguments: str | Path) -> None:
+    """Run FFmpeg's command; what it complains about is an error."""
+    subprocess.run([FFMPEG, "-y", "-v", "error", *map(str, arguments)], check=True, capture_output=True)

@@ -84,16 +84,13 @@ class Tracked:
 class Tracker(Protocol[WatchT]):
     """Finds a region in every frame of a chunk and follows it."""
 
-    def problems(self, find: Find) -> tuple[Problem, ...]:
-        """What it cannot look for, and what it can; empty: nothing stands in its way. Quick, needs no frames."""
-
     def track(self, frames_THWC: UInt8Array, find: Find, *, carried: UInt8Array | None,
               progress_callback: ProgressCallback | None, watch: WatchT) -> Tracked:
         """Masks of every frame.
 
         `carried`: the mask (H, W) of the first frame as the chunk before ended with it, so that what is followed stays
-        the same over chunks; None: there is none before. Nothing found is a result, not an error. Raises StageFailed
-        and its children.
+        the same over chunks; None: there is none before. With it `find` may be empty: go on with what it shows. Nothing
+        found is a result, not an error. Raises StageFailed and its children, RenderRefused for what it cannot look for.
         """
 
 

@@ -21,8 +21,8 @@ from workflows.media.frames import UInt8Array
 from workflows.media.masks import INSIDE
 
 ARTICLES = frozenset({"the", "a", "an", "all", "every", "any", "and"})
-THINGS = frozenset({"thing", "object", "ball", "circle", "disc", "disk", "dot", "square", "box", "rectangle", "triangle",
-                    "shape", "region", "area", "blob", "patch", "one"})
+THINGS = frozenset({"thing", "object", "ball", "circle", "disc", "disk", "dot", "square", "box", "rectangle",
+                    "triangle", "shape", "region", "area", "blob", "patch", "one"})
 """Words for what it does not tell apart: it goes by the colour alone."""
 LEAST_AREA = 2e-4
 """Of the frame; what is smaller is noise."""
@@ -35,6 +35,8 @@ PRIOR = 0.02
 """A colour that was seen neither inside nor outside is not inside."""
 REACH, REACH_PER_FRAME = 0.75, 0.1
 """How far from where it was going something is looked for, in its own sizes; more for each frame that it was lost."""
+MOST_GROWTH = 1.3
+"""Parts are of one thing as long as the box around them is not so much larger than it was."""
 FADE = 0.7
 """A speed is half forgotten in two frames."""
 
@@ -58,7 +60,7 @@ class ClassicalTracker:
     """The tracker that needs no model."""
 
     def problems(self, find: Find) -> tuple[Problem, ...]:
-        """What it cannot look for."""
+        """What it cannot look for, and what it can; empty: nothing stands in its way. Quick, needs no frames."""
         strange = [word for word in words_of(find.prompt) if not _is_known(word)]
         if strange:
             said = ", ".join(repr(word) for word in dict.fromkeys(strange))
@@ -74,7 +76,7 @@ class ClassicalTracker:
         Raises RenderRefused for what `problems` names.
         """
         refused = self.problems(find)
-        if refused:
+        if refused and find != Find(instances=find.instances):
             raise RenderRefused(node_id="classical", reason=refused[0].render())
         names = colours_in(find.prompt)
         seeds = _seeds(frames_THWC, find, carried)
@@ -91,7 +93,7 @@ class ClassicalTracker:
             most = max(most, len(_parts(found[number])))
             if progress_callback is not None:
                 progress_callback(number + 1, len(frames_THWC), 0.0)
-        if find.instances == "all" and not find.boxes and not find.points:
+        if names and find.instances == "all" and not find.boxes and not find.points:
             return Tracked(masks_THW=found, score=score, instances=most)
         if not seeds and most:
             seeds = [_largest(found)]
@@ -223,6 +225,12 @@ def _followed(found_THW: UInt8Array, seeds: Sequence[tuple[int, UInt8Array]]) ->
     return masks_THW
 
 
+def _distance(part: UInt8Array, place: tuple[float, float]) -> float:
+    """From a place to the box around a part; 0 inside."""
+    x, y, width, height = cv2.boundingRect(part)
+    return max(x - place[0], place[0] - x - width, y - place[1], place[1] - y - height, 0.0)
+
+
 def _trail_of(seed: UInt8Array) -> _Trail:
     x, y, width, height = cv2.boundingRect(seed)
     return _Trail(x + width / 2, y + height / 2, float(max(width, height)))
@@ -233,11 +241,12 @@ def _next(found_HW: UInt8Array, trail: _Trail) -> UInt8Array:
     expected = (trail.x + trail.speed[0], trail.y + trail.speed[1])
     reach = trail.size * (REACH + REACH_PER_FRAME * trail.lost)
     mine = np.zeros_like(found_HW)
-    for part in _parts(found_HW):
-        x, y, width, height = cv2.boundingRect(part)
-        off = (max(x - expected[0], expected[0] - x - width, 0.0), max(y - expected[1], expected[1] - y - height, 0.0))
-        if max(off) <= reach:
-            mine |= part
+    parts = _parts(found_HW)
+    for off, place in sorted((_distance(part, expected), place) for place, part in enumerate(parts)):
+        # What stands in front of it may leave several parts; together they are not larger than it is.
+        whole = mine | parts[place]
+        if off <= reach and (not mine.any() or max(cv2.boundingRect(whole)[2:]) <= MOST_GROWTH * trail.size):
+            mine = whole
     if not mine.any():
         trail.x, trail.y = expected
         trail.lost += 1

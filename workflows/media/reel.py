@@ -14,8 +14,8 @@ from fractions import Fraction
 from workflows.types import Json
 
 COMMON_RATES = tuple(Fraction(rate) for rate in (
-    10, 12, 15, 16, 20, Fraction(24000, 1001), 24, 25, Fraction(30000, 1001), 30, 48, 50, Fraction(60000, 1001), 60, 100,
-    120))
+    10, 12, 15, 16, 20, Fraction(24000, 1001), 24, 25, Fraction(30000, 1001), 30, 48, 50, Fraction(60000, 1001), 60,
+    100, 120))
 RATE_TOLERANCE = Fraction(1, 50)
 """A mean rate this close to a common one is meant to be that one."""
 LONGEST_RATIO = 1001

@@ -37,14 +37,18 @@ def describe(path: Path) -> SourceVideo:
     """Describe a video file; reads all packets once and decodes the first frame.
 
     Raises:
-        MediaError: missing, empty, not a video, audio only, no frames, cut off, or its first frame cannot be decoded.
+        MediaError: missing, empty, not a video, audio only, no frames, cut off, turned by something else than quarters,
+            or its first frame cannot be decoded.
     """
     first = _first_frame(path)
+    if first.rotation % QUARTER_DEG:
+        raise MediaError(path=str(path), problem=f"shown turned by {first.rotation} degrees; only quarter turns can be "
+                                                 "followed")
     with open_video(path, quick=True) as (container, stream):
         packets = _packets(container, stream, path)
         codec, tick_s = stream.codec_context, Fraction(stream.time_base)
         fps, constant = _rate(stream, packets, path)
-        quarter = first.rotation // QUARTER_DEG * QUARTER_DEG % 360
+        quarter = first.rotation % 360
         turned = quarter in (90, 270)
         channels = first.format.components
         span = packets.times[-1] - packets.times[0] + (packets.last_duration or 1 / (fps * tick_s))

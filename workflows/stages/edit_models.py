@@ -73,10 +73,7 @@ def read_search(bench: Bench) -> Search:
 
 def search(what: Search, tracker: Tracker[WatchT], *, progress_callback: ProgressCallback | None,
            watch: WatchT) -> Tracked:
-    """Ask the tracker; its answer in the order of the video. Raises RenderRefused, and what the tracker raises."""
-    problems = tracker.problems(what.find)
-    if problems:
-        raise RenderRefused(node_id="mask", reason="; ".join(problem.render() for problem in problems))
+    """Ask the tracker; its answer in the order of the video. Raises ModelFailed, and what the tracker raises."""
     tracked = tracker.track(what.frames_THWC, what.find, carried=what.carried, progress_callback=progress_callback,
                             watch=watch)
     if tracked.masks_THW.shape != what.frames_THWC.shape[:3] or tracked.masks_THW.dtype != np.uint8:
