@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from configs.chat_card import AnyCard, ChatCard
 from configs.endpoint import Endpoint
 from configs.memory import with_room
-from configs.model_card import ModelCard, Task
+from configs.model_card import EDIT_TASKS, ModelCard, Task
 from configs.settings import Settings
 
 HERE = Path(__file__).resolve().parent
@@ -142,13 +142,23 @@ def load_card(path: Path) -> AnyCard:
 
 
 def cards_in_use(settings: Settings) -> tuple[AnyCard, ...]:
-    """The cards that answer some task, each once, the one that compares pictures, and the one that writes stories.
-    Raises SettingsError.
+    """The cards that answer some task, each once, those of edits, the one that compares pictures, and the one that
+    writes stories. Raises SettingsError.
     """
     cards = load_cards(settings)
     drawing = {card.name: card for card in casting(settings, cards).values()}
     others = (scorer_of(settings, cards), story_card(settings))
-    return (*drawing.values(), *(card for card in others if card is not None))
+    return (*drawing.values(), *edit_cards(settings, cards), *(card for card in others if card is not None))
+
+
+def edit_cards(settings: Settings, cards: Mapping[str, ModelCard]) -> tuple[ModelCard, ...]:
+    """The cards that find and edit in videos here. Raises SettingsError for unknown ones and for those of films."""
+    able = [card.name for card in cards.values() if {Task.TRACK, *EDIT_TASKS} & set(card.tasks)]
+    for name in settings.models.edit_cards:
+        if name not in able:
+            known = f"card {name!r} makes films" if name in cards else f"no card {name!r}{suggestion(name, able)}"
+            raise SettingsError(f"models.edit_cards: {known}; cards that can: {', '.join(able)}")
+    return tuple(with_room(cards[name], settings.models) for name in dict.fromkeys(settings.models.edit_cards))
 
 
 def scorer_of(settings: Settings, cards: Mapping[str, ModelCard]) -> ModelCard | None:

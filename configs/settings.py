@@ -70,6 +70,9 @@ class ModelsSettings(Frozen):
     scorer: str = ""
     """Card with `loader: embedding` that says how much each clip looks like its characters' reference pictures; empty:
     nobody does."""
+    edit_cards: tuple[str, ...] = ()
+    """Cards that find (`track`) and edit (`edit_frames`, `edit_video`) in videos, started beside those of films. Each
+    edit names its own two; without any, edits by `classical` alone can be made here."""
     card_dirs: tuple[Path, ...] = ()
     """Directories with your own cards (`*.yaml`); a name found there wins over a shipped one."""
     auto_download: bool = False

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import ray
@@ -21,7 +22,7 @@ from configs.model_card import ModelCard
 from configs.settings import Settings
 from serve_app.cluster import scratch_dir
 from serve_app.director import Director, Ports
-from serve_app.handles import ChatHandle, MediaHandle, model_handles
+from serve_app.handles import ChatHandle, EditHandle, MediaHandle, model_handles
 from serve_app.media_worker import MediaWorker
 from serve_app.models.embedding import CardEmbedder
 from serve_app.providers.local import Answer, Question
@@ -128,13 +129,15 @@ class DirectorDeployment(Director):
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it; the engine's task needs the replica's event loop
         self, settings: Settings, models: Mapping[str, DeploymentHandle], media: DeploymentHandle,
-        only: tuple[str, ...] = (), chat: DeploymentHandle | None = None,
+        only: tuple[str, ...] = (), chat: DeploymentHandle | None = None, *,
+        edits: Mapping[str, DeploymentHandle] = MappingProxyType({}),
     ) -> None:
         """Start the engine at once."""
         ledger = Ledger(settings.database)
         super().__init__(settings, Ports(
             ledger=ledger, store=open_store(settings), models=model_handles(models),
-            media=MediaHandle(media), board=ActorTransport(settings.progress, settings.ray.namespace),
+            media=MediaHandle(media), edits={card: EditHandle(handle) for card, handle in edits.items()},
+            board=ActorTransport(settings.progress, settings.ray.namespace),
             writer=story_writer(settings.story, story_card(settings), None if chat is None else ChatHandle(chat)),
         ), only=frozenset(only) or None)
         courier = SocketCourier(Guard(settings.webhooks), timeout_s=settings.webhooks.timeout_s)
