@@ -19,6 +19,7 @@ from configs.settings import Settings
 from workflows.dispatch import Dispatcher
 from workflows.durable.engine import Engine
 from workflows.durable.ledger import Ledger
+from workflows.edit_plan import EDIT_KINDS
 from workflows.ports import ArtifactStore, MediaWorker, Model, Step
 from workflows.stages.render import clip, keyframe
 from workflows.stages.story import RULES, story
@@ -103,7 +104,7 @@ class Director:
                 NodeKind.KEYFRAME: partial(keyframe, models=self._ports.models),
                 NodeKind.CLIP: partial(clip, models=self._ports.models),
                 NodeKind.INTERPOLATE: media, NodeKind.CAPTION: media, NodeKind.COMPOSE: media,
-                NodeKind.SCORE: media}
+                NodeKind.SCORE: media, **dict.fromkeys(EDIT_KINDS, media)}
 
 
 def calls_at_once(card: AnyCard) -> int:
