@@ -7,12 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-
-from workflows.edit import SIZE_STEP_PX, EditRequest
 from workflows.edit_plan import CLASSICAL
-from workflows.edit_ports import EditTake, FrameEditor, Tracker, Watching
-from workflows.errors import Problem, RenderRefused
+from workflows.edit_ports import FrameEditor, Tracker, Watching
+from workflows.errors import RenderRefused
 from workflows.media.classical_editor import ClassicalEditor
 from workflows.media.classical_tracker import ClassicalTracker
 from workflows.media.encode import EncodeOptions
@@ -76,20 +73,6 @@ class _Through:
     def check(self) -> None:
         """Tell how far it is; the callback raises when it is time to stop."""
         self._on_progress(*self._told)
-
-
-def classical_problems(request: EditRequest) -> tuple[Problem, ...]:
-    """What the models without weights cannot do of a request, before anything is run."""
-    problems: list[Problem] = []
-    if request.tracker == CLASSICAL.card and not request.mask_video:
-        problems += ClassicalTracker().problems(request.find)
-    if request.editor == CLASSICAL.card:
-        nothing = np.zeros((1, SIZE_STEP_PX, SIZE_STEP_PX, 3), np.uint8)
-        problems += ClassicalEditor().problems(EditTake(
-            prompt=request.edit_prompt, negative_prompt=request.negative_prompt, steps=request.steps, fps=1.0,
-            guidance=request.guidance_scale, image_guidance=request.image_guidance_scale, seed=request.seed,
-            frames_THWC=nothing, masks_THW=nothing[..., 0]))
-    return tuple(problems)
 
 
 def _not_here(call: NodeCall, what: str, here: Mapping[str, object]) -> RenderRefused:
