@@ -19,7 +19,7 @@ from configs.settings import Settings
 from workflows.dispatch import Dispatcher
 from workflows.durable.engine import Engine
 from workflows.durable.ledger import Ledger
-from workflows.edit_plan import CLASSICAL
+from workflows.edit_plan import CLASSICAL, EDIT_KINDS
 from workflows.ports import ArtifactStore, MediaWorker, Model, Step
 from workflows.stages.edit_route import EditWorker, ask_model
 from workflows.stages.render import clip, keyframe
@@ -106,12 +106,12 @@ class Director:
         media = self._ports.media.run
         in_video = partial(ask_model, models=self._ports.edits, media=self._ports.media,
                            on_cpu=frozenset({CLASSICAL.card}))
-        return {NodeKind.MASK: in_video, NodeKind.EDIT: in_video,
-                NodeKind.STORY: partial(story, cards=self._cast, store=self._ports.store, writer=self._ports.writer),
+        return {NodeKind.STORY: partial(story, cards=self._cast, store=self._ports.store, writer=self._ports.writer),
                 NodeKind.KEYFRAME: partial(keyframe, models=self._ports.models),
                 NodeKind.CLIP: partial(clip, models=self._ports.models),
                 NodeKind.INTERPOLATE: media, NodeKind.CAPTION: media, NodeKind.COMPOSE: media,
-                NodeKind.SCORE: media}
+                NodeKind.SCORE: media, **dict.fromkeys(EDIT_KINDS, media), NodeKind.MASK: in_video,
+                NodeKind.EDIT: in_video}
 
 
 def calls_at_once(card: AnyCard) -> int:

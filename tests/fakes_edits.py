@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.edit_clips import Unwatched
 from workflows.edit import EditRequest, parse_edit
 from workflows.edit_door import require_source
-from workflows.edit_plan import CLASSICAL, EditAssets, Hand, plan_edit
+from workflows.edit_plan import CLASSICAL, EDIT_KINDS, EditAssets, Hand, plan_edit
 from workflows.edit_ports import EditTake, FrameEditor, ProgressCallback, Tracker
 from workflows.media.classical_editor import ClassicalEditor
 from workflows.media.classical_tracker import ClassicalTracker
@@ -18,13 +18,9 @@ from workflows.media.encode import EncodeOptions
 from workflows.media.frames import UInt8Array
 from workflows.media.source import describe
 from workflows.ports import ArtifactStore, Step
-from workflows.stages.edit_bench import Bench, Files
-from workflows.stages.edit_finish import EditFinisher
-from workflows.stages.edit_models import edit, is_given, keep_edit, keep_masks, read_search, read_sheet, search
+from workflows.stages.edit_local import LocalEdits
 from workflows.store import sha256_of
 from workflows.types import MediaType, NodeCall, NodeKind, NodeResult, NodeSpec, digest
-
-WATCH = Unwatched()
 
 
 class Flickering:
@@ -56,26 +52,19 @@ class EditShop:
     before: Callable[[NodeCall], None] = lambda call: None
     """Called in the step's thread before it works; may raise."""
 
-    def __post_init__(self) -> None:
-        self._files = Files(self.store)
-        self._finisher = EditFinisher(self.store, EncodeOptions())
-
     def steps(self) -> dict[NodeKind, Step]:
         """One for each kind that edits need."""
         async def step(call: NodeCall) -> NodeResult:
             self.started.append(call.node_id)
             return await asyncio.to_thread(self._run, call)
 
-        return dict.fromkeys((*self._finisher.kinds, NodeKind.EDIT), step)
+        return dict.fromkeys(EDIT_KINDS, step)
 
     def _run(self, call: NodeCall) -> NodeResult:
         self.before(call)
-        bench = Bench(call, self._files)
-        if call.kind is NodeKind.MASK and not is_given(call):
-            return keep_masks(bench, search(read_search(bench), self.tracker, progress_callback=None, watch=WATCH))
-        if call.kind is NodeKind.EDIT:
-            return keep_edit(bench, edit(read_sheet(bench), self.editor, progress_callback=None, watch=WATCH))
-        return self._finisher.run(call, lambda done, total: None)
+        local = LocalEdits(self.store, EncodeOptions(), trackers={"classical": self.tracker},
+                           editors={"classical": self.editor})
+        return local.run(call, lambda done, total: None)
 
 
 def request_for(path: Path, **changes: object) -> EditRequest:
@@ -102,7 +91,3 @@ def _put(store: ArtifactStore, path: Path):
     key = digest({"video": sha256_of(path)})[:32]
     return store.put(key, path, media_type=MediaType.VIDEO, manifest={})
 
-
-def on_lane(hand: Hand, lane: str) -> Hand:
-    """The same on another lane."""
-    return replace(hand, lane=lane)

@@ -16,6 +16,9 @@ from workflows.types import CPU_LANE, Artifact, Json, NodeKind, NodeSpec
 
 EXTRACT, PROPAGATE, SMOOTH = "extract", "propagate", "smooth"
 PREVIEW, SAVE, REPORT, PLOT = "preview", "save", "report", "plot"
+EDIT_KINDS = frozenset({
+    NodeKind.EXTRACT, NodeKind.MASK, NodeKind.PROPAGATE, NodeKind.EDIT, NodeKind.SMOOTH, NodeKind.PREVIEW,
+    NodeKind.SAVE, NodeKind.REPORT, NodeKind.PLOT})
 REPORT_SAMPLES = 120
 """Frames that the report looks at, evenly spread: as long for an hour as for a minute."""
 # CPU-seconds per frame of 1280x720 pixels on one core, measured; models' are their cards'.

@@ -45,11 +45,15 @@ class ClassicalEditor:
 
     def problems(self, take: EditTake) -> tuple[Problem, ...]:
         """What it cannot do."""
+        return self.prompt_problems(take.prompt, take.negative_prompt)
+
+    def prompt_problems(self, prompt: str, negative_prompt: str) -> tuple[Problem, ...]:
+        """What it cannot do of these texts, and what it can."""
         problems = []
-        if _paint_of(take.prompt) is None:
+        if _paint_of(prompt) is None:
             problems.append(Problem(field="edit_prompt", problem=(
-                f"{take.prompt[:60]!r}: the classical editor recolours and does nothing else"), nearest=CAN))
-        if take.negative_prompt.strip():
+                f"{prompt[:60]!r}: the classical editor recolours and does nothing else"), nearest=CAN))
+        if negative_prompt.strip():
             problems.append(Problem(field="negative_prompt", problem="the classical editor takes none", nearest="none"))
         return tuple(problems)
 

@@ -228,7 +228,7 @@ def _followed(found_THW: UInt8Array, seeds: Sequence[tuple[int, UInt8Array]]) ->
 def _distance(part: UInt8Array, place: tuple[float, float]) -> float:
     """From a place to the box around a part; 0 inside."""
     x, y, width, height = cv2.boundingRect(part)
-    return max(x - place[0], place[0] - x - width, y - place[1], place[1] - y - height, 0.0)
+    return float(max(x - place[0], place[0] - x - width, y - place[1], place[1] - y - height, 0.0))
 
 
 def _trail_of(seed: UInt8Array) -> _Trail:
