@@ -9,6 +9,7 @@ import difflib
 import os
 from collections.abc import Iterable, Mapping, MutableMapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -109,9 +110,11 @@ def load_all_cards(settings: Settings, environ: Mapping[str, str] | None = None)
     return cards
 
 
-def load_cards(settings: Settings) -> dict[str, ModelCard]:
-    """The cards that make pictures and clips, by name; see `load_all_cards`."""
-    return {name: card for name, card in load_all_cards(settings).items() if isinstance(card, ModelCard)}
+def load_cards(settings: Settings, paths: Mapping[str, str] = MappingProxyType({})) -> dict[str, ModelCard]:
+    """The cards that make pictures and clips, by name; see `load_all_cards`. `paths`: variables that stand before those
+    of the environment."""
+    cards = load_all_cards(settings, {**os.environ, **paths})
+    return {name: card for name, card in cards.items() if isinstance(card, ModelCard)}
 
 
 def story_card(settings: Settings) -> ChatCard | None:

@@ -15,20 +15,24 @@ import shutil
 import traceback
 import uuid
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from configs.load import load_settings
 from configs.settings import Settings
+from serve_app.edit_models_here import ModelsHere
 from serve_app.edit_submit import EditSubmission, edit_job
 from serve_app.media_worker import MediaWorker
 from workflows.dispatch import Dispatcher
 from workflows.durable.engine import Engine
 from workflows.durable.ledger import Ledger
 from workflows.edit import EditRequest
-from workflows.edit_plan import EDIT_KINDS, PLOT, PREVIEW, REPORT, SAVE
+from workflows.edit_plan import CLASSICAL, EDIT_KINDS, PLOT, PREVIEW, REPORT, SAVE
 from workflows.edit_status import EditState, VideoEditStatus, edit_status
+from workflows.ports import Step
+from workflows.stages.edit_route import ask_model
 from workflows.store import Store
-from workflows.types import CPU_LANE, ProgressRecord
+from workflows.types import CPU_LANE, NodeKind, ProgressRecord
 
 STATUS_FILE = "status.json"
 TELL_S = 0.25
@@ -48,8 +52,9 @@ def run_video_edit(request: EditRequest, *, settings: Settings | None = None) ->
     run = _Run(request, settings)
     try:
         run.begin()
-        submission = edit_job(request, run.store)
-        asyncio.run(run.walk(submission))
+        models = ModelsHere(request, settings)
+        submission = edit_job(request, run.store, tracker=models.tracker, editor=models.editor)
+        asyncio.run(run.walk(submission, models))
     except (KeyboardInterrupt, asyncio.CancelledError):
         run.end(EditState.CANCELLED, "stopped by its caller")
         raise
@@ -107,7 +112,7 @@ class _Run:
         self._tell(self._last)
         self.store = Store(self._settings.store, cache_dir=self._settings.data_dir.expanduser() / "cache")
 
-    async def walk(self, submission: EditSubmission) -> None:
+    async def walk(self, submission: EditSubmission, models: ModelsHere) -> None:
         """Run the job's nodes until it is over, and put its files into place."""
         job_id, ledger = submission.new.id, self._open_ledger(submission)
         for warning in submission.warnings:
@@ -116,14 +121,23 @@ class _Run:
         if ledger.job(job_id).status.is_terminal:
             ledger.rerun(job_id)
         worker = MediaWorker(self._settings.media, self.store, _Sink(self._live), slots=self._settings.cpu_slots)
-        engine = Engine(ledger, dict.fromkeys(EDIT_KINDS, worker.run), store=self.store,
-                        dispatcher=Dispatcher({CPU_LANE: self._settings.cpu_slots}), settings=self._settings.engine)
-        running = asyncio.create_task(engine.run())
-        try:
-            await self._follow(ledger, job_id, submission.part.frames, running)
-        finally:
-            await engine.stop()
-            await running
+        with models.opened(self.store, _Sink(self._live), self._loading) as loaded:
+            in_video = partial(ask_model, models=loaded, media=worker, on_cpu=frozenset({CLASSICAL.card}))
+            steps: dict[NodeKind, Step] = dict.fromkeys(EDIT_KINDS, worker.run)
+            steps |= {NodeKind.MASK: in_video, NodeKind.EDIT: in_video}
+            lanes = {CPU_LANE: self._settings.cpu_slots, **models.lanes}
+            engine = Engine(ledger, steps, store=self.store, dispatcher=Dispatcher(lanes),
+                            settings=self._settings.engine)
+            running = asyncio.create_task(engine.run())
+            try:
+                await self._follow(ledger, job_id, submission.part.frames, running)
+            finally:
+                await engine.stop()
+                await running
+
+    def _loading(self, what: str) -> None:
+        self.log(f"{what}\n")
+        self._tell(replace(self._last, message=what))
 
     async def _follow(self, ledger: Ledger, job_id: str, frames: int, running: asyncio.Task[None]) -> None:
         while True:
