@@ -77,9 +77,9 @@ def test_whatever_goes_wrong_ends_in_the_status_and_the_log(tmp_path: Path, sett
     told = get_video_edit_status("none", tmp_path, settings=settings)
     assert told.status is EditState.FAILED
     assert "nothing was found for 'yellow thing'" in told.error
-    run_video_edit(request_for(source, job_id="card", tracker="sam3"), settings=settings)
+    run_video_edit(request_for(source, job_id="card", tracker="sam4"), settings=settings)
     assert get_video_edit_status("card", settings=settings).error == (
-        "tracker: no tracker 'sam3' here; nearest valid: classical")
+        "tracker: there is no card 'sam4'; nearest valid: sam3")
 
 
 def test_a_job_that_nobody_knows_is_failed_and_says_so(tmp_path: Path, settings: Settings) -> None:
