@@ -49,6 +49,7 @@ def models_list(profile: ProfileOption = "", settings_: SetOption = None, as_jso
     cast = casting(settings, cards)
     for card in cards.values():
         used = [task.value for task, chosen in cast.items() if chosen.name == card.name]
+        used += ["edits"] if card.name in settings.models.edit_cards else []
         out.print(f"[bold]{card.name}[/bold]  {card.title}", highlight=False)
         if card.loader == "embedding":
             out.print("  compares pictures" + ("; used here" if settings.models.scorer == card.name else ""))
