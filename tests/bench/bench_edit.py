@@ -163,7 +163,8 @@ def main() -> None:
         ("what", "measured"), rows,
         f"{given.frames} frames of {WIDTH_PX}x{HEIGHT_PX}, crops of {CROP_PX} px, least of {ROUNDS} interleaved "
         f"rounds, CPU time of all threads; memory of a whole classical edit (48 frames a chunk, crops of 256 px) in a "
-        f"process of its own. Goals: at most {GOAL_MS} ms ({'met' if ours <= GOAL_MS else 'missed'}), naive about {NAIVE_MS}; "
+        f"process of its own. Goals: at most {GOAL_MS} ms ({'met' if ours <= GOAL_MS else 'missed'}), naive about "
+        f"{NAIVE_MS}; "
         f"memory constant ({growth:.2f} times for {given.long_s / given.short_s:g} times the length).")
 
 
