@@ -83,9 +83,9 @@ class JobView:
 
     @property
     def result(self) -> Artifact | None:
-        """The film, once it is composed."""
+        """The film once it is composed, the edited video once it is saved."""
         for node in self.film:
-            if node.kind is NodeKind.COMPOSE:
+            if node.kind in (NodeKind.COMPOSE, NodeKind.SAVE):
                 return node.artifact if node.status is NodeStatus.SUCCEEDED else None
         return None
 

@@ -117,6 +117,7 @@ async def test_a_ball_becomes_green_and_nothing_else_does(site: Site) -> None:
     assert "in 5 of 40 frames there is nothing to edit; they stay as they are" in job.warnings
     view = job_view(job, site.ledger.nodes("edit"))
     assert (view.stage, view.progress, [shot.id for shot in view.shots]) == (Stage.SAVING, 1.0, ["c1", "c2", "c3"])
+    assert view.result == site.node("save").artifact
 
 
 @pytest.mark.slow
