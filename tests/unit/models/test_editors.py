@@ -149,6 +149,14 @@ def test_a_clip_of_another_length_is_made_longer_and_cut(editors: dict[str, Load
     assert notes == ["tiny makes clips of 4n+1 frames: the last of 4 was repeated up to 5, and the rest cut off again"]
 
 
+def test_a_video_editor_does_not_see_what_it_makes_anew(editors: dict[str, LoadedEditor]) -> None:
+    other = TAKE.frames_THWC.copy()
+    other[TAKE.masks_THW > 0] = 7
+    edited = [editors["wan_vace"].edit(replace(TAKE, frames_THWC=frames), progress_callback=quiet, watch=UNWATCHED)
+              for frames in (TAKE.frames_THWC, other)]
+    assert np.array_equal(*edited)
+
+
 @pytest.mark.parametrize(("kind", "changes", "said"), [
     ("instruct_pix2pix", {"frames_THWC": np.zeros((4, 40, 40, 3), np.uint8)}, "edit_size: 40 is not a multiple of 16"),
     ("instruct_pix2pix", {"masks_THW": TAKE.masks_THW[:2]}, "masks of the same frames"),
