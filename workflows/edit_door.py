@@ -19,6 +19,7 @@ MP4_SOUND = ("aac", "mp3", "ac3", "eac3", "opus", "flac", "alac")
 """What an MP4 may hold, and players play from it."""
 LEAST_SIDE_PX = 32
 MOST_SIDE_PX = 8192
+SLOWEST_FPS, FASTEST_FPS = Fraction(1, 10), 240
 MAX_SOURCE_FRAMES = 500_000
 """Two hours at 60 frames per second, and some more."""
 BITS = 8
@@ -55,7 +56,7 @@ def part_of(request: EditRequest, source: SourceVideo) -> Part:
 
 def source_problems(request: EditRequest, source: SourceVideo) -> tuple[Problem, ...]:
     """Everything that stands in the way of editing this source."""
-    rules: tuple[Callable[[SourceVideo], Problem | None], ...] = (_hdr, _interlaced, _alpha, _size)
+    rules: tuple[Callable[[SourceVideo], Problem | None], ...] = (_hdr, _interlaced, _alpha, _size, _frame_rate)
     found = [rule(source) for rule in rules]
     found += [_length(request, source), _sound(request, source), *_prompts(request, source)]
     return tuple(problem for problem in found if problem is not None)
@@ -121,6 +122,12 @@ def _size(source: SourceVideo) -> Problem | None:
         return Problem(field="input_video_path", problem=f"{source.width_px}x{source.height_px} px",
                        nearest=f"sides of {LEAST_SIDE_PX} to {MOST_SIDE_PX} px")
     return None
+
+
+def _frame_rate(source: SourceVideo) -> Problem | None:
+    return None if SLOWEST_FPS <= source.fps <= FASTEST_FPS else Problem(
+        field="input_video_path", problem=f"{float(source.fps):.6g} frames per second",
+        nearest=f"{float(SLOWEST_FPS):g} to {FASTEST_FPS} frames per second")
 
 
 def _length(request: EditRequest, source: SourceVideo) -> Problem | None:

@@ -88,9 +88,8 @@ class ClassicalTracker:
         score, most = 0.0, 0
         for number, frame_HWC in enumerate(frames_THWC):
             watch.check()
-            found[number], likeness = _alike(frame_HWC, look)
-            score = max(score, likeness)
-            most = max(most, len(_parts(found[number])))
+            found[number], count, likeness = _alike(frame_HWC, look)
+            score, most = max(score, likeness), max(most, count)
             if progress_callback is not None:
                 progress_callback(number + 1, len(frames_THWC), 0.0)
         if names and find.instances == "all" and not find.boxes and not find.points:
@@ -111,26 +110,46 @@ def _is_known(word: str) -> bool:
             or word in THINGS or word.removesuffix("s") in THINGS or word.removesuffix("es") in THINGS)
 
 
-def _alike(frame_HWC: UInt8Array, look: Look) -> tuple[UInt8Array, float]:
-    """What looks so, without specks, and how much the most alike place does (0..1)."""
+def _alike(frame_HWC: UInt8Array, look: Look) -> tuple[UInt8Array, int, float]:
+    """What looks so, without specks, in how many parts, and how much the most alike place does (0..1)."""
     likeness = look[codes_of(frame_HWC)]
     mask = np.where(likeness >= LIKE, np.uint8(INSIDE), np.uint8(0))
     kernel = cv2.getStructuringElement(cv2.MORPH_RECT, (OPEN_PX, OPEN_PX))
     opened = cv2.morphologyEx(cv2.morphologyEx(mask, cv2.MORPH_CLOSE, kernel), cv2.MORPH_OPEN, kernel)
-    kept = np.zeros_like(mask)
-    for part in _parts(np.asarray(opened, np.uint8)):
-        kept |= part
+    parts = _Parts(np.asarray(opened, np.uint8))
     best = float(cv2.blur(likeness, (5, 5)).max()) / INSIDE
-    return kept, best
+    return parts.mask(parts.labels), len(parts.labels), best
 
 
-def _parts(mask_HW: UInt8Array) -> list[UInt8Array]:
-    """The connected parts that are not too small, the largest first."""
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask_HW)
-    least = max(LEAST_AREA_PX, LEAST_AREA * mask_HW.size)
-    areas = [(int(stats[label, cv2.CC_STAT_AREA]), label) for label in range(1, count)]
-    return [np.where(labels == label, np.uint8(INSIDE), np.uint8(0))
-            for area, label in sorted(areas, reverse=True) if area >= least]
+class _Parts:
+    """The connected parts of a mask that are not too small, the largest first."""
+
+    def __init__(self, mask_HW: UInt8Array) -> None:
+        count, self._of_pixels, stats, _ = cv2.connectedComponentsWithStats(mask_HW)
+        least = max(LEAST_AREA_PX, LEAST_AREA * mask_HW.size)
+        areas = sorted(((int(stats[label, cv2.CC_STAT_AREA]), label) for label in range(1, count)), reverse=True)
+        self.labels = [label for area, label in areas if area >= least]
+        self.largest_px = areas[0][0] if self.labels else 0
+        """Area of the largest part; 0: there is none."""
+        self._boxes = stats[:, :4]
+        self._count = count
+
+    def mask(self, labels: Sequence[int]) -> UInt8Array:
+        """These parts as one mask."""
+        inside = np.zeros(self._count, np.uint8)
+        inside[list(labels)] = INSIDE
+        return np.asarray(inside[self._of_pixels], np.uint8)
+
+    def distance(self, label: int, place: tuple[float, float]) -> float:
+        """From a place to the box around a part; 0 inside."""
+        x, y, width, height = (int(value) for value in self._boxes[label])
+        return float(max(x - place[0], place[0] - x - width, y - place[1], place[1] - y - height, 0.0))
+
+    def side(self, labels: Sequence[int]) -> int:
+        """Longer side of the box around these parts."""
+        boxes = self._boxes[list(labels)]
+        far = (boxes[:, :2] + boxes[:, 2:]).max(axis=0) - boxes[:, :2].min(axis=0)
+        return int(far.max())
 
 
 def _seeds(frames_THWC: UInt8Array, find: Find, carried: UInt8Array | None) -> list[tuple[int, UInt8Array]]:
@@ -207,9 +226,9 @@ def _ratio(inside: NDArray[np.float64], outside: NDArray[np.float64]) -> Look:
 
 def _largest(found_THW: UInt8Array) -> tuple[int, UInt8Array]:
     """The frame in which the largest part is seen whole, and that part."""
-    sizes = [cv2.countNonZero(parts[0]) if (parts := _parts(mask)) else 0 for mask in found_THW]
-    frame = int(np.argmax(sizes))
-    return frame, _parts(found_THW[frame])[0]
+    frame = int(np.argmax([_Parts(mask).largest_px for mask in found_THW]))
+    parts = _Parts(found_THW[frame])
+    return frame, parts.mask(parts.labels[:1])
 
 
 def _followed(found_THW: UInt8Array, seeds: Sequence[tuple[int, UInt8Array]]) -> UInt8Array:
@@ -225,12 +244,6 @@ def _followed(found_THW: UInt8Array, seeds: Sequence[tuple[int, UInt8Array]]) ->
     return masks_THW
 
 
-def _distance(part: UInt8Array, place: tuple[float, float]) -> float:
-    """From a place to the box around a part; 0 inside."""
-    x, y, width, height = cv2.boundingRect(part)
-    return float(max(x - place[0], place[0] - x - width, y - place[1], place[1] - y - height, 0.0))
-
-
 def _trail_of(seed: UInt8Array) -> _Trail:
     x, y, width, height = cv2.boundingRect(seed)
     return _Trail(x + width / 2, y + height / 2, float(max(width, height)))
@@ -240,13 +253,12 @@ def _next(found_HW: UInt8Array, trail: _Trail) -> UInt8Array:
     """The parts near where it was going; the trail goes on from them, or as it went."""
     expected = (trail.x + trail.speed[0], trail.y + trail.speed[1])
     reach = trail.size * (REACH + REACH_PER_FRAME * trail.lost)
-    mine = np.zeros_like(found_HW)
-    parts = _parts(found_HW)
-    for off, place in sorted((_distance(part, expected), place) for place, part in enumerate(parts)):
+    parts, chosen = _Parts(found_HW), list[int]()
+    for off, label in sorted((parts.distance(label, expected), label) for label in parts.labels):
         # What stands in front of it may leave several parts; together they are not larger than it is.
-        whole = mine | parts[place]
-        if off <= reach and (not mine.any() or max(cv2.boundingRect(whole)[2:]) <= MOST_GROWTH * trail.size):
-            mine = whole
+        if off <= reach and (not chosen or parts.side([*chosen, label]) <= MOST_GROWTH * trail.size):
+            chosen.append(label)
+    mine = parts.mask(chosen)
     if not mine.any():
         trail.x, trail.y = expected
         trail.lost += 1

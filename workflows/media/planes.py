@@ -41,6 +41,12 @@ class Planes:
     full_range: bool
 
 
+def matrix_of(picture: av.VideoFrame) -> int:
+    """AVCOL_SPC_* that a picture's colours are read with, or made with where it has none: what players take."""
+    told = int(picture.colorspace)
+    return told if told in _SPACES else BT709 if picture.height >= HD_HEIGHT_PX else BT601
+
+
 class PlaneReader:
     """Decoded pictures to planes; keeps swscale's tables. One per thread."""
 
@@ -51,9 +57,7 @@ class PlaneReader:
     def read(self, picture: av.VideoFrame) -> Planes:
         """Planes of 8 bits, turned as they are shown, without odd last rows and columns."""
         full_range = int(picture.color_range) == FULL or picture.format.name.startswith("yuvj")
-        matrix = int(picture.colorspace)
-        if matrix not in _SPACES:
-            matrix = BT709 if picture.height >= HD_HEIGHT_PX else BT601
+        matrix = matrix_of(picture)
         if picture.format.name not in (PLAIN, "yuvj420p"):
             side = ColorRange.JPEG if full_range else ColorRange.MPEG
             picture = self._reformatter.reformat(

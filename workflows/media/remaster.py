@@ -17,9 +17,12 @@ import av
 from workflows.errors import MediaError
 from workflows.media.encode import EncodeOptions, H264Encoder, VideoFormat, configure, create_mp4
 from workflows.media.files import media_errors, open_video, replacing
+from workflows.media.planes import matrix_of
 from workflows.media.reel import Reel
 
 QUARTER_TURNS = (90, 270)
+RGB = 0
+"""AVCOL_SPC_RGB: no matrix, which no yuv420p can say of itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,9 +45,11 @@ class Look:
             first = next(iter(container.decode(stream)), None)
             if first is None:
                 raise MediaError(path=str(path), problem="no frame can be decoded")
+            told = int(first.colorspace)
+            matrix = matrix_of(first) if told == RGB else told
             aspect = Fraction(stream.sample_aspect_ratio or 1) or Fraction(1)
             return cls(color_range=int(first.color_range), primaries=int(first.color_primaries),
-                       transfer=int(first.color_trc), matrix=int(first.colorspace), tick_s=Fraction(stream.time_base),
+                       transfer=int(first.color_trc), matrix=matrix, tick_s=Fraction(stream.time_base),
                        pixel_aspect=1 / aspect if reel.rotation_deg in QUARTER_TURNS else aspect)
 
 

@@ -129,6 +129,9 @@ def _rate(stream: av.VideoStream, packets: _Packets, path: Path) -> tuple[Fracti
     for rate in (*told, mean, steady_rate(mean)):
         if rate > 0 and is_steady(times, tick_s, rate):
             return rate, True
+    if mean * MOST_REPEATS < SLOWEST:
+        raise MediaError(path=str(path), problem=f"its frames come at changing distances, {float(1 / mean):.0f} s in "
+                                                 "the mean; write it anew with a constant rate first")
     usual = median(later - earlier for earlier, later in pairwise(times))
     return steady_rate(min(max(1 / (Fraction(usual) * tick_s), mean, SLOWEST), mean * MOST_REPEATS, FASTEST)), False
 

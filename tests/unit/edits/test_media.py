@@ -245,6 +245,29 @@ def test_the_result_has_the_sources_sound_rate_colours_and_pixels_outside_the_ma
     assert 10 * np.log10(255**2 / noise) >= 45
 
 
+@pytest.mark.parametrize(("codec", "pix_fmt"), [("ffv1", "bgr0"), ("ffv1", "yuv444p"), ("libx264", "yuvj420p"),
+                                                ("libx264", "yuv420p10le"), ("ffv1", "gray")])
+def test_other_colours_than_420_come_out_as_they_were(tmp_path: Path, codec: str, pix_fmt: str) -> None:
+    """Odd sides too, where the codec has them: without the last column and row."""
+    side = (97, 65) if codec == "ffv1" else (96, 64)
+    clip = red_ball(6, width_px=side[0], height_px=side[1]).frames_THWC
+    source = write_source(clip, tmp_path / "in.mkv", "-c:v", codec, "-pix_fmt", pix_fmt, sound=False)
+    told = describe(source)
+    reel = thread(source, first=0, frames=6, fps=told.fps)
+    reader = PlaneReader(reel)
+    with write_remaster(tmp_path / "out.mp4", source, reel, options=EncodeOptions(crf=4), keep_audio=True,
+                        is_whole=True) as out:
+        for picture in pictures(source, reel, first=0, frames=6):
+            out.write(to_picture(reader.read(picture)))
+    was = np.array(list(window(source, reel, first=0, frames=6)))
+    result = thread(tmp_path / "out.mp4", first=0, frames=6, fps=told.fps)
+    now = np.array(list(window(tmp_path / "out.mp4", result, first=0, frames=6)))
+    assert now.shape == (6, 64, 96, 3)
+    assert probe(tmp_path / "out.mp4").colour.matrix != "gbr"
+    assert np.abs(now.astype(int) - was).mean() < 3.5
+    assert np.abs(now.mean(axis=(0, 1, 2)) - was.mean(axis=(0, 1, 2))).max() < 1.5
+
+
 def test_a_part_of_a_turned_source_is_stored_as_it_is_shown_with_its_part_of_the_sound(tmp_path: Path) -> None:
     plain = write_source(CLIP.frames_THWC, tmp_path / "plain.mp4")
     source = tmp_path / "turned.mp4"

@@ -74,6 +74,8 @@ BAD_SOURCES = {
                     "input_video_path: transparent (vp9, yuva420p), which H.264 cannot hold"),
     "tiny": ({"width_px": 16}, {}, "input_video_path: 16x360 px; nearest valid: sides of 32 to 8192 px"),
     "huge": ({"width_px": 9000}, {}, "input_video_path: 9000x360 px; nearest valid: sides of 32 to 8192 px"),
+    "too_fast": ({"fps": Fraction(1000)}, {}, "input_video_path: 1000 frames per second; nearest valid: 0.1 to 240 "
+                 "frames per second"),
     "too_long": ({"frames": 600_000, "duration_s": 24_000.0}, {},
                  "input_video_path: too long: 600000 frames (24000 s at 25 per second); nearest valid: at most 500000 "
                  "frames; edit it in parts with start_s and end_s"),
@@ -167,6 +169,12 @@ def test_real_files_are_described_as_what_they_are(tmp_path: Path, plain: Path) 
     assert (told["hdr.mp4"].transfer, told["hdr.mp4"].bits) == ("smpte2084", 10)
     assert (told["uneven.mp4"].constant_rate, told["uneven.mp4"].fps, told["uneven.mp4"].frames) == (False, 24, 8)
     assert told["uneven.mp4"].timeline_frames in (10, 11, 12)
+
+
+def test_pictures_minutes_apart_are_no_video_of_any_rate(tmp_path: Path, plain: Path) -> None:
+    ffmpeg("-i", plain, "-vf", "setpts=N*N*60/TB", "-fps_mode", "passthrough", "-an", tmp_path / "slow.mkv")
+    with pytest.raises(MediaError, match="its frames come at changing distances, 660 s in the mean"):
+        describe(tmp_path / "slow.mkv")
 
 
 def test_a_part_of_a_file_is_the_same_as_that_part_of_the_whole(tmp_path: Path, plain: Path) -> None:
