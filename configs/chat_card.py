@@ -6,11 +6,11 @@ import hashlib
 import json
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from configs.base import Frozen
 from configs.model_card import Dtype, Memory, ModelCard, Positive, Resources
-from configs.references import pinned
+from configs.provenance import Provenance
 
 
 class Sampling(Frozen):
@@ -22,7 +22,7 @@ class Sampling(Frozen):
     """Only this many of the likeliest words; 0: all."""
 
 
-class ChatCard(Frozen):
+class ChatCard(Provenance):
     """One language model as story writer: where it is, what it needs, how long its questions and answers may be."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
@@ -32,15 +32,6 @@ class ChatCard(Frozen):
     """Says that this card is a language model's."""
     repo: Annotated[str, Field(min_length=1)]
     """A local path or a hub id: a transformers checkpoint with safetensors, a `tokenizer.json` and a chat template."""
-    revision: str = ""
-    """Pinned commit of a hub repo, 40 hex digits; empty follows its main branch."""
-    licence: str = ""
-    """Its name, as the hub or SPDX has it."""
-    licence_terms: str = ""
-    """What it asks for, in plain words; the licence itself is what counts."""
-    licence_url: Annotated[str, Field(pattern=r"^(https://.+)?$")] = ""
-    gated: bool = False
-    """The hub gives it only to accounts that accepted its terms."""
     dtype: Dtype = "float32"
     context_tokens: Positive
     """Longest question and answer together. The cache of keys and values grows with it, so it may be far below what
@@ -52,9 +43,6 @@ class ChatCard(Frozen):
     """Arguments of the checkpoint's chat template, e.g. `enable_thinking: false`."""
     resources: Resources = Resources()
     memory: Memory | None = None
-    sources: tuple[str, ...] = ()
-    """Where the card's settings come from."""
-    notes: str = ""
 
     @property
     def question_tokens(self) -> int:
@@ -67,11 +55,6 @@ class ChatCard(Frozen):
                                                      "answer_tokens", "sampling", "template"})
         body = json.dumps(tree, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(body.encode()).hexdigest()[:16]
-
-    @field_validator("revision")
-    @classmethod
-    def _is_a_commit(cls, revision: str) -> str:
-        return pinned(revision)
 
     @model_validator(mode="after")
     def _peaks_are_of_tokens(self) -> ChatCard:

@@ -9,6 +9,7 @@ import difflib
 import os
 from collections.abc import Iterable, Mapping, MutableMapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -17,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from configs.chat_card import AnyCard, ChatCard
 from configs.endpoint import Endpoint
 from configs.memory import with_room
-from configs.model_card import ModelCard, Task
+from configs.model_card import EDIT_TASKS, ModelCard, Task
 from configs.settings import Settings
 
 HERE = Path(__file__).resolve().parent
@@ -91,21 +92,29 @@ def profile_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in PROFILES_DIR.glob("*.yaml")))
 
 
-def load_all_cards(settings: Settings) -> dict[str, AnyCard]:
-    """All cards by name, shipped ones first, then those of `models.card_dirs` (which win). Raises SettingsError."""
+def load_all_cards(settings: Settings, environ: Mapping[str, str] | None = None) -> dict[str, AnyCard]:
+    """All cards by name, shipped ones first, then those of `models.card_dirs` (which win). Raises SettingsError.
+
+    A card whose `repo_env` names a variable that is set reads that repo instead of its own.
+    """
+    environ = os.environ if environ is None else environ
     cards: dict[str, AnyCard] = {}
     for directory in (CARDS_DIR, *settings.models.card_dirs):
         if not directory.expanduser().is_dir():
             raise SettingsError(f"models.card_dirs: {directory} is not a directory")
         for path in sorted(directory.expanduser().glob("*.yaml")):
             card = load_card(path)
+            if isinstance(card, ModelCard) and (repo := environ.get(card.repo_env, "").strip()):
+                card = card.model_copy(update={"repo": repo, "revision": ""})
             cards[card.name] = card
     return cards
 
 
-def load_cards(settings: Settings) -> dict[str, ModelCard]:
-    """The cards that make pictures and clips, by name; see `load_all_cards`."""
-    return {name: card for name, card in load_all_cards(settings).items() if isinstance(card, ModelCard)}
+def load_cards(settings: Settings, paths: Mapping[str, str] = MappingProxyType({})) -> dict[str, ModelCard]:
+    """The cards that make pictures and clips, by name; see `load_all_cards`. `paths`: variables that stand before those
+    of the environment."""
+    cards = load_all_cards(settings, {**os.environ, **paths})
+    return {name: card for name, card in cards.items() if isinstance(card, ModelCard)}
 
 
 def story_card(settings: Settings) -> ChatCard | None:
@@ -136,13 +145,23 @@ def load_card(path: Path) -> AnyCard:
 
 
 def cards_in_use(settings: Settings) -> tuple[AnyCard, ...]:
-    """The cards that answer some task, each once, the one that compares pictures, and the one that writes stories.
-    Raises SettingsError.
+    """The cards that answer some task, each once, those of edits, the one that compares pictures, and the one that
+    writes stories. Raises SettingsError.
     """
     cards = load_cards(settings)
     drawing = {card.name: card for card in casting(settings, cards).values()}
     others = (scorer_of(settings, cards), story_card(settings))
-    return (*drawing.values(), *(card for card in others if card is not None))
+    return (*drawing.values(), *edit_cards(settings, cards), *(card for card in others if card is not None))
+
+
+def edit_cards(settings: Settings, cards: Mapping[str, ModelCard]) -> tuple[ModelCard, ...]:
+    """The cards that find and edit in videos here. Raises SettingsError for unknown ones and for those of films."""
+    able = [card.name for card in cards.values() if {Task.TRACK, *EDIT_TASKS} & set(card.tasks)]
+    for name in settings.models.edit_cards:
+        if name not in able:
+            known = f"card {name!r} makes films" if name in cards else f"no card {name!r}{suggestion(name, able)}"
+            raise SettingsError(f"models.edit_cards: {known}; cards that can: {', '.join(able)}")
+    return tuple(with_room(cards[name], settings.models) for name in dict.fromkeys(settings.models.edit_cards))
 
 
 def scorer_of(settings: Settings, cards: Mapping[str, ModelCard]) -> ModelCard | None:

@@ -178,7 +178,7 @@ def share_of(card: AnyCard, models: ModelsSettings) -> Share:
         return Share(gpus=card.resources.num_gpus, why="as the card says")
     if isinstance(card, ModelCard) and card.parallel is not None:
         return Share(gpus=card.parallel.degree, why=f"{card.parallel}")
-    if card.loader not in ("diffusers", "transformers"):
+    if card.loader not in ("diffusers", "transformers", "tracker"):
         return Share(gpus=0.0, why="nothing is computed here")
     peak = _usual_peak(card)
     if peak is None:

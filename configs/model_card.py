@@ -7,15 +7,17 @@ import json
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from configs.base import Frozen
 from configs.draft import DraftCall
+from configs.edit_rules import FINDS_BY, EditRules, FindsBy, kinds_problem
 from configs.endpoint import RemoteModel
 from configs.model_options import Effect, Exactness, Options, worst
 from configs.parallel import Parallel
 from configs.prompt_world import PromptWorld
-from configs.references import IpAdapter, References, pinned
+from configs.provenance import Provenance
+from configs.references import IpAdapter, References
 
 Positive = Annotated[int, Field(ge=1)]
 Dtype = Literal["float32", "float16", "bfloat16"]
@@ -24,7 +26,7 @@ GPU_SIZES_GB = (12, 16, 24, 48, 80, 141)
 """Memory of common GPUs, in 10^9 bytes."""
 CONTEXT_GB = 1.0
 """Of a GPU's memory, what the CUDA context and its libraries keep for themselves."""
-LATER_FIELDS = ("dtypes", "variant", "scheduler", "vae_tiling", "references")
+LATER_FIELDS = ("dtypes", "variant", "scheduler", "vae_tiling", "references", "edit")
 """Fields younger than the first artifacts: unset they are no part of a digest, so older results keep their keys."""
 
 NO_NEGATIVE_PROMPT = frozenset({
@@ -39,6 +41,17 @@ class Task(StrEnum):
     TEXT_TO_IMAGE = "text_to_image"
     TEXT_TO_VIDEO = "text_to_video"
     IMAGE_TO_VIDEO = "image_to_video"
+    EDIT_FRAMES = "edit_frames"
+    """The frames of a clip, each by itself, changed as a text says."""
+    EDIT_VIDEO = "edit_video"
+    """The same, a clip as a whole: inside its masks it is made anew."""
+    TRACK = "track"
+    """Where something is in every frame of a clip, as masks."""
+
+
+FILM_TASKS = (Task.TEXT_TO_IMAGE, Task.TEXT_TO_VIDEO, Task.IMAGE_TO_VIDEO)
+"""What films are made of."""
+EDIT_TASKS = (Task.EDIT_FRAMES, Task.EDIT_VIDEO)
 
 
 class SizeRule(Frozen):
@@ -164,33 +177,26 @@ class Memory(Frozen):
         return "fits" if self.peaks and min(peak.gb for peak in self.peaks) <= room_gb else "tight"
 
 
-class ModelCard(Frozen):
+class ModelCard(Provenance):
     """One model: where it is, what it can do, what it needs, what its defaults and rules are."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
     title: str
     """One line for lists."""
-    loader: Literal["diffusers", "placeholder", "remote", "embedding"] = "diffusers"
+    loader: Literal["diffusers", "placeholder", "remote", "embedding", "tracker"] = "diffusers"
     """`placeholder` draws the prompt on a colour and needs no weights; `remote` asks somebody else's API; `embedding`
-    looks at pictures and draws none: a picture model of transformers, whose features `models.scorer` compares."""
+    looks at pictures and draws none: a picture model of transformers, whose features `models.scorer` compares;
+    `tracker` is a video model of transformers that finds things in clips."""
     remote: RemoteModel | None = None
     """Of the `remote` loader: where, which model, and where the key is."""
     repo: str = ""
     """`package:serve_app/models/...` (shipped inside reelray), a local path, or a hub id."""
-    revision: str = ""
-    """Pinned commit of a hub repo, 40 hex digits; empty follows its main branch. No branch or tag: they move, and the
-    same card would be another model."""
+    repo_env: Annotated[str, Field(pattern=r"^([A-Z][A-Z0-9_]*)?$")] = ""
+    """Environment variable that stands for `repo`, and for no revision, where it is set."""
     variant: Literal["", "fp16"] = ""
     """Which of a repo's sets of weight files is taken: `model.fp16.safetensors` instead of `model.safetensors`."""
-    licence: str = ""
-    """Its name, as the hub or SPDX has it."""
-    licence_terms: str = ""
-    """What it asks for, in plain words; the licence itself is what counts."""
-    licence_url: Annotated[str, Field(pattern=r"^(https://.+)?$")] = ""
-    gated: bool = False
-    """The hub gives it only to accounts that accepted its terms."""
     pipelines: dict[Task, str]
-    """Task -> diffusers pipeline class (`placeholder` for the placeholder loader)."""
+    """Task -> diffusers pipeline class (`placeholder` for the placeholder loader), or model class of transformers."""
     dtype: Dtype = "float32"
     dtypes: dict[str, Dtype] = Field(default_factory=dict)
     """Components that are loaded in another one, e.g. `vae: float32`."""
@@ -203,6 +209,8 @@ class ModelCard(Frozen):
     wait when the GPU is free. Above 1 pictures are equal to those of a single call within rounding, not bit by bit."""
     references: References | None = None
     """How its pictures take reference pictures of characters; not given: not at all."""
+    edit: EditRules | None = None
+    """Of editors of videos, and of them only."""
     defaults: CallDefaults
     size: SizeRule = SizeRule()
     frames: FrameRule = FrameRule()
@@ -222,23 +230,27 @@ class ModelCard(Frozen):
     draft: DraftCall | None = None
     """What a draft of it changes; without it drafts are rendered as the final film is."""
     memory: Memory | None = None
-    sources: tuple[str, ...] = ()
-    """Where the card's settings and rules come from."""
     world: PromptWorld | None = None
     """Set only for models with a closed vocabulary."""
-    notes: str = ""
 
     @property
     def tasks(self) -> tuple[Task, ...]:
         """What the card can be asked for."""
         return tuple(self.pipelines)
 
+    @property
+    def finds_by(self) -> FindsBy | None:
+        """What a tracker is told; None for a card that is none."""
+        return FINDS_BY.get(self.pipelines.get(Task.TRACK, ""))
+
     def effects(self) -> tuple[Effect, ...]:
         """Every switch that is on, with what it does to pictures."""
         tiles = Effect(option="vae_tiling", exactness=Exactness.APPROXIMATE, why="seams between tiles are blended")
         batch = Effect(option="batch", exactness=Exactness.TOLERANCE, why="other kernels add in another order")
         parallel = Effect(option="parallel", exactness=Exactness.TOLERANCE, why="each GPU adds up its own share")
-        own = ((tiles, self.vae_tiling), (batch, self.batch > 1), (parallel, self.parallel is not None))
+        frames = Effect(option="edit.frames_at_once", exactness=Exactness.TOLERANCE, why=batch.why)
+        own = ((tiles, self.vae_tiling), (batch, self.batch > 1), (parallel, self.parallel is not None),
+               (frames, self.edit is not None and self.edit.frames_at_once > 1))
         return (*(effect for effect, on in own if on), *self.options.effects())
 
     @property
@@ -253,7 +265,7 @@ class ModelCard(Frozen):
     def digest(self) -> str:
         """Hex SHA-256 (16 digits) of all that can change a picture; titles, memory and speed do not count."""
         free = {"title", "notes", "licence", "licence_terms", "licence_url", "gated", "resources", "seconds_per_step",
-                "world", "prompt_words", "grade", "memory", "sources", "draft"}
+                "world", "prompt_words", "grade", "memory", "sources", "draft", "repo_env"}
         free |= {name for name in LATER_FIELDS if name not in self.model_fields_set}
         free |= {name for name, off in (("batch", self.batch == 1), ("parallel", self.parallel is None)) if off}
         tree = self.model_dump(mode="json", exclude=free)
@@ -268,11 +280,6 @@ class ModelCard(Frozen):
         body = json.dumps(tree, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(body.encode()).hexdigest()[:16]
 
-    @field_validator("revision")
-    @classmethod
-    def _is_a_commit(cls, revision: str) -> str:
-        return pinned(revision)
-
     @model_validator(mode="after")
     def _defaults_obey_rules(self) -> ModelCard:
         problems = [self.size.problem(self.defaults.width_px), self.size.problem(self.defaults.height_px),
@@ -283,8 +290,15 @@ class ModelCard(Frozen):
             raise ValueError("a card needs at least one task under `pipelines`")
         if self.pipelines and self.loader == "embedding":
             raise ValueError("a card with `loader: embedding` draws nothing; leave `pipelines` empty: {}")
-        if self.loader in ("diffusers", "embedding") and not self.repo:
+        if self.loader in ("diffusers", "embedding", "tracker") and not self.repo:
             raise ValueError(f"a card with `loader: {self.loader}` needs `repo`")
+        return self
+
+    @model_validator(mode="after")
+    def _edits_and_films_do_not_mix(self) -> ModelCard:
+        pipelines = {task.value: name for task, name in self.pipelines.items()}
+        if problem := kinds_problem(pipelines, self.loader, self.edit):
+            raise ValueError(problem)
         return self
 
     @model_validator(mode="after")

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from configs.base import Frozen
+from configs.provenance import pinned
 
 SHIPPED = ("flux2-klein-4b", "sdxl-ip-adapter")
 """The shipped cards that take reference pictures, for messages of code that reads no files."""
@@ -83,9 +84,3 @@ def size_problem(width_px: int, height_px: int) -> tuple[str, str]:
             f"sides of {MIN_SIDE_PX} px at least, the longer one at most {MAX_RATIO} times the shorter")
 
 
-def pinned(revision: str) -> str:
-    """The revision itself, a commit or empty. Raises ValueError for what can move."""
-    if revision and not re.fullmatch(r"[0-9a-f]{40}", revision):
-        raise ValueError(f"{revision!r} is not a commit, 40 hex digits, and no branch or tag can be pinned; "
-                         "nearest valid: the commit that it is at now, or empty to follow the main branch")
-    return revision

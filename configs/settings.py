@@ -28,6 +28,15 @@ class NodeTimeouts(Frozen):
     compose: Seconds = 3600.0
     score: Seconds = 1800.0
     pick: Seconds = 60.0
+    extract: Seconds = 3600.0
+    mask: Seconds = 7200.0
+    propagate: Seconds = 3600.0
+    edit: Seconds = 7200.0
+    smooth: Seconds = 14400.0
+    preview: Seconds = 14400.0
+    save: Seconds = 14400.0
+    report: Seconds = 3600.0
+    plot: Seconds = 600.0
 
     def of(self, kind: str) -> float:
         """The limit of one kind. Raises KeyError for a name that is none."""
@@ -97,6 +106,9 @@ class ModelsSettings(Frozen):
     scorer: str = ""
     """Card with `loader: embedding` that says how much each clip looks like its characters' reference pictures; empty:
     nobody does."""
+    edit_cards: tuple[str, ...] = ()
+    """Cards that find (`track`) and edit (`edit_frames`, `edit_video`) in videos, started beside those of films. Each
+    edit names its own two; without any, edits by `classical` alone can be made here."""
     card_dirs: tuple[Path, ...] = ()
     """Directories with your own cards (`*.yaml`); a name found there wins over a shipped one."""
     auto_download: bool = False

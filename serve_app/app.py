@@ -2,6 +2,7 @@
 
     Ingress (HTTP, only where it serves) ──► Director
     Director ──► one ModelDeployment per card (replicas on GPUs, fractions allowed)
+        ├──────► one EditDeployment per card that finds or edits in videos
         ├──────► ChatDeployment (a language model that writes stories, only where one is asked for)
         └──────► MediaDeployment (CPU)
 """
@@ -15,11 +16,17 @@ from ray import serve
 from ray.serve.config import RequestRouterConfig
 
 from configs.chat_card import AnyCard, ChatCard
-from configs.load import casting, load_cards, story_card
+from configs.load import casting, edit_cards, load_cards, story_card
 from configs.settings import Settings
 from serve_app.capacity import check_resources, gpus_of
 from serve_app.cluster import scratch_dir
-from serve_app.deployments import ChatDeployment, DirectorDeployment, MediaDeployment, ModelDeployment
+from serve_app.deployments import (
+    ChatDeployment,
+    DirectorDeployment,
+    EditDeployment,
+    MediaDeployment,
+    ModelDeployment,
+)
 from serve_app.director import calls_at_once
 from serve_app.ingress import IngressDeployment
 
@@ -40,8 +47,10 @@ def build(settings: Settings, *, cluster: Mapping[str, float], only: Iterable[st
     """
     cards = {card.name: card for card in casting(settings, load_cards(settings)).values()}
     writer = story_card(settings)
-    check_resources(settings, [*cards.values(), *([writer] if writer else [])], cluster)
+    edits = edit_cards(settings, load_cards(settings))
+    check_resources(settings, [*cards.values(), *edits, *([writer] if writer else [])], cluster)
     models = {name: _model(model, card, settings, cluster) for name, card in cards.items()}
+    hands = {card.name: _model(EditDeployment, card, settings, cluster) for card in edits}
     chat = _model(ChatDeployment, writer, settings, cluster) if writer else None
     media = serve.deployment(
         MediaDeployment, name="media", max_ongoing_requests=settings.cpu_slots, graceful_shutdown_timeout_s=5,
@@ -50,7 +59,7 @@ def build(settings: Settings, *, cluster: Mapping[str, float], only: Iterable[st
     director = serve.deployment(
         DirectorDeployment, name=DIRECTOR, max_ongoing_requests=1000, health_check_period_s=2,
         graceful_shutdown_timeout_s=10, ray_actor_options={"num_cpus": 0.1},
-    ).bind(settings, models, media, tuple(only), chat)
+    ).bind(settings, models, media, tuple(only), chat, edits=hands)
     if not http:
         return director
     # Every open event stream is a request that goes on; Serve's limit of five would shut out the sixth client.

@@ -27,7 +27,7 @@ from serve_app.options import JsonOption, ProfileOption, ServerOption, SetOption
 from serve_app.webhook_commands import webhooks_app
 from workflows.errors import Fault, InvalidDocument, ReelrayError
 from workflows.tiers import Tier
-from workflows.types import JobStatus, Stage
+from workflows.types import FILM_STAGES, JobStatus, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,7 +48,7 @@ app.add_typer(keys_app, name="keys")
 app.add_typer(webhooks_app, name="webhooks")
 
 LEVEL_STYLES = {"ok": "green", "note": "yellow", "fail": "bold red"}
-EVERY_STAGE = ",".join(Stage)
+EVERY_STAGE = ",".join(FILM_STAGES)
 EXIT_FAILED, EXIT_INPUT, EXIT_PARTIAL, EXIT_INTERRUPTED = 1, 2, 3, 130
 
 OutputOption = Annotated[Path | None, typer.Option("-o", "--output", help="Where the film goes; for pictures, which "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import ray
@@ -21,7 +22,7 @@ from configs.model_card import ModelCard
 from configs.settings import Settings
 from serve_app.cluster import scratch_dir
 from serve_app.director import Director, Ports
-from serve_app.handles import ChatHandle, MediaHandle, model_handles
+from serve_app.handles import ChatHandle, EditHandle, MediaHandle, model_handles
 from serve_app.leaving import when_stopping
 from serve_app.media_worker import MediaWorker
 from serve_app.models.embedding import CardEmbedder
@@ -34,10 +35,11 @@ from workflows.checkpoints import CheckpointShelf
 from workflows.durable.ledger import Ledger
 from workflows.ports import RenderCall
 from workflows.store import Store
-from workflows.types import NodeResult
+from workflows.types import NodeCall, NodeResult
 
 if TYPE_CHECKING:
     from serve_app.models.chat_replica import ChatReplica
+    from serve_app.models.edit_replica import EditReplica
     from serve_app.models.replica import ModelReplica
 
 
@@ -62,6 +64,30 @@ class ModelDeployment:
     async def clip(self, call: RenderCall) -> NodeResult:
         """Text, or text and first frame, to one clip."""
         return await self._replica.clip(call)
+
+    def _cancel_job(self, job_id: str) -> None:
+        self._replica.cancel_job(job_id)
+
+    async def check_health(self) -> None:
+        """Async, and cheap: a sync one would wait for the same threads as the work."""
+        await self._replica.check_health()
+
+
+class EditDeployment:
+    """One replica of one card that tracks or edits."""
+
+    def __init__(self, card: ModelCard, settings: Settings) -> None:
+        """Load, warm up, and only then be ready."""
+        from serve_app.models.edit_replica import EditReplica  # torch, diffusers, transformers: in this process only
+
+        assigned = ray.get_runtime_context().get_assigned_resources()
+        reporter = _reporter(settings, self._cancel_job)
+        self._replica: EditReplica = EditReplica(card, settings.models, open_store(settings), reporter,
+                                                 float(assigned.get("GPU", 0)))
+
+    async def run(self, call: NodeCall) -> NodeResult:
+        """One mask node or one edit node."""
+        return await self._replica.run(call)
 
     def _cancel_job(self, job_id: str) -> None:
         self._replica.cancel_job(job_id)
@@ -107,13 +133,15 @@ class DirectorDeployment(Director):
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it; the engine's task needs the replica's event loop
         self, settings: Settings, models: Mapping[str, DeploymentHandle], media: DeploymentHandle,
-        only: tuple[str, ...] = (), chat: DeploymentHandle | None = None,
+        only: tuple[str, ...] = (), chat: DeploymentHandle | None = None, *,
+        edits: Mapping[str, DeploymentHandle] = MappingProxyType({}),
     ) -> None:
         """Start the engine at once."""
         ledger = Ledger(settings.database)
         super().__init__(settings, Ports(
             ledger=ledger, store=open_store(settings), models=model_handles(models, settings.models),
-            media=MediaHandle(media), board=ActorTransport(settings.progress, settings.ray.namespace),
+            media=MediaHandle(media), edits={card: EditHandle(handle) for card, handle in edits.items()},
+            board=ActorTransport(settings.progress, settings.ray.namespace),
             writer=story_writer(settings.story, story_card(settings), None if chat is None else ChatHandle(chat)),
         ), only=frozenset(only) or None)
         courier = SocketCourier(Guard(settings.webhooks), timeout_s=settings.webhooks.timeout_s)

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
 from configs.chat_card import AnyCard, ChatCard
-from configs.load import casting, load_cards
+from configs.load import casting, edit_cards, load_cards
 from configs.model_card import ModelCard, Task
 from configs.settings import Settings
 from workflows.dispatch import Dispatcher
 from workflows.durable.engine import Engine
 from workflows.durable.ledger import Ledger
+from workflows.edit_plan import CLASSICAL, EDIT_KINDS
 from workflows.ports import ArtifactStore, MediaWorker, Model, Step
+from workflows.stages.edit_route import EditWorker, ask_model
 from workflows.stages.pick import pick
 from workflows.stages.render import clip, keyframe
 from workflows.stages.story import RULES, story
@@ -53,6 +55,8 @@ class Ports:
     """By card name."""
     media: MediaWorker
     board: Board
+    edits: Mapping[str, EditWorker] = field(default_factory=dict)
+    """Trackers and editors by card name."""
     writer: StoryWriter = RULES
     """Breaks the scripts that were submitted for it."""
 
@@ -64,10 +68,11 @@ class Director:
         """`only` restricts it to these job ids; needs a running event loop."""
         self._settings = settings
         self._ports = ports
-        self._cast = casting(settings, load_cards(settings))
-        self._engine = Engine(
-            ports.ledger, self._steps(), store=ports.store,
-            dispatcher=Dispatcher(lane_capacity(settings, self._cast)), settings=settings.engine, only=only)
+        cards = load_cards(settings)
+        self._cast = casting(settings, cards)
+        lanes = lane_capacity(settings, self._cast, edit_cards(settings, cards))
+        self._engine = Engine(ports.ledger, self._steps(), store=ports.store, dispatcher=Dispatcher(lanes),
+                              settings=settings.engine, only=only)
         self._running = asyncio.get_running_loop().create_task(self._engine.run(), name="engine")
 
     async def wake(self) -> None:
@@ -100,11 +105,14 @@ class Director:
     def _steps(self) -> dict[NodeKind, Step]:
         """The stages with their ports in place."""
         media = self._ports.media.run
+        in_video = partial(ask_model, models=self._ports.edits, media=self._ports.media,
+                           on_cpu=frozenset({CLASSICAL.card}))
         return {NodeKind.STORY: partial(story, cards=self._cast, store=self._ports.store, writer=self._ports.writer),
                 NodeKind.KEYFRAME: partial(keyframe, models=self._ports.models),
                 NodeKind.CLIP: partial(clip, models=self._ports.models),
                 NodeKind.INTERPOLATE: media, NodeKind.CAPTION: media, NodeKind.COMPOSE: media,
-                NodeKind.SCORE: media, NodeKind.PICK: pick}
+                NodeKind.SCORE: media, NodeKind.PICK: pick,
+                **dict.fromkeys(EDIT_KINDS, media), NodeKind.MASK: in_video, NodeKind.EDIT: in_video}
 
 
 def calls_at_once(card: AnyCard) -> int:
@@ -114,9 +122,11 @@ def calls_at_once(card: AnyCard) -> int:
     return card.remote.parallel if card.remote else PREFETCH * card.batch
 
 
-def lane_capacity(settings: Settings, cast: Mapping[Task, ModelCard]) -> dict[str, int]:
+def lane_capacity(settings: Settings, cast: Mapping[Task, ModelCard],
+                  edits: Iterable[ModelCard] = ()) -> dict[str, int]:
     """Calls in flight per lane: what each card's replicas take at once, CPU slots, a language model's stories."""
-    lanes = {card.name: calls_at_once(card) * settings.models.replica_of(card.name).replicas for card in cast.values()}
+    lanes = {card.name: calls_at_once(card) * settings.models.replica_of(card.name).replicas
+             for card in (*cast.values(), *edits)}
     # Also where no model is asked: scripts that were submitted for one are refused there, with the reason.
     story = settings.story
     stories = settings.models.replica_of(story.card).replicas if story.card else story.parallel

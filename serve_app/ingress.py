@@ -13,7 +13,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from actors.progress import ActorTransport, Poll, progress_actor
-from configs.load import casting, load_cards
+from configs.load import casting, edit_cards, load_cards
 from configs.settings import Settings
 from serve_app.deployments import open_store
 from serve_app.director import lane_capacity
@@ -109,10 +109,12 @@ class IngressDeployment:
 
     def __init__(self, settings: Settings, director: DeploymentHandle, app_name: str) -> None:
         """Open database and store; the application itself is built when Serve asks for it."""
-        cast = casting(settings, load_cards(settings))
+        cards = load_cards(settings)
+        cast = casting(settings, cards)
+        slots = lane_capacity(settings, cast, edit_cards(settings, cards))
         self._desk = Desk(settings, Ports(
             ledger=Ledger(settings.database), store=open_store(settings), board=ActorBoard(settings),
-            studio=RayStudio(settings, director), cluster=RayCluster(app_name), slots=lane_capacity(settings, cast)))
+            studio=RayStudio(settings, director), cluster=RayCluster(app_name), slots=slots))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve once, in the replica's event loop."""

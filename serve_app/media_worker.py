@@ -8,9 +8,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from configs.settings import MediaSettings
+from workflows.edit_plan import EDIT_KINDS
 from workflows.errors import DeadlineExceeded, RenderCancelled
 from workflows.media.encode import EncodeOptions
 from workflows.ports import ArtifactStore, ProgressSink
+from workflows.stages.edit_local import LocalEdits
 from workflows.stages.finish import Finisher
 from workflows.stages.score import Embedder, Scorer
 from workflows.types import NodeCall, NodeKind, NodeResult, Phase, ProgressRecord
@@ -25,13 +27,16 @@ class MediaWorker:
         compares clips with reference pictures.
         """
         self._scorer = Scorer(store, embedder)
-        self._finisher = Finisher(store, EncodeOptions(crf=media.crf, preset=media.preset, gop_s=media.gop_s))
+        options = EncodeOptions(crf=media.crf, preset=media.preset, gop_s=media.gop_s)
+        self._finisher = Finisher(store, options)
+        self._edits = LocalEdits(store, options)
         self._sink = sink
         self._threads = ThreadPoolExecutor(slots, thread_name_prefix="media")
         self._running: dict[tuple[str, str], threading.Event] = {}
 
     async def run(self, call: NodeCall) -> NodeResult:
-        """One interpolate, caption, score or compose node; a cancelled call stops at the next frame."""
+        """One interpolate, caption, score or compose node, or one of an edit that needs no GPU; a cancelled call stops
+        at the next frame."""
         stop = threading.Event()
         self._running[call.job_id, call.node_id] = stop
         work = asyncio.get_running_loop().run_in_executor(self._threads, self._finish, call, stop)
@@ -54,6 +59,8 @@ class MediaWorker:
     def _finish(self, call: NodeCall, stop: threading.Event) -> NodeResult:
         watch = _Watch(call, stop, self._sink)
         watch(0, 1)
+        if call.kind in EDIT_KINDS:
+            return self._edits.run(call, watch)
         return (self._scorer if call.kind is NodeKind.SCORE else self._finisher).run(call, watch)
 
 

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import torch
 
-from configs.model_card import ModelCard
+from configs.model_card import EDIT_TASKS, FILM_TASKS, ModelCard, Task
 from serve_app.doctor import Finding
 from serve_app.models import adapters, pipelines, quantise, weights
+from serve_app.models.editors import editor_class
 from serve_app.models.studio import open_studio
+from serve_app.models.vision import require_torchvision
+from serve_app.models.workbench import open_workbench
 from workflows.errors import ReelrayError
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -29,12 +32,17 @@ def examine_card(card: ModelCard, *, load: bool = False, checksums: bool = False
     if card.loader == "embedding":
         yield from _picture_model(card, load=load, checksums=checksums)
         return
+    if card.loader == "tracker":
+        yield from _tracker(card, load=load, checksums=checksums)
+        return
     if card.loader != "diffusers":
         yield Finding(level="ok", what="weights", text="needs none")
         return
     try:
         for task in card.tasks:
             pipelines.find_class(card, task)
+            if task in EDIT_TASKS:
+                editor_class(card, task)
         yield Finding(level="ok", what="classes", text=", ".join(sorted(set(card.pipelines.values()))))
         directory = weights.require(card)
         extra, beside = adapters.extra_of(card), adapters.require(card)
@@ -83,6 +91,30 @@ def _picture_model(card: ModelCard, *, load: bool, checksums: bool) -> Iterator[
             yield Finding(level="ok", what="load", text=f"in {time.perf_counter() - started:.1f} s on cpu")
     except ReelrayError as error:
         yield Finding(level="fail", what="card", text=str(error))
+
+
+def _tracker(card: ModelCard, *, load: bool, checksums: bool) -> Iterator[Finding]:
+    try:
+        if card.finds_by == "text":
+            require_torchvision(card, f"pipelines.{Task.TRACK.value}")
+        yield Finding(level="ok", what="classes", text=card.pipelines[Task.TRACK])
+        directory = weights.require(card)
+        if found := weights.gaps(directory, card):
+            yield Finding(level="fail", what="weights", text=f"{directory}: {'; '.join(found)}")
+            return
+        files = [path for path in directory.glob("*.safetensors") if weights.TOP_WEIGHTS.fullmatch(path.name)]
+        found_gb = sum(map(values, files)) * DTYPE_BYTES[card.dtype] / 1e9
+        yield Finding(level="ok", what="weights", text=f"whole, {found_gb:.2f} GB in {card.dtype}, at {directory}")
+        said_gb = found_gb if card.memory is None else card.memory.total_gb
+        if abs(found_gb - said_gb) > max(said_gb * TOLERANCE, LEAST_GB):
+            yield Finding(level="note", what="memory", text=f"the card says {said_gb:g} GB in {card.dtype}")
+        if checksums:
+            yield compared(directory)
+    except ReelrayError as error:
+        yield Finding(level="fail", what="card", text=str(error))
+        return
+    if load:
+        yield _loaded(card)
 
 
 def compared(directory: Path) -> Finding:
@@ -143,7 +175,10 @@ def _loaded(card: ModelCard) -> Finding:
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
     started = time.perf_counter()
     try:
-        open_studio(card, device, pipelines.load)
+        if card.tasks[0] in FILM_TASKS:
+            open_studio(card, device, pipelines.load)
+        else:
+            open_workbench(card, device)
     except ReelrayError as error:
         return Finding(level="fail", what="load", text=str(error))
     took_s = time.perf_counter() - started

@@ -18,6 +18,7 @@ from configs.memory import Remedies, default_shape, first_that_fits, need_of, ro
 from configs.model_card import GPU_SIZES_GB, ModelCard
 from configs.references import IpAdapter
 from configs.settings import Settings
+from serve_app import edit_facts
 from serve_app.gpus import with_gpu_memory
 from serve_app.options import JsonOption, ProfileOption, SetOption
 from workflows.drafts import draft_text
@@ -48,6 +49,7 @@ def models_list(profile: ProfileOption = "", settings_: SetOption = None, as_jso
     cast = casting(settings, cards)
     for card in cards.values():
         used = [task.value for task, chosen in cast.items() if chosen.name == card.name]
+        used += ["edits"] if card.name in settings.models.edit_cards else []
         out.print(f"[bold]{card.name}[/bold]  {card.title}", highlight=False)
         if card.loader == "embedding":
             out.print("  compares pictures" + ("; used here" if settings.models.scorer == card.name else ""))
@@ -57,8 +59,9 @@ def models_list(profile: ProfileOption = "", settings_: SetOption = None, as_jso
         if fact := _references_fact(card):
             out.print(f"  takes {fact}", highlight=False)
         default = card.defaults
-        out.print(f"  {default.width_px}x{default.height_px}, {default.frames} frames at {default.fps:g} fps, "
-                  f"{default.steps} steps; {share_of(card, settings.models).gpus:g} GPU per replica", highlight=False)
+        usual = edit_facts.usual(card) or (f"{default.width_px}x{default.height_px}, {default.frames} frames at "
+                                           f"{default.fps:g} fps, {default.steps} steps")
+        out.print(f"  {usual}; {share_of(card, settings.models).gpus:g} GPU per replica", highlight=False)
         if card.world:
             out.print("  it knows only these words:", highlight=False)
             for line in card.world.describe().splitlines():
@@ -213,6 +216,7 @@ def _facts(card: ModelCard) -> list[tuple[str, str]]:
         ("speed", f"about {card.seconds_per_step:g} s per step at the default shape"
                   + (", on a large GPU" if card.loader == "diffusers" and card.resources.num_gpus != 0 else "")),
     ]
+    facts = edit_facts.adjusted(card, facts)
     return [*((label, text.strip()) for label, text in [*facts, *_memory_facts(card)] if text.strip()),
             *(("source" if not number else "", source) for number, source in enumerate(card.sources)),
             *([("note", card.notes.strip())] if card.notes else [])]
@@ -245,7 +249,7 @@ def _effects(card: ModelCard) -> str:
 def _weights_fact(card: ModelCard) -> str:
     from serve_app.models import adapters
 
-    if card.loader not in ("diffusers", "embedding"):
+    if card.loader not in ("diffusers", "embedding", "tracker"):
         return ""
     here, how = _here(card), f"not here; `reelray models pull {card.name}`"
     return (here or how) if adapters.is_here(card) else f"{here}; its adapter is {how}" if here else how
@@ -256,7 +260,8 @@ def _memory_facts(card: AnyCard) -> list[tuple[str, str]]:
     if memory is None:
         return []
     parts = ", ".join(f"{name} {gb:g}" for name, gb in memory.weights_gb.items())
-    verdicts = ", ".join(f"{gb} GB: {VERDICTS[memory.fit(gb)]}" for gb in GPU_SIZES_GB)
+    told = VERDICTS if memory.peaks else {**VERDICTS, "tight": "its weights fit, its peak is not known"}
+    verdicts = ", ".join(f"{gb} GB: {told[memory.fit(gb)]}" for gb in GPU_SIZES_GB)
     return [("memory", f"weights {memory.total_gb:.1f} GB ({parts}); {memory.source}"),
             *(("peak", f"{peak.gb:g} GB at {peak.shape}, {peak.how}: {peak.source}") for peak in memory.peaks),
             ("GPU of", verdicts), ("on less", _on_less(card) if isinstance(card, ModelCard) else "")]

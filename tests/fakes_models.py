@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 
-from configs.model_card import CallDefaults, FrameRule, ModelCard, SizeRule, Task
+from configs.model_card import FILM_TASKS, CallDefaults, FrameRule, ModelCard, SizeRule, Task
 from workflows.ports import RenderCall
 from workflows.types import Artifact, Phase, ProgressRecord
 
@@ -107,7 +107,7 @@ def scripted_card(*tasks: Task) -> ModelCard:
     """A card for the scripted pipeline."""
     return ModelCard(
         name="scripted", title="scripted", repo="nowhere",
-        pipelines={task: "ScriptedPipeline" for task in tasks or tuple(Task)},
+        pipelines={task: "ScriptedPipeline" for task in tasks or FILM_TASKS},
         defaults=CallDefaults(steps=STEPS, guidance=3, width_px=64, height_px=32, frames=5, fps=8),
         size=SizeRule(multiple_px=16, min_px=16, max_px=128), frames=FrameRule(step=4, offset=1, max_frames=17))
 

@@ -51,6 +51,7 @@ from transformers import (
     UMT5EncoderModel,
 )
 
+from tests.tiny_edit import flux_kontext, instruct_pix2pix, wan_vace
 from tests.tiny_pictures import flux, flux2_klein, qwen_image, write_ip_adapter, z_image
 from tests.tiny_text import (
     CHAT_TEMPLATE,
@@ -274,6 +275,7 @@ FAMILIES: Mapping[str, Callable[[], DiffusionPipeline]] = {
     "wan_t2v": wan_t2v, "wan_ti2v": wan_ti2v, "wan21_i2v": wan21_i2v, "wan22_t2v": wan22_t2v,
     "wan22_i2v": wan22_i2v, "svd": svd, "sdxl": sdxl, "sdxl_turbo": sdxl_turbo, "ltx": ltx, "ltx2": ltx2, "hv15": hv15,
     "flux": flux, "flux2_klein": flux2_klein, "z_image": z_image, "qwen_image": qwen_image, "sdxl_ip_adapter": sdxl,
+    "instruct_pix2pix": instruct_pix2pix, "flux_kontext": flux_kontext, "wan_vace": wan_vace,
 }
 
 

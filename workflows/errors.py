@@ -26,6 +26,7 @@ ReelrayError                    fault     retry
    │  └─ GpuOutOfMemory         capacity  counted
    ├─ DeadlineExceeded          system    counted
    ├─ RenderRefused             caller    never     the model cannot do what the call asks for; nothing was run
+   ├─ NothingFound              caller    never     nothing in a video is what was to be edited
    ├─ RenderCancelled           caller    never     stopped between two denoising steps because it was asked to
    ├─ ReplicaLost               capacity  free      the process or node died under the call; not the shot's fault
    ├─ Overloaded                capacity  free      the deployment refused the call for now
@@ -394,6 +395,13 @@ class DeadlineExceeded(StageFailed):
 
 class RenderRefused(StageFailed):
     """The call does not fit the model (another card, a size, a knob it does not have); nothing was run."""
+
+    fault: ClassVar[Fault] = Fault.CALLER
+    retry: ClassVar[Retry] = Retry.NEVER
+
+
+class NothingFound(StageFailed):
+    """Nothing in a video is what was to be edited."""
 
     fault: ClassVar[Fault] = Fault.CALLER
     retry: ClassVar[Retry] = Retry.NEVER

@@ -161,6 +161,8 @@ _WRONG_TYPE: Mapping[str, tuple[str, Callable[[Json, str], str]]] = {
     "string_type": ("text", _quoted),
     "int_type": ("a whole number", _whole),
     "float_type": ("a number", _numeric),
+    "bool_type": ("true or false", _none),
+    "finite_number": ("a finite number", _none),
     "tuple_type": ("a list", _in_brackets),
     "model_type": ("a mapping of fields", _none),
 }

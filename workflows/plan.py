@@ -24,7 +24,7 @@ from workflows.retake_rules import refuse_retakes, retake_hints
 from workflows.scene import Cards, Film, Scene, decide, decide_pictures
 from workflows.source import shortened
 from workflows.storyboard import Storyboard
-from workflows.types import Artifact, NodeSpec, Stage, content_key
+from workflows.types import FILM_STAGES, Artifact, NodeSpec, Stage, content_key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +91,7 @@ def last_stage_of(stages: str) -> Stage:
 
     `story` may be left out. Raises InvalidDocument.
     """
-    every = [stage.value for stage in Stage]
+    every = [stage.value for stage in FILM_STAGES]
     lists = {last: every[:every.index(last.value) + 1] for last in (Stage.IMAGES, Stage.COMPOSITION)}
     asked = [part.strip() for part in stages.split(",")]
     for last, names in lists.items():

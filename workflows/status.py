@@ -88,9 +88,9 @@ class JobView:
 
     @property
     def result(self) -> Artifact | None:
-        """The film, once it is composed."""
+        """The film once it is composed, the edited video once it is saved."""
         for node in self.film:
-            if node.kind is NodeKind.COMPOSE:
+            if node.kind in (NodeKind.COMPOSE, NodeKind.SAVE):
                 return node.artifact if node.status is NodeStatus.SUCCEEDED else None
         return None
 
@@ -209,6 +209,8 @@ def job_stage(nodes: Collection[tuple[NodeKind, NodeStatus]], status: JobStatus)
 def last_stage(kinds: Iterable[NodeKind]) -> Stage:
     """The stage after which a job with such nodes is over; a script that was not told yet would have become a film."""
     stages = {kind.stage for kind in kinds}
+    if Stage.SAVING in stages:
+        return Stage.SAVING
     return Stage.IMAGES if Stage.IMAGES in stages and Stage.COMPOSITION not in stages else Stage.COMPOSITION
 
 

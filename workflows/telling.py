@@ -80,7 +80,9 @@ class _StageState:
     """Shots of this stage that were reported as over."""
 
 
-NOUNS = {Stage.STORY: "story", Stage.IMAGES: "image", Stage.VIDEOS: "clip", Stage.COMPOSITION: "film"}
+NOUNS = {Stage.STORY: "story", Stage.IMAGES: "image", Stage.VIDEOS: "clip", Stage.COMPOSITION: "film",
+         Stage.EXTRACTING: "video", Stage.MASKING: "mask", Stage.PROPAGATING: "track", Stage.EDITING: "edit",
+         Stage.SMOOTHING: "smoothing", Stage.SAVING: "file"}
 NODE_STATUS = {
     EventType.NODE_STARTED: NodeStatus.RUNNING, EventType.NODE_SUCCEEDED: NodeStatus.SUCCEEDED,
     EventType.NODE_CACHED: NodeStatus.SUCCEEDED, EventType.NODE_RETRY: NodeStatus.PENDING,

@@ -98,12 +98,21 @@ def advance_node(old: NodeStatus, new: NodeStatus) -> NodeStatus:
 
 
 class Stage(StrEnum):
-    """The four stages of a film, in order, as users see them."""
+    """The four stages of a film and the six of an edit, each in order, as users see them."""
 
     STORY = "story"
     IMAGES = "images"
     VIDEOS = "videos"
     COMPOSITION = "composition"
+    EXTRACTING = "extracting"
+    MASKING = "masking"
+    PROPAGATING = "propagating"
+    EDITING = "editing"
+    SMOOTHING = "smoothing"
+    SAVING = "saving"
+
+
+FILM_STAGES = (Stage.STORY, Stage.IMAGES, Stage.VIDEOS, Stage.COMPOSITION)
 
 
 class NodeKind(StrEnum):
@@ -125,6 +134,24 @@ class NodeKind(StrEnum):
     """Say which take of a shot the film uses, by their scores."""
     COMPOSE = "compose"
     """Join the clips into the film."""
+    EXTRACT = "extract"
+    """Find the pictures of a video that are edited, and when each is shown."""
+    MASK = "mask"
+    """Find a region in the frames of one chunk."""
+    PROPAGATE = "propagate"
+    """Join the chunks' masks, and lay the square that follows the region."""
+    EDIT = "edit"
+    """Do to the region in one chunk what a text says."""
+    SMOOTH = "smooth"
+    """Fade chunk into chunk, and take the flicker out."""
+    PREVIEW = "preview"
+    """Show the mask on its video."""
+    SAVE = "save"
+    """Put the edited region back into the video."""
+    REPORT = "report"
+    """Measure flicker, and what changed outside the mask."""
+    PLOT = "plot"
+    """Draw the report."""
 
     @property
     def stage(self) -> Stage:
@@ -141,6 +168,15 @@ STAGE_OF: Mapping[NodeKind, Stage] = {
     NodeKind.SCORE: Stage.VIDEOS,
     NodeKind.PICK: Stage.VIDEOS,
     NodeKind.COMPOSE: Stage.COMPOSITION,
+    NodeKind.EXTRACT: Stage.EXTRACTING,
+    NodeKind.MASK: Stage.MASKING,
+    NodeKind.PROPAGATE: Stage.PROPAGATING,
+    NodeKind.EDIT: Stage.EDITING,
+    NodeKind.SMOOTH: Stage.SMOOTHING,
+    NodeKind.PREVIEW: Stage.SAVING,
+    NodeKind.SAVE: Stage.SAVING,
+    NodeKind.REPORT: Stage.SAVING,
+    NodeKind.PLOT: Stage.SAVING,
 }
 
 
@@ -158,11 +194,19 @@ class MediaType(StrEnum):
     PNG = "image/png"
     JPEG = "image/jpeg"
     JSON = "application/json"
+    MKV = "video/x-matroska"
+    VIDEO = "application/octet-stream"
+    """A user's video, in whatever container it came."""
 
     @property
     def suffix(self) -> str:
         """File name ending, with the dot."""
-        return {"video/mp4": ".mp4", "image/png": ".png", "image/jpeg": ".jpg", "application/json": ".json"}[self.value]
+        return SUFFIXES[self]
+
+
+SUFFIXES: Mapping[MediaType, str] = {
+    MediaType.MP4: ".mp4", MediaType.PNG: ".png", MediaType.JPEG: ".jpg", MediaType.JSON: ".json",
+    MediaType.MKV: ".mkv", MediaType.VIDEO: ".video"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

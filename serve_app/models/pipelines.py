@@ -1,4 +1,6 @@
-"""From a model card to a diffusers pipeline: the only `from_pretrained` beside `chat_model`'s. Knows no job and no Ray.
+"""From a model card to a diffusers pipeline or a tracker: the only `from_pretrained` beside `chat_model`'s.
+
+Knows no job and no Ray.
 
 Weights are read from safetensors files only, and no code that comes with a checkpoint is ever run.
 """
@@ -20,6 +22,7 @@ from serve_app.models import options, quantise, weights
 from serve_app.models.adapters import require, with_adapter
 from serve_app.models.context_parallel import require_support
 from serve_app.models.repo import import_home, refused
+from serve_app.models.vision import require_torchvision
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -80,6 +83,28 @@ def load_embedding(card: ModelCard) -> tuple[Any, Any]:
         model = loader.from_pretrained(where, dtype=torch.float32, use_safetensors=True, trust_remote_code=False,
                                        local_files_only=True)
         processor = transformers.AutoImageProcessor.from_pretrained(where, backend="pil", local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise refused(card, "repo", f"{where} cannot be loaded: {_first_line(error)}") from error
+    return model.eval(), processor
+
+
+def load_tracker(card: ModelCard, device: str) -> tuple[Any, Any]:
+    """The video model of a card with `loader: tracker`, on `device` in the card's dtype, and its processor.
+
+    A model that is told points and boxes has none (None): its frames are prepared by `tracking.FramesOnDemand`.
+    Downloads nothing. Raises InvalidDocument when its files are missing or no such model, and for one that needs
+    torchvision where there is none that works.
+    """
+    by_text = card.finds_by == "text"
+    if by_text:
+        require_torchvision(card, f"pipelines.{Task.TRACK.value}")
+    where = weights.require(card)
+    transformers.utils.logging.disable_progress_bar()
+    loader = transformers.Sam3VideoModel if by_text else transformers.Sam2VideoModel
+    try:
+        model = loader.from_pretrained(where, dtype=DTYPES[card.dtype], use_safetensors=True, trust_remote_code=False,
+                                       local_files_only=True, device_map=device.partition(":")[0])
+        processor = transformers.Sam3VideoProcessor.from_pretrained(where, local_files_only=True) if by_text else None
     except (OSError, ValueError) as error:
         raise refused(card, "repo", f"{where} cannot be loaded: {_first_line(error)}") from error
     return model.eval(), processor

@@ -4,14 +4,35 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from typing import Protocol
 
-from workflows.ports import ProgressSink, RenderCall
+from workflows.ports import ProgressSink
 from workflows.progress import clip_fraction
 from workflows.types import Phase, ProgressRecord
 
 DECODED_SHARE = 0.5
 ENCODED_SHARE = 0.9
 """Of the saving phase: frames out of the VAE, file written; the rest is the store."""
+
+
+class Listener(Protocol):
+    """A call that wants to hear of its run."""
+
+    @property
+    def job_id(self) -> str:
+        """Whose it is."""
+
+    @property
+    def node_id(self) -> str:
+        """Which node of the job."""
+
+    @property
+    def shot_id(self) -> str:
+        """Of which shot."""
+
+    @property
+    def attempt(self) -> int:
+        """Which try at it."""
 
 
 class StepClock:
@@ -37,7 +58,7 @@ class StepClock:
 class RunRecords:
     """Called by one thread at a time: the event loop, the GPU thread or the one beside it, the saving thread."""
 
-    def __init__(self, sink: ProgressSink, waiting: Callable[[], Iterable[RenderCall]], *, steps: int,
+    def __init__(self, sink: ProgressSink, waiting: Callable[[], Iterable[Listener]], *, steps: int,
                  first_step: int = 0) -> None:
         """`waiting` names the calls that want to hear; `steps` is what the call asks for, until the first step.
 

@@ -45,13 +45,44 @@ def tapped_many(pipe: DiffusionPipeline, *, seeds: Sequence[int], progress_callb
         yield generators
 
 
+class Unison:
+    """Generators that always draw the same, as one: for the tap, which keeps and restores the state of a call's own."""
+
+    def __init__(self, generators: Sequence[torch.Generator]) -> None:
+        self._generators = tuple(generators)
+
+    def get_state(self) -> torch.Tensor:
+        """Of each of them."""
+        return self._generators[0].get_state()
+
+    def set_state(self, state: torch.Tensor) -> None:
+        """To each of them."""
+        for generator in self._generators:
+            generator.set_state(state)
+
+
+@contextmanager
+def tapped_alike(pipe: DiffusionPipeline, *, seed: int, count: int, progress_callback: ProgressCallback | None,
+                 watch: Watch) -> Iterator[list[torch.Generator]]:
+    """`tapped` for one call on `count` pictures that all get the same noise, as each would alone."""
+    generators = [seeded(seed) for _ in range(count)]
+    pipe.set_progress_bar_config(**({} if progress_callback is None else {"disable": True}))
+    with SchedulerTap(pipe, callback=progress_callback, watch=watch, generator=Unison(generators)):
+        yield generators
+
+
 def to_frames(pictures_BCHW: torch.Tensor, take: Take, *, label: str) -> UInt8Array:
     """Float pictures 0..1 as frames_THWC, rounded on the device so that a quarter of the bytes come over.
 
     Raises ModelFailed for numbers that are not finite, and for another shape than the take asked for.
     """
+    return to_pixels(pictures_BCHW, (take.frames, take.height_px, take.width_px), label=label)
+
+
+def to_pixels(pictures_BCHW: torch.Tensor, shape_THW: tuple[int, int, int], *, label: str) -> UInt8Array:
+    """As `to_frames`, for so many frames, rows and columns."""
     found = tuple(pictures_BCHW.shape)
-    asked = (take.frames, 3, take.height_px, take.width_px)
+    asked = (shape_THW[0], 3, *shape_THW[1:])
     if found != asked:
         raise ModelFailed(node_id=label, reason=f"the model returned pictures of shape {found}, "
                                                 f"asked for were {asked} (frames, 3, height, width)")

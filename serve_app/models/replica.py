@@ -14,8 +14,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 
@@ -28,18 +27,17 @@ from serve_app.models.crew import crew_of
 from serve_app.models.keeping import Keeper, KeptRun
 from serve_app.models.ladder import Ladder
 from serve_app.models.lifecycle import (
-    CancelToken,
     GpuThread,
     Heartbeat,
     SerialThread,
     describe,
-    finish,
     free_memory,
     gpu_room_gb,
     pick_device,
     set_torch_threads,
 )
 from serve_app.models.records import DECODED_SHARE, RunRecords, StepClock
+from serve_app.models.runs import Run, Runs
 from serve_app.models.saving import Saver, picture_of, references_of
 from serve_app.models.studio import open_studio, warm_up
 from serve_app.models.takes import Take
@@ -50,7 +48,6 @@ from workflows.errors import (
     HandedOver,
     ModelFailed,
     ReelrayError,
-    RenderCancelled,
     RenderRefused,
     StageFailed,
     WrongReplica,
@@ -63,53 +60,6 @@ from workflows.types import NodeResult, substitute_key
 log = logging.getLogger(__name__)
 
 LEAVING = "its replica is being stopped; nothing was begun"
-
-
-@dataclass(slots=True, eq=False)
-class _Waiter:
-    """One caller of a run."""
-
-    call: RenderCall
-    left: asyncio.Future[StageFailed]
-    """Resolved when the caller is told to go without the result, and why."""
-
-
-@dataclass(slots=True, eq=False)
-class _Run:
-    """One key in the making, whoever waits for it."""
-
-    task: asyncio.Task[NodeResult] = field(init=False)
-    token: CancelToken = field(default_factory=CancelToken)
-    waiters: list[_Waiter] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    """What the model had to say of its result."""
-    differs: bool = False
-    """Pixels may not be those that the key stands for."""
-    begun: bool = False
-    """It has had its turn on the GPU."""
-    jobs: set[str] = field(default_factory=set)
-    """That asked for it and were not cancelled."""
-
-    def calls(self) -> tuple[RenderCall, ...]:
-        """Who wants to hear of its progress."""
-        return tuple(waiter.call for waiter in self.waiters)
-
-    def is_unwanted(self) -> bool:
-        """Nobody will ask for it again; callers may be gone because their Director is, and it comes back."""
-        return not self.jobs
-
-    def differ(self) -> None:
-        """The result must not stand in for that of another GPU, which would have had the memory."""
-        self.differs = True
-
-    def let_go(self, waiters: list[_Waiter], why: type[StageFailed] = RenderCancelled, reason: str = "cancelled",
-               ) -> None:
-        """Send callers away; when nobody is left, the GPU hears of it now rather than when they have gone."""
-        for waiter in waiters:
-            if not waiter.left.done():
-                waiter.left.set_result(why(node_id=waiter.call.node_id, reason=reason))
-        if all(waiter.left.done() for waiter in self.waiters):
-            self.token.set()
 
 
 class ModelReplica:
@@ -135,8 +85,7 @@ class ModelReplica:
         """Of this process; calls that did not fit here name it."""
         self._store = store
         self._sink = sink
-        self._runs: dict[str, _Run] = {}
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._runs: Runs[RenderCall] = Runs(sink)
         self._heartbeat = Heartbeat(stall_s=settings.stall_s)
         self._gpu = GpuThread(self._heartbeat, threads=card.remote.parallel if card.remote else 1)
         self._saving = SerialThread("saving")
@@ -174,17 +123,11 @@ class ModelReplica:
 
     async def cancel(self, key: str) -> bool:
         """Stop the run of a key, for all who wait for it; they get RenderCancelled. Returns whether it was running."""
-        run = self._runs.get(key)
-        if run is None:
-            return False
-        run.jobs.clear()
-        run.let_go(run.waiters)
-        return True
+        return self._runs.cancel(key)
 
     def cancel_job(self, job_id: str) -> None:
         """Let go of every call of a job; a run that nobody else waits for is stopped. Callable from any thread."""
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._leave_job, job_id)
+        self._runs.cancel_job(job_id)
 
     def leave(self) -> None:
         """This replica is to end: what can go on elsewhere is handed over, the rest is finished. From any thread.
@@ -193,8 +136,7 @@ class ModelReplica:
         nearly done.
         """
         self._keeper.is_leaving = True
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._hand_back)
+        self._runs.hand_back(LEAVING)
 
     async def check_health(self) -> None:
         """Raise when this process cannot render any more: a broken GPU context, or no step for too long."""
@@ -203,8 +145,7 @@ class ModelReplica:
 
     def close(self) -> None:
         """Stop what runs, end the threads, give the memory back."""
-        for run in self._runs.values():
-            run.token.set()
+        self._runs.stop()
         self._gpu.close()
         self._saving.close()
         self._keeper.close()
@@ -216,52 +157,12 @@ class ModelReplica:
     # -- runs and those who wait for them -----------------------------------------------------------------------------
 
     async def _answer(self, call: RenderCall, task: Task) -> NodeResult:
-        self._loop = asyncio.get_running_loop()
         self._refuse_other_card(call, task)
         if self.name in call.avoid:
             raise WrongReplica(node_id=call.node_id, reason="it did not fit this replica's GPU before")
         if self._keeper.is_leaving:
             raise HandedOver(node_id=call.node_id, reason=LEAVING)
-        while (run := self._runs.get(call.key)) is not None and run.token.is_set:
-            await asyncio.wait([run.task])  # being stopped: its key is free after that
-        if run is None:
-            run = self._runs[call.key] = _Run()
-            run.task = asyncio.create_task(self._produce(run, call, task), name=f"render {call.node_id}")
-            # Not in a `finally` of the coroutine: a task that is cancelled before it begins never enters it.
-            run.task.add_done_callback(lambda _: self._runs.pop(call.key))
-        return await self._wait(run, call)
-
-    async def _wait(self, run: _Run, call: RenderCall) -> NodeResult:
-        waiter = _Waiter(call, asyncio.get_running_loop().create_future())
-        run.waiters.append(waiter)
-        run.jobs.add(call.job_id)
-        try:
-            either: set[asyncio.Future[Any]] = {run.task, waiter.left}
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            run.waiters.remove(waiter)
-            try:
-                if not run.waiters and not run.task.done():
-                    run.token.set()
-                    run.task.cancel()
-                    await finish(run.task)
-            finally:
-                self._sink.end(call.job_id, call.node_id)
-        if waiter.left.done():
-            raise waiter.left.result()
-        if run.task.cancelled():
-            raise RenderCancelled(node_id=call.node_id, reason="cancelled")
-        return run.task.result()
-
-    def _leave_job(self, job_id: str) -> None:
-        for run in self._runs.values():
-            run.jobs.discard(job_id)
-            run.let_go([waiter for waiter in run.waiters if waiter.call.job_id == job_id])
-
-    def _hand_back(self) -> None:
-        for run in self._runs.values():
-            if not run.begun:
-                run.let_go(run.waiters, HandedOver, LEAVING)
+        return await self._runs.answer(call, lambda run: self._produce(run, call, task))
 
     def _refuse_other_card(self, call: RenderCall, task: Task) -> None:
         mine = f"{self._card.name} ({self._card_digest})"
@@ -276,7 +177,7 @@ class ModelReplica:
 
     # -- one run ------------------------------------------------------------------------------------------------------
 
-    async def _produce(self, run: _Run, call: RenderCall, task: Task) -> NodeResult:
+    async def _produce(self, run: Run[RenderCall], call: RenderCall, task: Task) -> NodeResult:
         try:
             # 1. done before, here or by another replica   2. begun before: go on there
             found = await asyncio.to_thread(self._found, call, task)
@@ -337,7 +238,7 @@ class ModelReplica:
             raise RenderRefused(node_id=call.node_id, reason=reason)
         return take, (*warnings, *painter.warnings(take))
 
-    def _render(self, run: _Run, kept: KeptRun, task: Task, take: Take, records: RunRecords,
+    def _render(self, run: Run[RenderCall], kept: KeptRun, task: Task, take: Take, records: RunRecords,
                 ) -> tuple[UInt8Array, dict[str, float]]:
         """On the GPU thread: frames, and how long the steps and the rest took."""
         run.begun, call = True, kept.call

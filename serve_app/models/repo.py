@@ -12,9 +12,14 @@ from workflows.errors import InvalidDocument, Problem
 PACKAGE = "package:"
 
 
+def is_flat(card: AnyCard) -> bool:
+    """Whether the checkpoint is one model of transformers, all files at the top, rather than a folder per component."""
+    return isinstance(card, ChatCard) or card.loader == "tracker"
+
+
 def index_of(card: AnyCard) -> str:
     """The file that the card's checkpoint is known by."""
-    return "config.json" if isinstance(card, ChatCard) else "model_index.json"
+    return "config.json" if is_flat(card) else "model_index.json"
 
 
 def resolve_repo(card: AnyCard) -> Path | str:

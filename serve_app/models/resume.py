@@ -15,7 +15,7 @@ import copy
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from diffusers import DiffusionPipeline
@@ -26,6 +26,16 @@ DENOISERS = ("transformer", "transformer_2", "unet")
 
 CONFIG = "_internal_dict"
 """Where diffusers keeps a scheduler's configuration; never state."""
+
+
+class Drawing(Protocol):
+    """What a call draws its noise from: a `torch.Generator`, or several that draw alike."""
+
+    def get_state(self) -> torch.Tensor:
+        """Where it is in what it draws."""
+
+    def set_state(self, state: torch.Tensor) -> Any:
+        """Go there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +129,7 @@ def scheduler_state(scheduler: Any) -> dict[str, Any]:
     return {name: copy.deepcopy(value) for name, value in vars(scheduler).items() if name != CONFIG}
 
 
-def restore(checkpoint: StepCheckpoint, schedulers: Sequence[Any], generator: torch.Generator) -> None:
+def restore(checkpoint: StepCheckpoint, schedulers: Sequence[Any], generator: Drawing) -> None:
     """Give schedulers and generators what they had at the checkpoint."""
     for scheduler, state in zip(schedulers, checkpoint.schedulers, strict=True):
         vars(scheduler).update(copy.deepcopy(state))
@@ -130,7 +140,7 @@ def restore(checkpoint: StepCheckpoint, schedulers: Sequence[Any], generator: to
 
 
 def checkpoint_now(schedulers: Sequence[Any], samples: Sequence[torch.Tensor], *, step: int, total: int,
-                   generator: torch.Generator, outputs: Mapping[str, OutputShape]) -> StepCheckpoint:
+                   generator: Drawing, outputs: Mapping[str, OutputShape]) -> StepCheckpoint:
     """Record the run as it is. Waits for the GPU (the latents come to the CPU), so not at every step."""
     return StepCheckpoint(
         step=step, total=total, samples=tuple(sample.detach().cpu().clone() for sample in samples),

@@ -35,6 +35,21 @@ def versions() -> Mapping[str, str]:
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}}
 
 
+def made_by(card: ModelCard, device: str, used: Mapping[str, Json], of_call: tuple[Effect, ...] = (),
+            ) -> dict[str, Json]:
+    """What a manifest says of the model behind a result. `used`: what is seen of the card's options in it; `of_call`:
+    what was less exact in this call alone.
+    """
+    effects = (*card.effects(), *of_call)
+    return {
+        "card": {"name": card.name, "digest": card.digest()},
+        "exactness": {"class": worst(tuple(effect.exactness for effect in effects)).value, "used": dict(used),
+                      "why": [effect.render() for effect in effects]},
+        "device": device,
+        "versions": dict(versions()),
+    }
+
+
 class Saver:
     """Writes what one replica renders."""
 
@@ -79,16 +94,12 @@ class Saver:
             del asked[name]
         pictures: list[Json] = [picture.to_json() for picture in call.references]
         references: dict[str, Json] = {"references": pictures} if pictures else {}
-        effects = (*self._card.effects(), *(() if call.cache_threshold is None else (GUESSED,)))
+        of_call = () if call.cache_threshold is None else (GUESSED,)
         return {
-            "card": {"name": self._card.name, "digest": self._card.digest()},
-            "exactness": {"class": worst(tuple(effect.exactness for effect in effects)).value, "used": dict(self.used),
-                          "why": [effect.render() for effect in effects]},
+            **made_by(self._card, self._device, self.used, of_call),
             "call": {**asked, "first_frame": first, **references},
             **({"resumed_after_step": first_step} if first_step else {}),
             "encode": asdict(self._options),
-            "device": self._device,
-            "versions": dict(versions()),
             "seconds": {name: round(value, 4) for name, value in seconds.items()},
             "warnings": list(warnings),
         }

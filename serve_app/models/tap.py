@@ -27,7 +27,7 @@ from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
 from serve_app.models.gpu_steps import MakeMark, StepRelay, marks_for
-from serve_app.models.resume import DenoiserSwitch, StepCheckpoint, checkpoint_now, restore
+from serve_app.models.resume import DenoiserSwitch, Drawing, StepCheckpoint, checkpoint_now, restore
 from workflows.errors import DeadlineExceeded, ModelFailed, RenderCancelled
 
 log = logging.getLogger(__name__)
@@ -138,7 +138,7 @@ class SchedulerTap:
     """
 
     def __init__(self, pipe: DiffusionPipeline, *, callback: ProgressCallback | None, watch: Watch,
-                 generator: torch.Generator, make_mark: MakeMark | None = None) -> None:
+                 generator: Drawing, make_mark: MakeMark | None = None) -> None:
         """`generator` is the one given to the pipeline: a checkpoint holds its state.
 
         `make_mark` marks steps on the device; None takes what the latents' device has.

@@ -1,8 +1,8 @@
 """The weights of hub models on this machine: what a card needs of a repo, whether it is here, and bringing it here.
 
 Only what the pipeline reads is taken: `model_index.json`, and of each component's folder its configuration and its
-safetensors; of a language model, which has no folders, the same at the top. Pickles (`.bin`, `.pt`, `.ckpt`) never
-are. Knows no torch, so that commands that only look start fast.
+safetensors; of a language model or a tracker, which has no folders, the same at the top. Pickles (`.bin`, `.pt`,
+`.ckpt`) never are. Knows no torch, so that commands that only look start fast.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from configs.chat_card import AnyCard, ChatCard
+from configs.chat_card import AnyCard
 from configs.model_card import ModelCard
-from serve_app.models.repo import index_of, refused, resolve_repo
+from serve_app.models.repo import index_of, is_flat, refused, resolve_repo
 
 INDEX = "model_index.json"
 TOKENIZER = "tokenizer.json"
@@ -79,7 +79,7 @@ def free_bytes(directory: Path) -> int:
 
 def has_weights(card: AnyCard) -> bool:
     """The card's model is files, on this machine or a hub."""
-    return card.loader in ("diffusers", "transformers")
+    return card.loader in ("diffusers", "transformers", "tracker")
 
 
 # -- what a card needs -----------------------------------------------------------------------------------------------
@@ -103,7 +103,7 @@ def wanted(files: Iterable[RemoteFile], folders: Iterable[str], variant: str) ->
 
 
 def wanted_at_top(files: Iterable[RemoteFile]) -> tuple[RemoteFile, ...]:
-    """The files of a repo that a language model reads."""
+    """The files of a repo that a language model or a tracker reads."""
     return tuple(file for file in files if _folder(file) == "." and (
         PurePosixPath(file.path).suffix in CONFIGURATION or TOP_WEIGHTS.fullmatch(file.path)))
 
@@ -161,8 +161,10 @@ def gaps(directory: Path, card: AnyCard) -> tuple[str, ...]:
     index = _json(directory / index_of(card))
     if not isinstance(index, dict):
         return (f"no readable {index_of(card)}",)
-    if isinstance(card, ChatCard):
-        return tuple(_gaps_at_top(directory))
+    if not isinstance(card, ModelCard):
+        return tuple(_gaps_at_top(directory, has_words=True))
+    if card.loader == "tracker":
+        return tuple(_gaps_at_top(directory, has_words=card.finds_by == "text"))
     return tuple(gap for name in components(index, card) for gap in _folder_gaps(directory / name, card.variant))
 
 
@@ -181,9 +183,9 @@ def _folder_gaps(folder: Path, variant: str) -> Iterator[str]:
     yield from (f"{folder.name}/{name}: cut short" for name in sorted(weights) if not whole(folder / name))
 
 
-def _gaps_at_top(directory: Path) -> Iterator[str]:
+def _gaps_at_top(directory: Path, *, has_words: bool) -> Iterator[str]:
     present = {path.name for path in directory.iterdir()}
-    if TOKENIZER not in present:
+    if has_words and TOKENIZER not in present:
         yield f"no {TOKENIZER}"
     shards = _shards(directory / "model.safetensors.index.json")
     weights = {name for name in present if TOP_WEIGHTS.fullmatch(name)}
@@ -314,7 +316,7 @@ def _listing(card: AnyCard, cache: Path) -> tuple[str, tuple[RemoteFile, ...]]:
     if index_of(card) not in {file.path for file in everything}:
         raise refused(card, "repo", f"{card.repo} is not a {card.loader} checkpoint: it has no {index_of(card)}")
     commit = str(info.sha)
-    if isinstance(card, ChatCard):
+    if not isinstance(card, ModelCard) or is_flat(card):
         return commit, wanted_at_top(everything)
     index = _json(Path(hf_hub_download(card.repo, INDEX, revision=commit, cache_dir=cache)))
     return commit, wanted(everything, components(index if isinstance(index, dict) else {}, card), card.variant)

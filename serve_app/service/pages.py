@@ -30,10 +30,16 @@ SHOT_WORDS = {
     NodeStatus.PENDING: "Waiting", NodeStatus.RUNNING: "Rendering", NodeStatus.SUCCEEDED: "Finished",
     NodeStatus.FAILED: "Failed", NodeStatus.SKIPPED: "Skipped", NodeStatus.CANCELLED: "Cancelled"}
 STAGE_WORDS = {Stage.STORY: "Reading the script", Stage.IMAGES: "Drawing first frames",
-               Stage.VIDEOS: "Rendering the shots", Stage.COMPOSITION: "Joining the film"}
+               Stage.VIDEOS: "Rendering the shots", Stage.COMPOSITION: "Joining the film",
+               Stage.EXTRACTING: "Reading the video", Stage.MASKING: "Finding the region",
+               Stage.PROPAGATING: "Following the region", Stage.EDITING: "Editing", Stage.SMOOTHING: "Smoothing",
+               Stage.SAVING: "Saving"}
 KIND_WORDS = {NodeKind.KEYFRAME: "first frame", NodeKind.CLIP: "clip", NodeKind.INTERPOLATE: "smoothing",
               NodeKind.CAPTION: "caption", NodeKind.COMPOSE: "film", NodeKind.STORY: "script",
-              NodeKind.SCORE: "likeness", NodeKind.PICK: "choice"}
+              NodeKind.SCORE: "likeness", NodeKind.PICK: "choice", NodeKind.EXTRACT: "frames", NodeKind.MASK: "mask",
+              NodeKind.PROPAGATE: "track", NodeKind.EDIT: "edit", NodeKind.SMOOTH: "smoothing",
+              NodeKind.PREVIEW: "mask preview", NodeKind.SAVE: "video", NodeKind.REPORT: "report",
+              NodeKind.PLOT: "plot"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.load import casting, load_cards, load_settings
+from configs.load import SettingsError, casting, edit_cards, load_cards, load_settings
 from configs.model_card import Task
 from configs.settings import Settings
 from serve_app.app import build
@@ -128,3 +128,30 @@ def test_a_remote_cards_lane_holds_what_its_api_takes_at_once_and_needs_no_gpu(t
     cast = casting(settings, load_cards(settings))
     assert lane_capacity(settings, cast)["far"] == 10
     assert gpus_of(cast[Task.TEXT_TO_IMAGE], settings, ONE_GPU) == 0
+
+
+EDITS = ("models.edit_cards=[sam3, instruct-pix2pix]", "models.by_card.instruct-pix2pix.replicas=1",
+         "models.by_card.sam3.replicas=1")
+
+
+def test_what_finds_and_edits_in_videos_is_deployed_where_it_is_asked_for_and_its_gpus_count() -> None:
+    needed = r"need 3 GPUs \(sketch 2 x 0.5, sam3 1 x 1, instruct-pix2pix 1 x 1\)"
+    with pytest.raises(ImpossibleResources, match=needed):
+        build(settings_of(*EDITS), cluster={"CPU": 8.0, "GPU": 2.0})
+    three = {"CPU": 8.0, "GPU": 3.0}
+    hands = build(settings_of(*EDITS), cluster=three)._bound_deployment.init_kwargs["edits"]
+    assert {card: hand._bound_deployment.name for card, hand in hands.items()} == {
+        "sam3": "model-sam3", "instruct-pix2pix": "model-instruct-pix2pix"}
+    assert build(settings_of(), cluster=three)._bound_deployment.init_kwargs["edits"] == {}
+    settings = settings_of(*EDITS)
+    cards = load_cards(settings)
+    lanes = lane_capacity(settings, casting(settings, cards), edit_cards(settings, cards))
+    assert (lanes["sam3"], lanes["instruct-pix2pix"]) == (2, 2)
+
+
+@pytest.mark.parametrize(("name", "said"), [
+    ("sdxl", "models.edit_cards: card 'sdxl' makes films; cards that can: "),
+    ("sam4", "no card 'sam4'; did you mean 'sam3'")])
+def test_a_card_that_does_not_edit_is_refused_with_those_that_do(name: str, said: str) -> None:
+    with pytest.raises(SettingsError, match=said):
+        build(settings_of(f"models.edit_cards=[{name}]"), cluster=ONE_GPU)

@@ -9,7 +9,7 @@ import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RequestCancelledError
 
-from serve_app.handles import ChatHandle, MediaHandle, ModelHandle
+from serve_app.handles import ChatHandle, EditHandle, MediaHandle, ModelHandle
 from serve_app.providers.local import Answer, Question
 from workflows.errors import GpuOutOfMemory, ModelFailed, Overloaded, ReelrayError, ReplicaLost
 from workflows.ports import RenderCall
@@ -19,6 +19,10 @@ RESULT = NodeResult(artifact=Artifact(key="k", uri="u", sha256="0" * 64, size_by
 CALL = RenderCall(job_id="j", node_id="s1.clip", shot_id="s1", attempt=1, key="k", deadline_s=0.0, card="c",
                   card_digest="d", prompt="p", negative_prompt="", width_px=8, height_px=8, frames=1, fps=8.0, steps=1,
                   guidance=1.0, seed=1)
+
+
+CHUNK = NodeCall(job_id="j", node_id="c1.mask", shot_id="c1", kind=NodeKind.MASK, key="k", attempt=1, generation=0,
+                 payload={}, inputs={}, deadline_s=0.0)
 
 
 class Response:
@@ -67,6 +71,7 @@ def remote_error(error: Exception) -> RayTaskError:
 async def test_a_result_passes_through() -> None:
     assert await ModelHandle(Handle(RESULT)).clip(CALL) == RESULT
     assert await ModelHandle(Handle(RESULT)).image(CALL) == RESULT
+    assert await EditHandle(Handle(RESULT)).run(CHUNK) == RESULT
 
 
 @pytest.mark.parametrize(("raised", "expected"), [

@@ -33,7 +33,7 @@ WRAPPERS = ["ModelDeployment.clip"]
 PLUMBING = {
     "SerialThread.run",  # owns the GPU thread
     "SerialThread._call", "GpuThread._call",
-    "ModelReplica._wait",  # the caller's seat while its run (`_produce`) is under way
+    "Runs.answer",  # the caller's seat while its run (`_produce`) is under way
 }
 
 

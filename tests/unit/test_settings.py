@@ -20,7 +20,7 @@ from configs.load import (
     profile_names,
     story_card,
 )
-from configs.model_card import FrameRule, ModelCard, SizeRule, Task
+from configs.model_card import FILM_TASKS, FrameRule, ModelCard, SizeRule
 from configs.settings import Settings
 from workflows.types import NodeKind
 
@@ -93,7 +93,7 @@ def test_a_misspelt_environment_variable_is_refused() -> None:
 def test_shipped_cards_load_and_answer_the_default_tasks() -> None:
     settings = Settings()
     cards = casting(settings, load_cards(settings))
-    assert {task: card.name for task, card in cards.items()} == dict.fromkeys(Task, "sketch")
+    assert {task: card.name for task, card in cards.items()} == dict.fromkeys(FILM_TASKS, "sketch")
 
 
 def test_a_users_card_wins_over_a_shipped_one(tmp_path: Path) -> None:

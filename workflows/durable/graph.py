@@ -13,8 +13,11 @@ from workflows.types import ONLY_BELOW, NodeKind, NodeSpec, NodeStatus, canonica
 FAN_OUT = frozenset({NodeKind.STORY})
 """Kinds whose result may insert nodes. Only the stage can say which, so a stored artifact never stands in for it."""
 
-TAKES = frozenset({NodeKind.STORY, NodeKind.KEYFRAME, NodeKind.CLIP})
+TAKES = frozenset({NodeKind.STORY, NodeKind.KEYFRAME, NodeKind.CLIP, NodeKind.EDIT})
 """Kinds whose result depends on a draw; a forced rerun asks them for another take. The rest follow by their keys."""
+
+BESIDE = frozenset({NodeKind.PREVIEW, NodeKind.REPORT, NodeKind.PLOT})
+"""Kinds whose result only tells of a job's result: without them it is there all the same, with them alone it is not."""
 
 
 def check_graph(specs: Sequence[NodeSpec], *, known: Collection[str] = ()) -> None:

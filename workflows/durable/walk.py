@@ -301,8 +301,9 @@ def _is_ending() -> bool:
 def _results(rows: Sequence[NodeRow]) -> Sequence[NodeRow]:
     if rows[-1].accepts_missing:
         return rows[-1:]
-    needed = {other for node in rows for other in graph.waits_for(node)}
-    return [node for node in rows if node.id not in needed]
+    made = [node for node in rows if node.kind not in graph.BESIDE]
+    needed = {other for node in made for other in graph.waits_for(node)}
+    return [node for node in made if node.id not in needed]
 
 
 def ending_of(nodes: Collection[NodeRow], *, since_s: float) -> Ending:

@@ -22,6 +22,9 @@ def media_errors(path: Path | None, verb: str) -> Iterator[None]:
         yield
     except av.error.FFmpegError as error:
         raise MediaError(path=str(path or ""), problem=f"{verb}: {error.strerror or error}") from error
+    except IndexError as error:
+        # PyAV looks a stream that a damaged file begins in its middle up in the list made at its start.
+        raise MediaError(path=str(path or ""), problem=f"{verb}: its streams change in the middle") from error
 
 
 def require_file(path: Path) -> None:

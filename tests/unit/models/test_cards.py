@@ -15,7 +15,17 @@ import torch
 from diffusers import DiffusionPipeline
 
 from configs.load import load_cards, load_settings
-from configs.model_card import GPU_SIZES_GB, CallDefaults, FrameRule, Memory, ModelCard, Peak, SizeRule, Task
+from configs.model_card import (
+    FILM_TASKS,
+    GPU_SIZES_GB,
+    CallDefaults,
+    FrameRule,
+    Memory,
+    ModelCard,
+    Peak,
+    SizeRule,
+    Task,
+)
 from configs.references import SHIPPED, IpAdapter, References
 from serve_app.models import pipelines
 from serve_app.models.lifecycle import CancelToken
@@ -29,7 +39,7 @@ from workflows.media.decode import read_frames
 from workflows.media.encode import EncodeOptions, encode
 
 CARDS = {name: card for name, card in load_cards(load_settings("laptop", environ={})).items()
-         if card.loader == "diffusers" and not card.repo.startswith("package:")}
+         if card.loader == "diffusers" and not card.repo.startswith("package:") and set(card.tasks) <= set(FILM_TASKS)}
 CASES = [(name, task) for name, card in CARDS.items() for task in card.tasks]
 every_case = pytest.mark.parametrize(("name", "task"), CASES, ids=[f"{name}-{task.value}" for name, task in CASES])
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from configs.model_card import ModelCard, Task
+from configs.model_card import FILM_TASKS, ModelCard, Task
 from configs.settings import MediaSettings, ModelsSettings
 from serve_app.models.records import DECODED_SHARE, ENCODED_SHARE
 from serve_app.models.replica import ModelReplica
@@ -33,7 +33,7 @@ from workflows.progress import clip_fraction
 from workflows.store import Store
 from workflows.types import Artifact, MediaType, NodeResult, Phase, ProgressRecord
 
-WARM_UPS = len(Task)
+WARM_UPS = len(FILM_TASKS)
 
 
 class Bench:
@@ -542,7 +542,7 @@ def test_the_warm_up_is_one_short_call_per_task_and_reports_nothing(tmp_path: Pa
     replica = ModelReplica(scripted_card(), ModelsSettings(torch_threads=1), MediaSettings(), Store(str(tmp_path)),
                            sink, assigned_gpus=0, load=load)
     replica.close()
-    assert load.loaded == list(Task)
+    assert load.loaded == list(FILM_TASKS)
     assert [(take["num_frames"], take["steps"]) for take in load.pipe.takes] == [(1, 1)] * WARM_UPS
     assert sink.records == []
 
