@@ -22,7 +22,7 @@ from configs.model_card import ModelCard
 from configs.settings import Settings
 from serve_app.cluster import scratch_dir
 from serve_app.director import Director, Ports
-from serve_app.handles import ChatHandle, EditHandle, MediaHandle, model_handles
+from serve_app.handles import ChatHandle, NodeHandle, model_handles
 from serve_app.leaving import when_stopping
 from serve_app.media_worker import MediaWorker
 from serve_app.models.embedding import CardEmbedder
@@ -140,7 +140,7 @@ class DirectorDeployment(Director):
         ledger = Ledger(settings.database)
         super().__init__(settings, Ports(
             ledger=ledger, store=open_store(settings), models=model_handles(models, settings.models),
-            media=MediaHandle(media), edits={card: EditHandle(handle) for card, handle in edits.items()},
+            media=NodeHandle(media), edits={card: NodeHandle(handle) for card, handle in edits.items()},
             board=ActorTransport(settings.progress, settings.ray.namespace),
             writer=story_writer(settings.story, story_card(settings), None if chat is None else ChatHandle(chat)),
         ), only=frozenset(only) or None)

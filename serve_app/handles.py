@@ -73,29 +73,17 @@ class ModelHandle:
                 await asyncio.sleep(AGAIN_S)
 
 
-class EditHandle:
-    """The deployment of a tracker or an editor; `run` is a step as the engine knows it."""
-
-    def __init__(self, handle: DeploymentHandle) -> None:
-        """Wrap the handle of one card's deployment."""
-        self._handle = handle
-
-    async def run(self, call: NodeCall) -> NodeResult:
-        """One mask node or one edit node."""
-        async with _one_call(self._handle.run.remote(call), call.node_id) as response:
-            result: NodeResult = await response
-        return result
-
-
-class MediaHandle:
-    """The media deployment as the port that stages know."""
+class NodeHandle:
+    """A deployment that does whole nodes, the media worker's, a tracker's or an editor's; `run` is a step as the engine
+    knows it.
+    """
 
     def __init__(self, handle: DeploymentHandle) -> None:
         """Wrap the handle."""
         self._handle = handle
 
     async def run(self, call: NodeCall) -> NodeResult:
-        """One CPU node."""
+        """One node."""
         async with _one_call(self._handle.run.remote(call), call.node_id) as response:
             result: NodeResult = await response
         return result

@@ -9,7 +9,7 @@ import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RequestCancelledError
 
-from serve_app.handles import ChatHandle, EditHandle, MediaHandle, ModelHandle
+from serve_app.handles import ChatHandle, ModelHandle, NodeHandle
 from serve_app.providers.local import Answer, Question
 from workflows.errors import GpuOutOfMemory, ModelFailed, Overloaded, ReelrayError, ReplicaLost
 from workflows.ports import RenderCall
@@ -71,7 +71,7 @@ def remote_error(error: Exception) -> RayTaskError:
 async def test_a_result_passes_through() -> None:
     assert await ModelHandle(Handle(RESULT)).clip(CALL) == RESULT
     assert await ModelHandle(Handle(RESULT)).image(CALL) == RESULT
-    assert await EditHandle(Handle(RESULT)).run(CHUNK) == RESULT
+    assert await NodeHandle(Handle(RESULT)).run(CHUNK) == RESULT
 
 
 @pytest.mark.parametrize(("raised", "expected"), [
@@ -100,7 +100,7 @@ async def test_cancelling_the_caller_cancels_the_remote_call() -> None:
     handle = Handle(None)
     call = NodeCall(job_id="j", node_id="compose", shot_id="", kind=NodeKind.COMPOSE, key="k", attempt=1, generation=0,
                     payload={}, inputs={}, deadline_s=0.0)
-    waiting = asyncio.create_task(MediaHandle(handle).run(call))
+    waiting = asyncio.create_task(NodeHandle(handle).run(call))
     await asyncio.sleep(0)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
