@@ -171,7 +171,7 @@ def _form_fields(values: Mapping[str, str], arrivals: Arrivals) -> dict[str, Jso
 def _value(text: str) -> Json:
     """What a form's text means; text that is no JSON stays what it is, and is refused as such at its field."""
     try:
-        return read_json(text, "form")
+        return read_json(text, "form.json")
     except InvalidDocument:
         return text
 
