@@ -21,10 +21,10 @@ from serve_app.service.uploads import SCHEME, Uploads, video_json
 from serve_app.submit import slug_of
 from workflows.durable.ledger import Ledger
 from workflows.durable.overview import Overview
-from workflows.durable.rows import JobRow, NodeRow
+from workflows.durable.rows import JobRow, NewJob, NodeRow
 from workflows.edit import EditRequest, parse_edit
 from workflows.edit_hands import hands_of, with_card_defaults
-from workflows.edit_plan import CLASSICAL, PLOT, PREVIEW, REPORT, SAVE
+from workflows.edit_plan import BESIDE, CLASSICAL, SAVE
 from workflows.edit_status import edit_status
 from workflows.errors import InvalidDocument, Problem, UnknownPart
 from workflows.store import Store
@@ -47,9 +47,6 @@ class EditFile(StrEnum):
     """Flicker before and after smoothing, and what changed outside the mask."""
     PLOT = "plot"
     """The report, drawn."""
-
-
-NODE_OF = {EditFile.MASK: PREVIEW, EditFile.REPORT: REPORT, EditFile.PLOT: PLOT}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +115,7 @@ class Edits:
         job, nodes = self._ledger.job(job_id), self._ledger.nodes(job_id)
         if job.kind != KIND:
             raise UnknownPart(job_id=job_id, problem=f"is a {job.kind}, and only edits have a {what.value}")
-        found = next((node.artifact for node in nodes if node.id == NODE_OF[what]), None)
+        found = next((node.artifact for node in nodes if node.id == BESIDE[what]), None)
         if found is None:
             raise UnknownPart(job_id=job_id, problem=f"is {job.status.value}; there is no {what.value}, or not yet")
         return found
@@ -194,8 +191,7 @@ def standing_json(job: JobRow, nodes: Sequence[NodeRow], live: Mapping[str, Prog
         "status": status.status.value, "current_frame": status.current_frame, "total_frames": status.total_frames,
         "message": status.message, "error": status.error, "request": _told(job.document.get(REQUEST)),
         "video_url": video_url(job.id) if SAVE in made else None,
-        **{f"{what.value}_url": edit_file_url(job.id, what.value) if node in made else None
-           for what, node in NODE_OF.items()}}
+        **{f"{what}_url": edit_file_url(job.id, what) if node in made else None for what, node in BESIDE.items()}}
 
 
 def _shown(request: EditRequest) -> dict[str, Json]:
@@ -215,3 +211,10 @@ def _told(request: Json) -> Json:
         if not place.startswith(SCHEME) and ("://" not in place or place.startswith("file:")):
             told[name] = PurePath(place).name
     return told
+
+
+def local_job(draft: EditDraft) -> NewJob:
+    """The job of a draft whose video is a file of this machine: the same edit of the same video is the same job."""
+    new = draft.submission.new
+    stem = PurePath(draft.request.input_video_path).stem
+    return replace(new, id=f"{slug_of(stem)}-{draft.digest[:8]}")
