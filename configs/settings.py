@@ -14,6 +14,7 @@ from configs.endpoint import Endpoint
 
 Seconds = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+SOURCE = re.compile(r"[a-z][a-z0-9+]*://\S*/")
 ORIGIN = re.compile(r"https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 
 
@@ -199,6 +200,14 @@ class HttpSettings(Frozen):
     """Largest uploaded picture, in 10^6 pixels (8K has 33.2); decoding takes up to 11 bytes per pixel."""
     body_timeout_s: Seconds = 120.0
     """A request body must have arrived within this time; whoever sends more slowly gets 408."""
+    max_video_mb: Annotated[int, Field(ge=1, le=1_000_000)] = 2000
+    """Longest video that is uploaded, or read from an address, to be edited; in 10^6 bytes. It goes to disk as it
+    comes."""
+    upload_timeout_s: Seconds = 3600.0
+    """In place of `body_timeout_s` for bodies that may hold a video; also for reading one from an address."""
+    video_sources: Annotated[tuple[str, ...], Field(max_length=100)] = ()
+    """Beginnings of addresses from which clients may have videos read, e.g. `s3://films/`; none by default, since the
+    server reads them with its own rights and from its own network."""
     heartbeat_s: Seconds = 15.0
     """A silent event stream says this often that it is alive."""
     stream_kb: Annotated[int, Field(ge=1, le=1_000_000)] = 2000
@@ -224,6 +233,14 @@ class HttpSettings(Frozen):
             if not ORIGIN.fullmatch(origin):
                 raise ValueError(f"cors_origins: {origin!r} is no origin; nearest valid: https://studio.example, "
                                  "without path, and never *")
+        return self
+
+    @model_validator(mode="after")
+    def _sources_are_places(self) -> HttpSettings:
+        for source in self.video_sources:
+            if not SOURCE.fullmatch(source):
+                raise ValueError(f"video_sources: {source!r} is no beginning of addresses; nearest valid: "
+                                 "https://media.example/films/, with its scheme and a slash at its end")
         return self
 
     @property

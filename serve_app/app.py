@@ -38,14 +38,15 @@ ROUTER = RequestRouterConfig(initial_backoff_s=0.01, max_backoff_s=0.05)
 
 
 def build(settings: Settings, *, cluster: Mapping[str, float], only: Iterable[str] = (),
-          model: type = ModelDeployment, http: bool = False) -> serve.Application:
+          model: type = ModelDeployment, http: bool = False, films: bool = True) -> serve.Application:
     """The application for these settings on a cluster with these total resources (`ray.cluster_resources()`).
 
-    `only` restricts the Director to these job ids; `http` puts the HTTP routes in front of it. Raises SettingsError for
+    `only` restricts the Director to these job ids; `http` puts the HTTP routes in front of it; without `films` the
+    models that make them are left out. Raises SettingsError for
     cards, and ImpossibleResources when a replica could never start: Serve itself would wait for ever.
     `model(card, settings)` is the class behind every card; benchmarks and failure tests put another one there.
     """
-    cards = {card.name: card for card in casting(settings, load_cards(settings)).values()}
+    cards = {card.name: card for card in casting(settings, load_cards(settings)).values()} if films else {}
     writer = story_card(settings)
     edits = edit_cards(settings, load_cards(settings))
     check_resources(settings, [*cards.values(), *edits, *([writer] if writer else [])], cluster)

@@ -10,17 +10,30 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from configs.explain import commented_yaml
-from configs.load import SERVER_VARIABLE, SettingsError, load_settings, profile_names
-from configs.settings import Settings
+from configs.load import SettingsError, profile_names
+from serve_app.cli_parts import (
+    EXIT_FAILED,
+    EXIT_INPUT,
+    err,
+    finish,
+    listed,
+    out,
+    print_problems,
+    refuse,
+    screen_of,
+    settings_of,
+    site_of,
+    workplace_of,
+)
 from serve_app.cluster import prepare_environment
+from serve_app.edit_cli import edit
 from serve_app.keys_cli import keys_app
 from serve_app.models_cli import models_app
 from serve_app.options import JsonOption, ProfileOption, ServerOption, SetOption
@@ -28,14 +41,6 @@ from serve_app.webhook_commands import webhooks_app
 from workflows.errors import Fault, InvalidDocument, ReelrayError
 from workflows.tiers import Tier
 from workflows.types import FILM_STAGES, JobStatus, Stage
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from serve_app.screen import Screen
-    from serve_app.site import Site
-    from serve_app.workplace import Workplace
-    from workflows.status import JobView
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown",
@@ -49,7 +54,6 @@ app.add_typer(webhooks_app, name="webhooks")
 
 LEVEL_STYLES = {"ok": "green", "note": "yellow", "fail": "bold red"}
 EVERY_STAGE = ",".join(FILM_STAGES)
-EXIT_FAILED, EXIT_INPUT, EXIT_PARTIAL, EXIT_INTERRUPTED = 1, 2, 3, 130
 
 OutputOption = Annotated[Path | None, typer.Option("-o", "--output", help="Where the film goes; for pictures, which "
                                                                           "directory.")]
@@ -60,9 +64,6 @@ TierOption = Annotated[Tier | None, typer.Option(
     help="`draft`: quick and less exact, to be looked at; `reelray promote` makes it final. Of the shots that do not "
          "say their own tier; default: the storyboard's.")]
 ShotsOption = Annotated[str, typer.Option(help="Only these shots, e.g. s2,s5; default: all that are drafts.")]
-
-out = Console()
-err = Console(stderr=True)
 
 
 @app.command()
@@ -89,13 +90,16 @@ def render(
     from workflows.plan import last_stage_of
 
     last_stage = last_stage_of(stages)
-    site = _site(server, profile, settings_)
-    screen = _screen(as_json)
+    site = site_of(server, profile, settings_)
+    screen = screen_of(as_json)
     film = last_stage is Stage.COMPOSITION
     output = output or (storyboard.with_suffix(".mp4") if film else storyboard.with_name(storyboard.stem))
     if not film and output.is_file():
-        _refuse(f"{output} is a file, and pictures go into a directory; name another with -o")
-    _finish(lambda: site.render(storyboard, screen, last_stage, tier), site, lambda _: output, screen)
+        refuse(f"{output} is a file, and pictures go into a directory; name another with -o")
+    finish(lambda: site.render(storyboard, screen, last_stage, tier), site, lambda _: output, screen)
+
+
+app.command()(edit)
 
 
 @app.command()
@@ -108,10 +112,10 @@ def retry(
 ) -> None:
     """Run failed shots of a finished job again, and what depends on them."""
     if force and not shots:
-        _refuse("--force needs --shots: say which shots get a new take")
-    site = _site(server, profile, settings_)
-    screen = _screen(as_json)
-    _finish(lambda: site.retry(job_id, _listed(shots), force, screen), site,
+        refuse("--force needs --shots: say which shots get a new take")
+    site = site_of(server, profile, settings_)
+    screen = screen_of(as_json)
+    finish(lambda: site.retry(job_id, listed(shots), force, screen), site,
             lambda view: output or Path(view.id if view.pictures else f"{view.id}.mp4"), screen)
 
 
@@ -126,9 +130,9 @@ def promote(
     Only the chosen shots, what continues them, and the film are made again; other shots stay drafts. Once every shot is
     final the film is the one that would have been rendered without --tier draft, and rendering it so finds all of it.
     """
-    site = _site(server, profile, settings_)
-    screen = _screen(as_json)
-    _finish(lambda: site.promote(job_id, _listed(shots), screen), site,
+    site = site_of(server, profile, settings_)
+    screen = screen_of(as_json)
+    finish(lambda: site.promote(job_id, listed(shots), screen), site,
             lambda view: output or Path(view.id if view.pictures else f"{view.id}.mp4"), screen)
 
 
@@ -140,8 +144,8 @@ def jobs(
 ) -> None:
     """List jobs, newest first."""
     if status and status not in set(JobStatus):
-        _refuse(f"--status {status!r}: one of {', '.join(JobStatus)}")
-    site = _site(server, profile, settings_)
+        refuse(f"--status {status!r}: one of {', '.join(JobStatus)}")
+    site = site_of(server, profile, settings_)
     lines = site.jobs(JobStatus(status) if status else None, limit)
     if as_json:
         print(json.dumps([site.job(line.id).to_json() for line in lines], ensure_ascii=False))
@@ -161,14 +165,14 @@ def status(
     """Show one job: its shots, warnings and errors."""
     from serve_app.screen import PlainScreen, summary
 
-    site = _site(server, profile, settings_)
+    site = site_of(server, profile, settings_)
     view = site.job(job_id)
     if as_json:
         print(json.dumps(view.to_json(), ensure_ascii=False, indent=1))
         return
     out.print(f"{view.id}  {view.title}  [bold]{view.status.value}[/bold]  {view.progress:.0%}", highlight=False)
     PlainScreen(sys.stdout).show(view)
-    _print_problems(view, site)
+    print_problems(view, site)
     if view.status.is_terminal:
         out.print(summary(view), highlight=False)
 
@@ -180,7 +184,7 @@ def log(
     server: ServerOption = "", profile: ProfileOption = "", settings_: SetOption = None,
 ) -> None:
     """Print a job's log."""
-    for line in _site(server, profile, settings_).log(job_id, follow):
+    for line in site_of(server, profile, settings_).log(job_id, follow):
         print(line, flush=True)
 
 
@@ -190,7 +194,7 @@ def cancel(
     settings_: SetOption = None,
 ) -> None:
     """Cancel a job; a clip in the making stops at its next denoising step."""
-    status = _site(server, profile, settings_).cancel(job_id)
+    status = site_of(server, profile, settings_).cancel(job_id)
     out.print(f"{job_id}: {status.value}" + ("" if status.is_terminal else ", stopping"), highlight=False)
 
 
@@ -201,16 +205,16 @@ def serve(profile: ProfileOption = "", settings_: SetOption = None, as_json: Jso
     It listens on 127.0.0.1:8000 and asks nobody who they are; another port: --set http.port=PORT. On another address,
     --set http.host=ADDRESS, it asks for API keys: `reelray keys create NAME` first. docs/security.md tells more.
     """
-    place = _workplace(profile, settings_)
+    place = workplace_of(profile, settings_)
     from serve_app.serving import serve_until_stopped
 
-    serve_until_stopped(place, _screen(as_json, live=False))
+    serve_until_stopped(place, screen_of(as_json, live=False))
 
 
 @app.command()
 def doctor(profile: ProfileOption = "", settings_: SetOption = None, as_json: JsonOption = False) -> None:
     """Check this machine: versions, GPU, video tools, fonts, state, store, model files."""
-    settings = _settings(profile, settings_)
+    settings = settings_of(profile, settings_)
     prepare_environment(settings)
     from serve_app.doctor import examine
 
@@ -232,7 +236,7 @@ def profile_show(profile: ProfileOption = "", settings_: SetOption = None, as_js
 
     What it prints is a valid profile: save it, change it, give it with --profile FILE.
     """
-    settings = _settings(profile, settings_)
+    settings = settings_of(profile, settings_)
     if as_json:
         print(json.dumps(settings.model_dump(mode="json")))
         return
@@ -245,96 +249,12 @@ def main() -> None:
     try:
         app()
     except InvalidDocument as error:
-        _refuse(str(error))
+        refuse(str(error))
     except SettingsError as error:
-        _refuse(str(error))
+        refuse(str(error))
     except ReelrayError as error:
         err.print(str(error), style="red", markup=False, highlight=False)
         raise SystemExit(EXIT_INPUT if error.fault is Fault.CALLER else EXIT_FAILED) from None
     except OSError as error:
         # A file that is named on the command line, or a disk that is full: what was rendered is kept.
-        _refuse(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-
-
-def _settings(profile: str, overrides: list[str] | None) -> Settings:
-    return load_settings(profile, overrides or ())
-
-
-def _workplace(profile: str, overrides: list[str] | None) -> Workplace:
-    settings = _settings(profile, overrides)
-    prepare_environment(settings)
-    from serve_app.workplace import open_workplace
-
-    return open_workplace(settings)
-
-
-def _site(server: str, profile: str, overrides: list[str] | None) -> Site:
-    """Where this command's jobs are."""
-    if server:
-        given = " and ".join(name for name, value in (("--profile", profile), ("--set", overrides)) if value)
-        if given:
-            _refuse(f"{given} and --server {server} do not go together: the server has its own settings; --server \"\" "
-                    f"is this machine, whatever ${SERVER_VARIABLE} says")
-        from serve_app.remote import open_remote
-
-        return open_remote(server)
-    from serve_app.site import LocalSite
-
-    return LocalSite(_workplace(profile, overrides))
-
-
-def _screen(as_json: bool, *, live: bool = True) -> Screen:
-    from serve_app.screen import JsonScreen, LiveScreen, PlainScreen
-
-    if as_json:
-        return JsonScreen(sys.stdout)
-    return LiveScreen(out) if live and out.is_terminal else PlainScreen(sys.stdout)
-
-
-def _listed(shots: str) -> list[str]:
-    return [shot.strip() for shot in shots.split(",") if shot.strip()]
-
-
-def _finish(run: Callable[[], JobView], site: Site, output: Callable[[JobView], Path], screen: Screen) -> None:
-    """See a job through, say how it ended, print the path of what it made last."""
-    from serve_app.screen import JsonScreen, summary
-    from serve_app.site import Interrupted
-
-    try:
-        view = run()
-        path = site.deliver(view, output(view))
-    except (Interrupted, KeyboardInterrupt) as stopped:
-        screen.close()
-        err.print(str(stopped) or "stopped; the same command goes on", style="yellow", markup=False, highlight=False,
-                  soft_wrap=True)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
-    finally:
-        screen.close()
-    if isinstance(screen, JsonScreen):
-        screen.result(view, path)
-    else:
-        _print_problems(view, site)
-        out.print(f"{view.status.value}: {summary(view)}", highlight=False)
-        if path is not None:
-            print(path)
-    if view.status is not JobStatus.SUCCEEDED:
-        raise typer.Exit(EXIT_PARTIAL if path else EXIT_FAILED)
-
-
-def _print_problems(view: JobView, site: Site) -> None:
-    for warning in view.warnings:
-        err.print(f"note: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
-    for name, problem in view.errors.items():
-        err.print(f"{name}: {problem}", style="red", markup=False, highlight=False, soft_wrap=True)
-    if view.errors and view.status.is_terminal:
-        which = view.id + site.option
-        err.print(f"`reelray retry {which}` renders what is missing; `reelray log {which}` tells more", style="dim",
-                  highlight=False, soft_wrap=True)
-    if view.drafts and view.status in {JobStatus.SUCCEEDED, JobStatus.PARTIAL}:
-        err.print(f"{len(view.drafts)} of {len(view.shots)} shots are drafts; `reelray promote {view.id}{site.option}` "
-                  "makes them final", style="dim", highlight=False, soft_wrap=True)
-
-
-def _refuse(problem: str) -> NoReturn:
-    err.print(problem, style="red", markup=False, highlight=False, soft_wrap=True)
-    raise SystemExit(EXIT_INPUT)
+        refuse(f"{error.filename}: {error.strerror}" if error.filename else str(error))

@@ -17,7 +17,9 @@ import yaml
 
 from configs.load import client_key
 from serve_app.client_errors import NOT_REELRAY, ApiError, Problem, ServerAway, Tries, raise_refusal
+from serve_app.client_events import Event, events_in
 from serve_app.client_pictures import pictures_in, renamed
+from serve_app.client_videos import PATIENT, UPLOAD, digest_of, is_elsewhere, pieces_of
 
 __all__ = ["ApiError", "Client", "Event", "Film", "Problem", "ServerAway"]
 
@@ -31,15 +33,6 @@ GOES_ON = "the job goes on without you"
 LOG_PAUSE_S = 0.5
 SILENCE_S = 60.0
 """A stream that is silent for so long, heartbeats included, is taken for dead."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Event:
-    """One server-sent event; `id` is empty where another event of the same cause follows."""
-
-    id: str
-    name: str
-    data: Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +53,10 @@ class _Ask:
     again: bool = True
     params: Mapping[str, str] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
-    content: bytes | None = None
+    content: bytes | Path | None = None
+    """A file is sent piece by piece."""
+    timeout: httpx2.Timeout | None = None
+    """None: the client's own."""
 
 
 class Client:
@@ -100,6 +96,32 @@ class Client:
                 raise ApiError(422, "invalid-picture", "this is no picture; send a PNG or JPEG file")
             data = head + file.read()
         return self._json(_Ask(method="POST", url="/api/pictures", content=data, headers={"Content-Type": media_type}))
+
+    def upload_video(self, path: Path) -> str:
+        """Keep a video there, to be edited; `upload:ID`, what an edit calls it. What is there is not sent again."""
+        upload_id = digest_of(path)
+        try:
+            self._checked(_Ask(method="HEAD", url=f"/api/uploads/{upload_id}"))
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            length = {"Content-Type": "application/octet-stream", "Content-Length": str(path.stat().st_size)}
+            self._checked(_Ask(method="POST", url="/api/uploads", content=path, headers=length, timeout=PATIENT))
+        return f"{UPLOAD}{upload_id}"
+
+    def edit(self, video: Path | str, wish: Mapping[str, Any], *, idempotency_key: str = "",
+             priority: str = "interactive") -> dict[str, Any]:
+        """Queue an edit of a video: a file of this machine, which is uploaded, or what the server may read.
+
+        `wish`: `mask_prompt`, `edit_prompt` and the other fields of docs/editing.md; a `mask_video` may be a Path.
+        `id`, `warnings` and `links` of the job. One call makes one job, as `submit`.
+        """
+        key = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
+        return self._edit(video, wish, {"priority": priority}, key)
+
+    def plan_edit(self, video: Path | str, wish: Mapping[str, Any]) -> dict[str, Any]:
+        """What `edit` would do. The video is uploaded all the same; `request` names it by its id."""
+        return self._edit(video, wish, {"dry_run": "true"}, {})
 
     def film(self, path: Path) -> Film:
         """A storyboard or script file as it is sent: pictures that it names are uploaded and named by their ids."""
@@ -206,6 +228,10 @@ class Client:
         """Save the film at `to`, which never holds half a film; a broken download goes on where it stopped."""
         return self._download(job_id, f"{_path(job_id)}/video", to)
 
+    def download_beside(self, job_id: str, what: str, to: Path) -> Path:
+        """Save what an edit made beside its video: `mask`, `report` or `plot`."""
+        return self._download(job_id, f"{_path(job_id)}/{what}", to)
+
     def download_picture(self, job_id: str, shot: str, to: Path) -> Path:
         """Save the picture of a shot, as `download` does a film."""
         return self._download(job_id, f"{_path(job_id)}/shots/{quote(shot, safe='')}/keyframe", to)
@@ -275,7 +301,7 @@ class Client:
                 raise_refusal(reply)
                 if reply.status_code == 204:
                     raise _Over
-                yield from _events(_alive(reply.iter_lines(), tries))
+                yield from events_in(_alive(reply.iter_lines(), tries))
         except httpx2.TransportError as error:
             raise ServerAway(f"{job_id}: {error}") from error
 
@@ -283,6 +309,16 @@ class Client:
         sent = film if isinstance(film, Film) else self.film(film)
         return self._json(_Ask(method="POST", url="/api/films", params=params, content=sent.content,
                                headers={"Content-Type": sent.media_type, **extra}))
+
+    def _edit(self, video: Path | str, wish: Mapping[str, Any], params: Mapping[str, str],
+              extra: Mapping[str, str]) -> dict[str, Any]:
+        fields = {**wish, "input_video_path": video}
+        for name in ("input_video_path", "mask_video"):
+            place = fields.get(name)
+            if isinstance(place, Path) or (place and not is_elsewhere(str(place))):
+                fields[name] = self.upload_video(Path(place))
+        return self._json(_Ask(method="POST", url="/api/edits", params=params, content=json.dumps(fields).encode(),
+                               headers={"Content-Type": "application/json", **extra}, timeout=PATIENT))
 
     def _with_pictures(self, content: bytes, directory: Path) -> bytes:
         try:
@@ -320,8 +356,10 @@ class Client:
         tries = Tries(self._patience_s if ask.again else 0.0, "")
         while True:
             try:
-                reply = self._http.request(ask.method, ask.url, params=ask.params, content=ask.content,
-                                           headers={**self._headers, **ask.headers})
+                content = pieces_of(ask.content) if isinstance(ask.content, Path) else ask.content
+                reply = self._http.request(ask.method, ask.url, params=ask.params, content=content,
+                                           headers={**self._headers, **ask.headers},
+                                           timeout=ask.timeout or httpx2.USE_CLIENT_DEFAULT)
                 raise_refusal(reply)
             except httpx2.TransportError as error:
                 away = ServerAway(f"{str(self._http.base_url).rstrip('/')}{ask.url}: {error}")
@@ -355,17 +393,3 @@ def _given(**params: str) -> dict[str, str]:
 
 def _path(job_id: str) -> str:
     return f"/api/jobs/{quote(job_id, safe='')}"
-
-
-def _events(lines: Iterator[str]) -> Iterator[Event]:
-    fields: dict[str, str] = {}
-    for line in lines:
-        if line.startswith(":"):
-            continue
-        if line:
-            name, _, value = line.partition(":")
-            fields[name] = value.removeprefix(" ")
-            continue
-        if "event" in fields and "data" in fields:
-            yield Event(id=fields.get("id", ""), name=fields["event"], data=json.loads(fields["data"]))
-        fields = {}

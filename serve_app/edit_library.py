@@ -53,7 +53,7 @@ def run_video_edit(request: EditRequest, *, settings: Settings | None = None) ->
     try:
         run.begin()
         models = ModelsHere(request, settings)
-        submission = edit_job(request, run.store, tracker=models.tracker, editor=models.editor)
+        submission = edit_job(models.request, run.store, tracker=models.tracker, editor=models.editor)
         asyncio.run(run.walk(submission, models))
     except (KeyboardInterrupt, asyncio.CancelledError):
         run.end(EditState.CANCELLED, "stopped by its caller")

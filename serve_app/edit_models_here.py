@@ -11,7 +11,7 @@ from configs.model_card import ModelCard
 from configs.settings import Settings
 from serve_app.director import PREFETCH
 from workflows.edit import EditRequest
-from workflows.edit_hands import hands_of
+from workflows.edit_hands import hands_of, with_card_defaults
 from workflows.edit_plan import CLASSICAL, Hand
 from workflows.ports import ArtifactStore, ProgressSink
 
@@ -29,7 +29,8 @@ class ModelsHere:
         """
         cards = load_cards(settings, request.extra)
         self._settings = settings
-        self.tracker, self.editor = hands_of(request, cards)
+        self.request = with_card_defaults(request, cards)
+        self.tracker, self.editor = hands_of(self.request, cards)
         self._cards: Mapping[str, ModelCard] = {
             hand.card: cards[hand.card] for hand in (self.tracker, self.editor) if hand.card != CLASSICAL.card}
 

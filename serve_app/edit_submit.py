@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import fsspec
 
@@ -18,6 +19,7 @@ from workflows.durable.rows import NewJob
 from workflows.edit import EditRequest
 from workflows.edit_door import Part, mask_video_problems, require_source, source_warnings
 from workflows.edit_plan import CLASSICAL, EditAssets, Hand, plan_edit
+from workflows.edit_ports import SourceVideo
 from workflows.errors import InvalidDocument, MediaError, Problem
 from workflows.media.classical_editor import ClassicalEditor
 from workflows.media.classical_tracker import ClassicalTracker
@@ -32,17 +34,28 @@ REQUEST, WARNINGS, FRAMES = "edit", "warnings", "frames"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """A video that lies in the store already."""
+
+    artifact: Artifact
+    name: str
+    """As its owner calls it, for people."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EditSubmission:
     """A job ready to be submitted."""
 
     new: NewJob
     part: Part
+    source: SourceVideo
     warnings: tuple[str, ...]
 
 
-def edit_job(request: EditRequest, store: Store, *, tracker: Hand = CLASSICAL,
-             editor: Hand = CLASSICAL) -> EditSubmission:
-    """Plan an edit; `tracker` and `editor` are the models that the request's cards mean.
+def edit_job(request: EditRequest, store: Store, *, tracker: Hand = CLASSICAL, editor: Hand = CLASSICAL,
+             given: Mapping[str, Given] = MappingProxyType({})) -> EditSubmission:
+    """Plan an edit; `tracker` and `editor` are the models that the request's cards mean. `given`: videos by what the
+    request calls them; any other name is a path or an address.
 
     Raises InvalidDocument with everything that stands in the way, each at its field of the request.
     """
@@ -50,26 +63,33 @@ def edit_job(request: EditRequest, store: Store, *, tracker: Hand = CLASSICAL,
     if problems:
         raise InvalidDocument(problems=tuple(problems))
     with ExitStack() as stack:
-        video = stack.enter_context(_local(request.input_video_path, "input_video_path"))
-        with _at("input_video_path"):
+        video = stack.enter_context(_local(request.input_video_path, "input_video_path", store, given))
+        with _at("input_video_path", request.input_video_path in given):
             source = describe(video)
         part = require_source(request, source)
-        given: Path | None = None
+        masks: Path | None = None
         if request.mask_video:
-            given = stack.enter_context(_local(request.mask_video, "mask_video"))
-            with _at("mask_video"):
-                problems = [*mask_video_problems(part, source, describe(given))]
+            masks = stack.enter_context(_local(request.mask_video, "mask_video", store, given))
+            with _at("mask_video", request.mask_video in given):
+                problems = [*mask_video_problems(part, source, describe(masks))]
             if problems:
                 raise InvalidDocument(problems=tuple(problems))
-        assets = EditAssets(source=_stored(video, store), mask_video=None if given is None else _stored(given, store))
+        assets = EditAssets(source=_artifact(request.input_video_path, video, store, given),
+                            mask_video=None if masks is None else _artifact(request.mask_video, masks, store, given))
     nodes = plan_edit(request, part, assets, size=(source.width_px, source.height_px), tracker=tracker, editor=editor)
     warnings = source_warnings(request, source)
     document: dict[str, Json] = {REQUEST: request.model_dump(mode="json"), WARNINGS: list(warnings),
                                  FRAMES: part.frames}
     identity = digest([[node.id, node.kind.value, node.lane, list(node.deps), dict(node.payload)] for node in nodes])
-    new = NewJob(id=request.job_id, kind=KIND, title=f"{request.edit_prompt.strip()} in {Path(video).name}"[:200],
-                 document=document, document_digest=identity, nodes=nodes)
-    return EditSubmission(new=new, part=part, warnings=warnings)
+    known = given.get(request.input_video_path)
+    new = NewJob(id=request.job_id, kind=KIND, document=document, document_digest=identity, nodes=nodes,
+                 title=f"{request.edit_prompt.strip()} in {known.name if known else Path(video).name}"[:200])
+    return EditSubmission(new=new, part=part, source=source, warnings=warnings)
+
+
+def video_key(sha256: str) -> str:
+    """The store's key of a video with these bytes, wherever it came from."""
+    return digest({"video": sha256})[:32]
 
 
 def _known_cards(request: EditRequest, tracker: Hand, editor: Hand) -> list[Problem]:
@@ -93,8 +113,11 @@ def _classical_problems(request: EditRequest) -> list[Problem]:
 
 
 @contextmanager
-def _local(place: str, field: str) -> Iterator[Path]:
+def _local(place: str, field: str, store: Store, given: Mapping[str, Given]) -> Iterator[Path]:
     """A local file with what a path or URI names; a copy of what is elsewhere is removed at the end."""
+    if place in given:
+        yield store.fetch(given[place].artifact)
+        return
     if "://" not in place:
         yield Path(place).expanduser()
         return
@@ -110,15 +133,21 @@ def _local(place: str, field: str) -> Iterator[Path]:
 
 
 @contextmanager
-def _at(field: str) -> Iterator[None]:
-    """What is wrong with a file, as a problem of the request."""
+def _at(field: str, is_given: bool = False) -> Iterator[None]:
+    """What is wrong with a file, as a problem of the request; where one of the store lies is nobody's business."""
     try:
         yield
     except MediaError as error:
-        raise InvalidDocument(problems=(Problem(field=field, problem=str(error)),)) from None
+        told = error.problem if is_given else str(error)
+        raise InvalidDocument(problems=(Problem(field=field, problem=told),)) from None
 
 
-def _stored(path: Path, store: Store) -> Artifact:
-    key = digest({"video": sha256_of(path)})[:32]
-    found = store.find(key)
-    return found or store.put(key, path, media_type=MediaType.VIDEO, manifest={"kind": "video", "name": path.name})
+def _artifact(place: str, path: Path, store: Store, given: Mapping[str, Given]) -> Artifact:
+    return given[place].artifact if place in given else stored_video(path, sha256_of(path), store, path.name)
+
+
+def stored_video(path: Path, sha256: str, store: Store, name: str) -> Artifact:
+    """A video of this digest in the store, put there where it is not yet; `name` is kept beside it."""
+    key = video_key(sha256)
+    return store.find(key) or store.put(key, path, media_type=MediaType.VIDEO,
+                                        manifest={"kind": "video", "name": name})

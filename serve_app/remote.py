@@ -7,17 +7,20 @@ import hashlib
 import itertools
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 from configs.load import KEY_VARIABLE
-from serve_app.client import ApiError, Client, Film, Problem, ServerAway
+from serve_app.client import ApiError, Client, Problem, ServerAway
+from serve_app.client_videos import is_elsewhere
 from serve_app.mirror import Mirror, heard
 from serve_app.screen import Screen
 from serve_app.site import Interrupted, JobLine, require_over
 from workflows import errors
+from workflows.edit import EditRequest
+from workflows.edit_plan import BESIDE
 from workflows.status import JobView
 from workflows.storyboard_rules import ID_PATTERN
 from workflows.tiers import Tier
@@ -77,9 +80,33 @@ class RemoteSite:
             plan = self._steady.plan(film, stages=stages, tier=tier_asked)
             for warning in plan["warnings"]:
                 screen.note(f"note: {warning}")
-            job = self._submitted(film, stages, tier_asked, str(plan["document_digest"]))
+            digest = str(plan["document_digest"])
+            key = f"render{tier_asked}-{digest[:32]}-{hashlib.sha256(film.content).hexdigest()[:32]}"
+            job = self._submitted(digest, lambda number: self._steady.submit(
+                film, idempotency_key=f"{key}-{number}", stages=stages, tier=tier_asked))
             screen.note(f"job {job['id']} at {self._server}")
             return self._see_through(job, (), False, screen)
+
+    def edit(self, request: EditRequest, screen: Screen) -> JobView:
+        """The same edit of the same video is the same job, for a day: the command given again joins it."""
+        place, wish = _wish(request)
+        with self._in_our_words():
+            if isinstance(place, Path):
+                screen.note(f"sending {place} to {self._server} ...")
+            plan = self._steady.plan_edit(place, wish)
+            for warning in plan["warnings"]:
+                screen.note(f"note: {warning}")
+            # The plan names the videos by their ids: they are not sent, or read, once more.
+            asked, digest = plan["request"], str(plan["document_digest"])
+            job = self._submitted(digest, lambda number: self._steady.edit(
+                asked["input_video_path"], asked, idempotency_key=f"edit-{digest}-{number}"))
+            screen.note(f"job {job['id']} at {self._server}")
+            return self._see_through(job, (), False, screen)
+
+    def plan_edit(self, request: EditRequest) -> dict[str, Any]:
+        """The server's own; the video is sent there all the same."""
+        with self._in_our_words():
+            return self._steady.plan_edit(*_wish(request))
 
     def retry(self, job_id: str, shots: Sequence[str], force: bool, screen: Screen) -> JobView:
         """On the server."""
@@ -115,6 +142,14 @@ class RemoteSite:
                 self._patient.download_picture(view.id, shot_id, output / f"{shot_id}{picture.media_type.suffix}")
             return output
 
+    def deliver_beside(self, view: JobView, what: str, output: Path) -> Path | None:
+        """Downloaded, as `deliver` does."""
+        if not any(node.id == BESIDE[what] and node.artifact for node in view.film):
+            return None
+        with self._in_our_words():
+            output.parent.mkdir(parents=True, exist_ok=True)
+            return self._patient.download_beside(view.id, what, output)
+
     def jobs(self, status: JobStatus | None, limit: int) -> list[JobLine]:
         """Those that the key may see."""
         with self._in_our_words():
@@ -144,11 +179,12 @@ class RemoteSite:
         with self._in_our_words():
             return JobStatus(self._steady.cancel(job_id)["status"])
 
-    def _submitted(self, film: Film, stages: str, tier: str, digest: str) -> dict[str, Any]:
-        """The job of this film: an earlier one of the same file and plan, unless it was changed or deleted since."""
-        key = f"render{tier}-{digest[:32]}-{hashlib.sha256(film.content).hexdigest()[:32]}"
+    def _submitted(self, digest: str, submit: Callable[[int], dict[str, Any]]) -> dict[str, Any]:
+        """The job of this plan: an earlier one of the same, unless it was changed or deleted since. `submit(number)`
+        asks for the one of that number.
+        """
         for number in itertools.count():
-            accepted = self._steady.submit(film, idempotency_key=f"{key}-{number}", stages=stages, tier=tier)
+            accepted = submit(number)
             if accepted["document_digest"] != digest:
                 raise errors.ServerRefused(server=self._server, problem=(
                     f"its models were changed just now; job {accepted['id']} is made with the new ones. Give the "
@@ -207,6 +243,13 @@ def followed(client: Client, mirror: Mirror) -> JobView:
         if view is not None and view.status.is_terminal:
             return view
         time.sleep(LOOK_S)
+
+
+def _wish(request: EditRequest) -> tuple[Path | str, dict[str, Any]]:
+    """The video, and what is said of it: the server fills in what is not."""
+    wish = request.model_dump(mode="json", include=request.model_fields_set - {"job_id", "output_dir"})
+    place = str(wish.pop("input_video_path"))
+    return place if is_elsewhere(place) else Path(place).expanduser(), wish
 
 
 def listed(client: Client, status: str, limit: int) -> list[dict[str, Any]]:

@@ -12,7 +12,9 @@ from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
-from configs.load import cards_in_use
+from configs.load import cards_in_use, edit_cards, load_cards
+from serve_app.edit_settings import settings_for
+from serve_app.edit_submit import KIND as EDIT
 from serve_app.screen import Screen
 from serve_app.session import Session
 from serve_app.site import Interrupted
@@ -77,9 +79,13 @@ def run_to_end(job_id: str, place: Workplace, screen: Screen) -> JobView:
 
 
 def _run(job_id: str, place: Workplace, screen: Screen, new: NewJob | None = None) -> JobView:
-    names = ", ".join(card.name for card in cards_in_use(place.settings))
-    screen.note(f"starting Ray and loading {names} ...")
-    session = Session(place.settings, only=[job_id])
+    kind = new.kind if new else place.ledger.job(job_id).kind
+    settings = settings_for(place.settings, kind, new.nodes if new else place.ledger.nodes(job_id))
+    films = kind != EDIT
+    cards = cards_in_use(settings) if films else edit_cards(settings, load_cards(settings))
+    names = ", ".join(card.name for card in cards)
+    screen.note(f"starting Ray and loading {names} ..." if names else "starting Ray ...")
+    session = Session(settings, only=[job_id], films=films)
     try:
         if session.dashboard:
             screen.note(f"Ray dashboard: http://{session.dashboard}")
@@ -103,7 +109,7 @@ async def _follow(job_id: str, place: Workplace, session: Session, screen: Scree
         stopped.cancel()
         return watch.result()
     watch.cancel()
-    raise Interrupted("stopped; finished shots are kept, the same command goes on")
+    raise Interrupted("stopped; what is finished is kept, the same command goes on")
 
 
 async def _watch(job_id: str, place: Workplace, session: Session, screen: Screen, new: NewJob | None) -> JobView:
@@ -125,14 +131,14 @@ def deliver(view: JobView, place: Workplace, output: Path) -> Path | None:
     if view.status not in {JobStatus.SUCCEEDED, JobStatus.PARTIAL}:
         return None
     for shot_id, picture in view.pictures.items():
-        _copy(place.store.fetch(picture), output / f"{shot_id}{picture.media_type.suffix}")
+        copy_whole(place.store.fetch(picture), output / f"{shot_id}{picture.media_type.suffix}")
     if view.pictures:
         return output
-    return _copy(place.store.fetch(view.result), output) if view.result else None
+    return copy_whole(place.store.fetch(view.result), output) if view.result else None
 
 
-def _copy(source: Path, output: Path) -> Path:
-    """Whole or not at all."""
+def copy_whole(source: Path, output: Path) -> Path:
+    """Copy a file, whole or not at all."""
     output.parent.mkdir(parents=True, exist_ok=True)
     scratch = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:

@@ -13,6 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from serve_app.edit_rows import EDIT, edit_rows
 from workflows.status import JobView, NodeView, ShotView
 from workflows.tiers import Tier
 from workflows.types import JobStatus, NodeStatus, ProgressRecord
@@ -178,7 +179,9 @@ class JsonScreen:
 
 
 def _rows(view: JobView) -> list[tuple[str, NodeView, NodeStatus, float, str]]:
-    """What to show, in film order: shots, then the nodes of the whole film."""
+    """What to show, in film order: shots, then the nodes of the whole film; of an edit its stages."""
+    if view.kind == EDIT:
+        return edit_rows(view)
     rows = [(f"{shot.id} (draft)" if shot.tier is Tier.DRAFT else shot.id, shot.current, shot.status, shot.progress,
              _alike(shot)) for shot in view.shots]
     return rows + [(node.id, node, node.status, node.progress, "") for node in view.film]
@@ -210,6 +213,8 @@ def summary(view: JobView) -> str:
     took = (view.finished_at_s or 0) - (view.started_at_s or 0)
     made = (f"pictures of {shots} shots", f"pictures of {good} of {shots} shots") if view.pictures else (
         f"film of {shots} shots", f"film with {good} of {shots} shots")
+    if view.kind == EDIT:
+        made = ("edited video", "edited video, without all that belongs beside it")
     text = {JobStatus.SUCCEEDED: made[0], JobStatus.PARTIAL: made[1],
             JobStatus.FAILED: "nothing to show", JobStatus.CANCELLED: "cancelled"}.get(view.status, view.status.value)
     return f"{text}, {took:.1f} s" + (f", {reused} steps of the plan reused" if reused else "")

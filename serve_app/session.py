@@ -73,8 +73,9 @@ def require_weights(settings: Settings) -> None:
 class Session:
     """Ray, the models and the Director, started in the constructor and ended by `close`."""
 
-    def __init__(self, settings: Settings, *, only: Iterable[str], http: bool = False) -> None:
-        """Start all and wait until the models are warm; with `http` also what `settings.http` says.
+    def __init__(self, settings: Settings, *, only: Iterable[str], http: bool = False, films: bool = True) -> None:
+        """Start all and wait until the models are warm; with `http` also what `settings.http` says; without `films`
+        nothing that only they need.
 
         Raises ImpossibleResources, SettingsError, StartFailed.
         """
@@ -89,7 +90,7 @@ class Session:
             cluster = ray.cluster_resources()
             # Found out once, here; every process that is started from here is told.
             settings = with_gpu_memory(settings, cluster)
-            app = build(settings, cluster=cluster, only=only, http=http)
+            app = build(settings, cluster=cluster, only=only, http=http, films=films)
             self.shares = told_shares(settings, cards_in_use(settings), cluster)
             # Where nothing speaks HTTP there is no proxy, and no port that could be taken.
             serve.start(proxy_location="HeadOnly" if http else "Disabled",

@@ -14,10 +14,12 @@ from typing import Protocol
 from serve_app.gpus import with_gpu_memory
 from serve_app.screen import Screen
 from serve_app.workplace import Workplace
+from workflows.edit import EditRequest
+from workflows.edit_plan import BESIDE
 from workflows.errors import JobConflict
 from workflows.status import JobView, job_view
 from workflows.tiers import Tier
-from workflows.types import JobStatus, Stage
+from workflows.types import JobStatus, Json, Stage
 
 LOOK_S = 0.2
 LINES = 1000
@@ -59,6 +61,12 @@ class Site(Protocol):
         not say their own, None: the file's. Raises Interrupted on Ctrl-C.
         """
 
+    def edit(self, request: EditRequest, screen: Screen) -> JobView:
+        """See an edit of a video through from where it stands. Raises Interrupted on Ctrl-C."""
+
+    def plan_edit(self, request: EditRequest) -> dict[str, Json]:
+        """What `edit` would do; see `service.edits.Edits.preview`."""
+
     def retry(self, job_id: str, shots: Sequence[str], force: bool, screen: Screen) -> JobView:
         """Run a finished job again where it has no result, or these shots, and see it through."""
 
@@ -70,6 +78,9 @@ class Site(Protocol):
 
         Every file is whole or not there.
         """
+
+    def deliver_beside(self, view: JobView, what: str, output: Path) -> Path | None:
+        """Bring what an edit made beside its video (`workflows.edit_plan.BESIDE`); None when there is none."""
 
     def jobs(self, status: JobStatus | None, limit: int) -> list[JobLine]:
         """Jobs, newest first."""
@@ -106,6 +117,24 @@ class LocalSite:
             screen.note(f"note: {warning}")
         return render(job.new, self._place, screen)
 
+    def edit(self, request: EditRequest, screen: Screen) -> JobView:
+        """Embedded: Ray, and the models that it names, are started for it."""
+        from serve_app.render import render
+        from serve_app.service.edits import local_edits, local_job
+
+        place = self._place
+        draft = local_edits(with_gpu_memory(place.settings), place.ledger, place.store).draft(request)
+        for warning in draft.warnings:
+            screen.note(f"note: {warning}")
+        return render(local_job(draft), place, screen)
+
+    def plan_edit(self, request: EditRequest) -> dict[str, Json]:
+        """Nothing is started for it."""
+        from serve_app.service.edits import local_edits
+
+        edits = local_edits(with_gpu_memory(self._place.settings), self._place.ledger, self._place.store)
+        return edits.preview(edits.draft(request))
+
     def retry(self, job_id: str, shots: Sequence[str], force: bool, screen: Screen) -> JobView:
         """Embedded, as `render`."""
         from serve_app.render import reopen, run_to_end
@@ -130,6 +159,13 @@ class LocalSite:
         from serve_app.render import deliver
 
         return deliver(view, self._place, output)
+
+    def deliver_beside(self, view: JobView, what: str, output: Path) -> Path | None:
+        """Copied from the store."""
+        from serve_app.render import copy_whole
+
+        made = next((node.artifact for node in view.film if node.id == BESIDE[what]), None)
+        return copy_whole(self._place.store.fetch(made), output) if made else None
 
     def jobs(self, status: JobStatus | None, limit: int) -> list[JobLine]:
         """From the database."""

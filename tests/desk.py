@@ -39,6 +39,8 @@ TWO_SHOTS: dict[str, Json] = {"title": "Two", "shots": [
 
 ROUTES = {
     "/api/pictures": {"post"}, "/api/pictures/{picture_id}": {"get"},
+    "/api/uploads": {"post"}, "/api/uploads/{upload_id}": {"get"}, "/api/edits": {"post"},
+    "/api/jobs/{job_id}/mask": {"get"}, "/api/jobs/{job_id}/report": {"get"}, "/api/jobs/{job_id}/plot": {"get"},
     "/api/films": {"post"}, "/api/films/{job_id}/promote": {"post"}, "/api/films/{job_id}/shots/{shot_id}": {"patch"},
     "/api/jobs": {"get"},
     "/api/jobs/{job_id}": {"get", "delete"}, "/api/jobs/{job_id}/log": {"get"},

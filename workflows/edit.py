@@ -17,7 +17,7 @@ from configs.base import Frozen
 from workflows.edit_ports import Box, Find, Point
 from workflows.errors import InvalidDocument, Problem
 from workflows.explain import Owner, Owners, refused, schema_findings
-from workflows.source import Document, closest, dotted, shortened
+from workflows.source import Document, Finding, closest, dotted, shortened
 from workflows.types import Json
 
 MAX_PROMPT_CHARS = 1000
@@ -222,6 +222,12 @@ def parse_edit(fields: Mapping[str, Json]) -> EditRequest:
         return EditRequest.model_validate_json(json.dumps(dict(fields)), strict=True)
     except ValidationError as error:
         findings = schema_findings(error, Document(value=dict(fields)), _OWNERS, limit=_MOST_PROBLEMS)
-        raise InvalidDocument(problems=tuple(
-            Problem(field=dotted(finding.path), problem=finding.problem, nearest=finding.nearest)
-            for finding in findings)) from None
+        raise InvalidDocument(problems=tuple(map(_problem, findings))) from None
+
+
+def _problem(finding: Finding) -> Problem:
+    """What concerns several fields is told at the one that its words begin with."""
+    field, colon, problem = finding.problem.partition(": ")
+    if not finding.path and colon and field in EditRequest.model_fields:
+        return Problem(field=field, problem=problem, nearest=finding.nearest)
+    return Problem(field=dotted(finding.path), problem=finding.problem, nearest=finding.nearest)

@@ -6,10 +6,27 @@ import difflib
 from collections.abc import Iterator, Mapping
 
 from configs.model_card import EDIT_TASKS, ModelCard, Task
-from workflows.edit import EditRequest
+from workflows.edit import EditRequest, parse_edit
 from workflows.edit_doors import EditShape, edit_problems, find_problems
 from workflows.edit_plan import CLASSICAL, Hand
 from workflows.errors import InvalidDocument, Problem
+from workflows.types import Json
+
+
+def with_card_defaults(request: EditRequest, cards: Mapping[str, ModelCard]) -> EditRequest:
+    """The request with its editor's own numbers where it says none: a model made for four steps is not asked for 20.
+
+    What the request says stays, right or wrong; so does all of it for `classical` and for cards that edit nothing.
+    """
+    card = cards.get(request.editor)
+    if card is None or not set(card.tasks) & set(EDIT_TASKS):
+        return request
+    own: dict[str, Json] = {"steps": card.defaults.steps, "guidance_scale": card.defaults.guidance,
+                            "edit_size": card.defaults.width_px}
+    if card.edit is not None and card.edit.image_guidance is not None:
+        own["image_guidance_scale"] = card.edit.image_guidance
+    said = request.model_dump(mode="json", include=request.model_fields_set)
+    return parse_edit({**own, **said})
 
 
 def hands_of(request: EditRequest, cards: Mapping[str, ModelCard]) -> tuple[Hand, Hand]:

@@ -7,7 +7,7 @@ way round: another edit of the same region tracks nothing again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from workflows.edit import EditRequest, Instances
@@ -19,6 +19,8 @@ PREVIEW, SAVE, REPORT, PLOT = "preview", "save", "report", "plot"
 EDIT_KINDS = frozenset({
     NodeKind.EXTRACT, NodeKind.MASK, NodeKind.PROPAGATE, NodeKind.EDIT, NodeKind.SMOOTH, NodeKind.PREVIEW,
     NodeKind.SAVE, NodeKind.REPORT, NodeKind.PLOT})
+BESIDE: Mapping[str, str] = {"mask": PREVIEW, "report": REPORT, "plot": PLOT}
+"""Files that an edit makes beside its video, by what users call them -> the node that makes each."""
 REPORT_SAMPLES = 120
 """Frames that the report looks at, evenly spread: as long for an hour as for a minute."""
 # CPU-seconds per frame of 1280x720 pixels on one core, measured; models' are their cards'.

@@ -6,6 +6,7 @@ ReelrayError                    fault     retry
 ├─ UnknownJob                   caller    never
 ├─ UnknownPart                  caller    never     the job has no such shot, take or file
 ├─ UnknownPicture               caller    never     no picture has this id
+├─ UnknownUpload                caller    never     no video has this id
 ├─ UnknownKey                   caller    never     no API key has this id
 ├─ BudgetSpent                  capacity  never     the job's API key has used up its GPU-seconds
 ├─ UnknownWebhook               caller    never     no such webhook, or no such delivery to it
@@ -170,6 +171,18 @@ class UnknownPicture(ReelrayError):
     def message(self) -> str:
         """Name the id and how to get one."""
         return f"no picture {self.picture_id[:100]!r} was uploaded here; POST /api/pictures takes it"
+
+
+@dataclass(kw_only=True, eq=False)
+class UnknownUpload(ReelrayError):
+    """No video with this id was uploaded."""
+
+    fault: ClassVar[Fault] = Fault.CALLER
+    upload_id: str
+
+    def message(self) -> str:
+        """Name the id and how to get one."""
+        return f"no video {self.upload_id[:100]!r} was uploaded here; POST /api/uploads takes it"
 
 
 @dataclass(kw_only=True, eq=False)

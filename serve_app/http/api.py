@@ -11,7 +11,21 @@ from fastapi import Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
-from serve_app.http import access, films, images, jobs, openai, pictures, problems, system, videos, webhooks
+from serve_app.http import (
+    access,
+    edits,
+    films,
+    images,
+    jobs,
+    openai,
+    pictures,
+    problems,
+    system,
+    uploads,
+    videos,
+    webhooks,
+)
+from serve_app.http.edit_schemas import wish_schema
 from serve_app.http.guard import Guard
 from serve_app.http.schemas import Problem, ScriptRequest
 from serve_app.http.ui import install_page
@@ -37,8 +51,8 @@ def build_api(desk: Desk) -> FastAPI:
                   openapi_url="/api/openapi.json", docs_url=None, redoc_url=None,
                   dependencies=[Depends(access.own_jobs_only)])
     app.state.desk = desk
-    for router in (films.router, pictures.router, jobs.router, jobs.files, system.router, webhooks.router,
-                   openai.router, videos.router, images.router):
+    for router in (films.router, pictures.router, uploads.router, edits.router, jobs.router, jobs.files, system.router,
+                   webhooks.router, openai.router, videos.router, images.router):
         app.include_router(router)
     install_page(app)
     problems.install(app)
@@ -59,6 +73,7 @@ def openapi(app: FastAPI) -> dict[str, Any]:
         components = document.setdefault("components", {}).setdefault("schemas", {})
         components.update({name: schema for name, schema in schemas["$defs"].items() if name not in components})
         _say_what_documents_may_leave_out(components)
+        wish_schema(components, REF)
         document["paths"]["/api/films/{job_id}/shots/{shot_id}"]["patch"]["requestBody"] = films.CHANGE_BODY
         access.describe(document)
         app.openapi_schema = document

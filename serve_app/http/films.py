@@ -74,7 +74,7 @@ async def create_film(request: Request, desk: TheDesk, caller: TheCaller, ask: A
 
     async def make(token: str) -> Mapping[str, Json]:
         draft = await _drafted(desk, body, media_type, last_stage, ask.tier)
-        await _admit(desk, ask.webhook_url)
+        await admit(desk, ask.webhook_url)
         row = await asyncio.to_thread(desk.films.submit, draft, Order(
             token=token, priority=ask.priority, key_id=caller.key_id, webhook_url=ask.webhook_url,
             limits=Limits(concurrency=ask.concurrency, attempt_timeout_s=ask.timeout_s)))
@@ -85,17 +85,17 @@ async def create_film(request: Request, desk: TheDesk, caller: TheCaller, ask: A
 
     if ask.dry_run:
         draft = await _drafted(desk, body, media_type, last_stage, ask.tier)
-        await _admit(desk, ask.webhook_url)
+        await admit(desk, ask.webhook_url)
         return JSONResponse(await asyncio.to_thread(desk.films.preview, draft))
     if idempotency_key is None:
-        return _accepted(await make(uuid.uuid4().hex))
+        return accepted(await make(uuid.uuid4().hex))
     asked = ask.model_dump_json(exclude={"priority", "dry_run"}, exclude_defaults=True)
     more = () if asked == "{}" else (asked.encode(),)
     digest = fingerprint(media_type.encode(), ask.priority.value.encode(), body, *more)
     found = await reserve(desk.replies, f"{SCOPE} {caller.key_id}".strip(), idempotency_key, digest)
     if isinstance(found, Stored):
-        return _accepted(found.body, replayed=True)
-    return _accepted(await once(desk.replies, found, make))
+        return accepted(found.body, replayed=True)
+    return accepted(await once(desk.replies, found, make))
 
 
 @router.patch("/api/films/{job_id}/shots/{shot_id}", status_code=202, response_model=ChangeReply,
@@ -177,7 +177,8 @@ async def _drafted(desk: Desk, body: bytes, media_type: str, last_stage: Stage, 
         raise refused_document(error, await asyncio.to_thread(shot_ids_in, sent)) from None
 
 
-async def _admit(desk: Desk, webhook_url: str) -> None:
+async def admit(desk: Desk, webhook_url: str) -> None:
+    """Refuse an address that webhooks may not go to."""
     try:
         if webhook_url:
             await desk.webhooks.admit(webhook_url)
@@ -191,7 +192,8 @@ def _refused_parameter(error: InvalidDocument, name: str) -> Refused:
         Detail(detail=wrong.problem, parameter=name, nearest=wrong.nearest),))
 
 
-def _accepted(body: Mapping[str, Json], *, replayed: bool = False) -> Response:
+def accepted(body: Mapping[str, Json], *, replayed: bool = False) -> Response:
+    """The reply that a job was queued, now or by the same request before."""
     headers = {"Location": job_url(str(body["id"]))}
     if replayed:
         headers["Idempotency-Replayed"] = "true"

@@ -22,6 +22,8 @@ READING = frozenset({"GET", "HEAD", "OPTIONS"})
 HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?")
 PICTURE_PATHS = frozenset({"/api/pictures", "/v1/videos"})
 """Bodies sent to these may hold a picture."""
+VIDEO_PATHS = frozenset({"/api/uploads", "/api/edits"})
+"""Bodies sent to these may hold a video, and are not held in memory."""
 FORM_BYTES = 10_000
 """What a form may have around a picture."""
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
@@ -86,7 +88,9 @@ class Guard:
         """
         total, is_whole = 0, False
         too_large, most = self._too_large(path)
-        ends_s = asyncio.get_running_loop().time() + self._settings.body_timeout_s
+        limit_s, name = (self._settings.upload_timeout_s, "http.upload_timeout_s") if path in VIDEO_PATHS else (
+            self._settings.body_timeout_s, "http.body_timeout_s")
+        ends_s = asyncio.get_running_loop().time() + limit_s
 
         async def counted() -> Message:
             nonlocal total, is_whole
@@ -95,7 +99,7 @@ class Guard:
                 async with asyncio.timeout_at(None if is_whole else ends_s):
                     message = await receive()
             except TimeoutError:
-                message, refused = {"type": "http.disconnect"}, self._too_slow()
+                message, refused = {"type": "http.disconnect"}, _too_slow(limit_s, name)
             total += len(message.get("body", b""))
             is_whole = not message.get("more_body", False)
             if total > most:
@@ -106,17 +110,20 @@ class Guard:
 
         return counted
 
-    def _too_slow(self) -> Refused:
-        return Refused(408, "too-slow", f"the body did not arrive within {self._settings.body_timeout_s:g} s "
-                                        "(http.body_timeout_s)", headers={"Connection": "close"})
-
     def _too_large(self, path: str) -> tuple[Refused, int]:
         """What is said of a body that is too long, and the most bytes it may have."""
-        if path in PICTURE_PATHS:
+        if path in VIDEO_PATHS:
+            most, name = self._settings.max_video_mb * 1_000_000 + 2 * FORM_BYTES, "http.max_video_mb"
+        elif path in PICTURE_PATHS:
             most, name = self._settings.max_picture_kb * 1000 + FORM_BYTES, "http.max_picture_kb"
         else:
             most, name = self._settings.max_body_kb * 1000, "http.max_body_kb"
         return Refused(413, "too-large", f"the body is longer than {most} bytes ({name})"), most
+
+
+def _too_slow(limit_s: float, name: str) -> Refused:
+    return Refused(408, "too-slow", f"the body did not arrive within {limit_s:g} s ({name})",
+                   headers={"Connection": "close"})
 
 
 def _is_foreign(headers: Mapping[str, str], host: str) -> bool:

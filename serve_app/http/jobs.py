@@ -11,9 +11,10 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from serve_app.http.access import TheCaller
 from serve_app.http.artifacts import FILE_DOC, artifact_response
 from serve_app.http.deps import JobId, ShotId, TheDesk, refusals
+from serve_app.http.edit_schemas import AnyJobReply
 from serve_app.http.image_schemas import ImageList
 from serve_app.http.problems import Detail, Refused
-from serve_app.http.schemas import ChangeReply, JobList, JobReply, LogReply, RetryRequest
+from serve_app.http.schemas import ChangeReply, JobList, LogReply, RetryRequest
 from serve_app.service.feed import ID
 from serve_app.service.files import ShotFile
 from serve_app.service.stills import pictures_json
@@ -52,7 +53,7 @@ async def list_jobs(
     return JSONResponse(found, headers=NO_STORE)
 
 
-@router.get("/{job_id}", response_model=JobReply, responses=refusals(404, 422), summary="Look at a job")
+@router.get("/{job_id}", response_model=AnyJobReply, responses=refusals(404, 422), summary="Look at a job")
 async def show_job(job_id: JobId, desk: TheDesk) -> Response:
     """Stage, progress, every shot with its steps, place in the queue, time left, warnings and errors; at most 0.2 s
     old.
@@ -136,9 +137,9 @@ async def delete_job(job_id: JobId, desk: TheDesk) -> None:
 
 @files.head("/{job_id}/video", include_in_schema=False)
 @files.get("/{job_id}/video", response_class=Response, responses={**FILE_DOC, **refusals(404, 416, 422)},
-           summary="The film")
+           summary="The film, or the edited video")
 async def video(request: Request, job_id: JobId, desk: TheDesk) -> Response:
-    """The film as MP4; ranges and entity tags as HTTP has them."""
+    """The film or the edited video as MP4; ranges and entity tags as HTTP has them."""
     artifact = await asyncio.to_thread(desk.files.video, job_id)
     return await artifact_response(request, desk.store, artifact, job_id)
 

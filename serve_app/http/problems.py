@@ -37,6 +37,7 @@ from workflows.errors import (
     UnknownKey,
     UnknownPart,
     UnknownPicture,
+    UnknownUpload,
     UnknownWebhook,
     WebhookConflict,
 )
@@ -55,7 +56,7 @@ MAX_DETAILS = 100
 MAX_NAME = 200
 """Characters of a field's name."""
 STATUS_OF_FAULT = {Fault.CALLER: 422, Fault.SYSTEM: 500, Fault.CAPACITY: 503}
-NOT_FOUND = (UnknownJob, UnknownPart, UnknownPicture, UnknownKey, UnknownWebhook, ArtifactMissing)
+NOT_FOUND = (UnknownJob, UnknownPart, UnknownPicture, UnknownUpload, UnknownKey, UnknownWebhook, ArtifactMissing)
 CONFLICT = (JobConflict, WebhookConflict)
 
 

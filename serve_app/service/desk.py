@@ -11,6 +11,7 @@ from configs.load import casting, load_cards, scorer_of, story_card
 from configs.model_card import ModelCard, Task
 from configs.settings import Settings
 from serve_app.service.access import Access
+from serve_app.service.edits import edits_of
 from serve_app.service.feed import Board
 from serve_app.service.files import Files
 from serve_app.service.films import Films
@@ -20,6 +21,7 @@ from serve_app.service.links import job_links
 from serve_app.service.metrics import Metrics, webhook_deliveries
 from serve_app.service.pictures import Pictures
 from serve_app.service.streams import Streams
+from serve_app.service.uploads import Uploads
 from serve_app.service.views import Sources, Views, summary_json
 from serve_app.service.webhooks import Webhooks
 from serve_app.webhooks.guard import Guard
@@ -90,6 +92,8 @@ class Desk:
         self.pictures = Pictures(ports.store, settings.http)
         self.films = Films(ports.ledger, ports.store, self.forecast, self.cast, self.pictures,
                            writer_identity(settings.story, story_card(settings)), scorer_of(settings, self.cards))
+        self.uploads = Uploads(ports.store, settings.http, settings.data_dir.expanduser() / "uploads")
+        self.edits = edits_of(settings, ports.ledger, ports.store, self.forecast)
         self.files = Files(ports.ledger, ports.store, self.takes)
         self.hub = Hub(ports.ledger, self.overview, ports.board, window=settings.http.window)
         self.views = Views(Sources(ledger=ports.ledger, overview=self.overview, takes=self.takes,

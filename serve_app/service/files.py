@@ -10,6 +10,7 @@ from pathlib import Path
 from workflows.durable.ledger import Ledger
 from workflows.durable.rows import NodeRow
 from workflows.durable.takes import Takes
+from workflows.edit_plan import EDIT_KINDS
 from workflows.errors import UnknownPart
 from workflows.media.decode import first_frame, iter_frames, read_picture, write_jpeg, write_png
 from workflows.media.probe import probe
@@ -47,14 +48,16 @@ class Files:
         self._takes = takes
 
     def video(self, job_id: str) -> Artifact:
-        """The film. Raises UnknownJob, and UnknownPart while there is none."""
+        """The film, or the edited video. Raises UnknownJob, and UnknownPart while there is none."""
         job, nodes = self._ledger.job(job_id), self._ledger.nodes(job_id)
-        film = max(nodes, key=lambda node: node.ord)
-        if film.kind is NodeKind.COMPOSE and film.status is NodeStatus.SUCCEEDED and film.artifact:
+        film = next((node for node in nodes if node.kind is NodeKind.SAVE), None) or max(
+            nodes, key=lambda node: node.ord)
+        if film.kind in (NodeKind.COMPOSE, NodeKind.SAVE) and film.status is NodeStatus.SUCCEEDED and film.artifact:
             return film.artifact
         over = job.status in (JobStatus.FAILED, JobStatus.CANCELLED) or (
             job.status.is_terminal and film.kind is NodeKind.KEYFRAME)
-        problem = f"is {job.status.value}; " + ("there is no film" if over else "the film is not made yet")
+        what = "video" if film.kind is NodeKind.SAVE else "film"
+        problem = f"is {job.status.value}; " + (f"there is no {what}" if over else f"the {what} is not made yet")
         raise UnknownPart(job_id=job_id, problem=problem)
 
     def spritesheet(self, job_id: str) -> Artifact:
@@ -134,6 +137,8 @@ def files_by_shot(nodes: Sequence[NodeRow]) -> dict[str, dict[ShotFile, Artifact
         if drawn:
             mine[ShotFile.KEYFRAME] = drawn
     film = max(nodes, key=lambda node: node.ord)
+    if film.kind in EDIT_KINDS:
+        return found  # its chunks have no pictures of their own
     for shown in (by_id[dep] for dep in film.deps):
         clip = _farthest(shown, by_id)
         if clip is not None:

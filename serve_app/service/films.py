@@ -9,18 +9,18 @@ from functools import lru_cache
 from configs.load import casting, load_cards, scorer_of, story_card
 from configs.model_card import ModelCard, Task
 from configs.settings import Settings
-from serve_app.service.forecast import Forecast, work_of
+from serve_app.service.forecast import Forecast
 from serve_app.service.pictures import Pictures
+from serve_app.service.previews import foretold
 from serve_app.submit import REFERENCES, kept_references, plan_digest, slug_of, storyboard_document
 from workflows.document import parse_document
-from workflows.durable.graph import FAN_OUT
 from workflows.durable.ledger import Ledger
 from workflows.durable.overview import Overview
 from workflows.durable.revisions import Revision, Revisions
 from workflows.durable.rows import JobRow, Limits, NewJob, NodeRow
 from workflows.durable.takes import Takes
 from workflows.errors import InvalidDocument, JobConflict, Problem, UnknownPart
-from workflows.plan import Plan, plan_film, plan_keys, reference_pictures, referenced_pictures
+from workflows.plan import Plan, plan_film, reference_pictures, referenced_pictures
 from workflows.retakes import picked, take_of
 from workflows.revise import at_tier, change_shot, drafts_in, promoted, with_lines
 from workflows.source import closest_or_few
@@ -142,26 +142,11 @@ class Films:
 
     def preview(self, draft: Draft) -> dict[str, Json]:
         """What submitting the draft would do, as the dry run's reply."""
-        keys = plan_keys(draft.plan.nodes)
-        nodes: list[Json] = []
-        gpu_s = cpu_s = 0.0
-        hits = 0
-        for spec in draft.plan.nodes:
-            cached = spec.kind not in FAN_OUT and self._store.find(keys[spec.id]) is not None
-            work = work_of(NodeRow.planned("", spec, ord=0), None)
-            seconds = 0.0 if cached else self._forecast.pace.expected_s(work)
-            hits += cached
-            if work.shape:
-                gpu_s += seconds
-            else:
-                cpu_s += seconds
-            nodes.append({"id": spec.id, "kind": spec.kind.value, "shot": spec.shot_id, "deps": list(spec.deps),
-                          "lane": spec.lane, "cached": cached, "estimated_seconds": round(seconds, 3)})
+        plan = foretold(draft.plan.nodes, self._store, self._forecast.pace)
         film = draft.plan.film
         return {
-            "title": draft.title, "document_digest": plan_digest(draft.nodes), "nodes": nodes,
-            "cache_hits": hits, "estimated_gpu_seconds": round(gpu_s, 3),
-            "estimated_cpu_seconds": round(cpu_s, 3), "warnings": list(draft.warnings),
+            "title": draft.title, "document_digest": plan_digest(draft.nodes), **plan,
+            "warnings": list(draft.warnings),
             "film": {"width_px": film.width_px, "height_px": film.height_px, "fps": film.fps, "frames": film.frames,
                      "duration_s": film.duration_s},
         }

@@ -30,3 +30,13 @@ def shot_file_url(job_id: str, shot_id: str, what: str, *, take: int | None = No
 def picture_url(picture_id: str) -> str:
     """An uploaded picture."""
     return f"/api/pictures/{picture_id}"
+
+
+def edit_file_url(job_id: str, what: str) -> str:
+    """An edit's `mask`, `report` or `plot`."""
+    return f"{job_url(job_id)}/{what}"
+
+
+def upload_url(upload_id: str) -> str:
+    """An uploaded video."""
+    return f"/api/uploads/{upload_id}"

@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from serve_app.service.edits import standing_json
 from serve_app.service.files import ShotFile, files_by_shot
 from serve_app.service.forecast import Forecast
 from serve_app.service.links import job_links, shot_file_url, video_url
@@ -122,6 +123,7 @@ class Views:
         data["document_digest"] = row.document_digest
         data["queue_position"] = self._from.overview.queue_position(row)
         data["eta"] = eta.to_json() if eta else None
+        data["edit"] = standing_json(row, nodes, live, floor)
         return view, json.dumps(data, ensure_ascii=False).encode()
 
 

@@ -6,11 +6,14 @@ import contextlib
 import re
 import shlex
 import shutil
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from tests.desk import ROUTES, Shop
+from tests.edit_clips import red_ball, write_source
 from tests.unit.http.test_remote import serving
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -30,6 +33,17 @@ def commands() -> list[list[str]]:
     return found
 
 
+@cache
+def video() -> bytes:
+    """What the pages call `ball.mp4`, and whoever reads them has."""
+    with tempfile.TemporaryDirectory() as scratch:
+        return write_source(red_ball(30).frames_THWC, Path(scratch) / "ball.mp4").read_bytes()
+
+
+def file_of(name: str) -> bytes:
+    return video() if name == "ball.mp4" else (ROOT / name).read_bytes()
+
+
 @pytest.mark.parametrize("words", commands(), ids=lambda words: next(w for w in words if "http" in w)[-40:])
 def test_a_curl_command_works_as_it_stands(shop: Shop, words: list[str]) -> None:
     job_id = shop.film(THREE)
@@ -45,14 +59,17 @@ def test_a_curl_command_works_as_it_stands(shop: Shop, words: list[str]) -> None
             case "-d":
                 body = next(rest).encode()
             case "--data-binary":
-                body = (ROOT / next(rest).removeprefix("@")).read_bytes()
+                body = file_of(next(rest).removeprefix("@"))
             case "-F":
-                name, _, file = next(rest).partition("=@")
-                files[name] = (ROOT / file).read_bytes()
+                name, _, value = next(rest).partition("=")
+                files[name] = (None, value) if not value.startswith("@") else (value[1:], file_of(value[1:]))
             case "-o":
                 next(rest)
             case _ if word.startswith("http://127.0.0.1:8000/"):
                 url = word.removeprefix("http://127.0.0.1:8000").replace("ID", job_id)
+    if body and b"upload:ID" in body:
+        sent = shop.client.post("/api/uploads", content=file_of("ball.mp4"), headers={"Content-Type": "video/mp4"})
+        body = body.replace(b"upload:ID", sent.json()["uri"].encode())
     reply = shop.client.request(method or ("POST" if body or files else "GET"), url, headers=headers, content=body,
                                 files=files or None)
     assert reply.status_code in (200, 201, 202), reply.text

@@ -73,6 +73,7 @@ class Inhabited:
     video_id: str
     image_id: str
     picture_id: str
+    upload_id: str
     webhook_id: str
     message_id: str
     replies: Counter[tuple[str, int]] = field(default_factory=Counter)
@@ -90,7 +91,10 @@ class Inhabited:
         message_id = shop.client.post(f"/api/webhooks/{webhook_id}/test").json()["id"]
         picture = shop.client.get(f"/api/jobs/{film_id}/shots/s1/keyframe").content
         kept = shop.client.post("/api/pictures", content=picture, headers={"Content-Type": "image/png"})
-        here = cls(shop, film_id, shop.film(), video_id, made_image(shop), kept.json()["id"], webhook_id, message_id)
+        film = shop.client.get(f"/api/jobs/{film_id}/video").content
+        upload = shop.client.post("/api/uploads", content=film, headers={"Content-Type": "video/mp4"})
+        here = cls(shop, film_id, shop.film(), video_id, made_image(shop), kept.json()["id"], upload.json()["id"],
+                   webhook_id, message_id)
         shop.hints.at_wake = here.end_what_was_begun
         return here
 
@@ -104,7 +108,8 @@ class Inhabited:
         if name == "webhook_id":
             return self._expendable_webhook() if method == "DELETE" else self.webhook_id
         return {"shot_id": ("s1", "s2")[word % 2], "model": "sketch", "message_id": self.message_id,
-                "image_id": self.image_id, "picture_id": self.picture_id}.get(name)
+                "image_id": self.image_id, "picture_id": self.picture_id,
+                "upload_id": self.upload_id}.get(name)
 
     def answered(self, case: schemathesis.Case, reply: schemathesis.Response) -> None:
         """Count."""
