@@ -118,20 +118,21 @@ class PlainScreen:
     def __init__(self, stream: TextIO) -> None:
         """Write to `stream`."""
         self._stream = stream
-        self._shown: dict[str, tuple[NodeStatus, float]] = {}
+        self._shown: dict[str, tuple[NodeStatus, str, float]] = {}
 
     def note(self, text: str) -> None:
         """One line."""
         print(text, file=self._stream, flush=True)
 
     def show(self, view: JobView) -> None:
-        """Lines for the shots whose status changed, and now and then for those that run."""
+        """Lines for the shots whose status or score changed, and now and then for those that run."""
         for name, node, status, progress, alike in _rows(view):
-            old, at_s = self._shown.get(name, (NodeStatus.PENDING, 0.0))
+            old, told, at_s = self._shown.get(name, (NodeStatus.PENDING, "", 0.0))
             now = time.monotonic()
             due = status is NodeStatus.RUNNING and progress > 0 and now - at_s >= LINE_INTERVAL_S
-            if status is not old or due:
-                self._shown[name] = (status, now)
+            scored = status is NodeStatus.SUCCEEDED and alike != told
+            if status is not old or due or scored:
+                self._shown[name] = (status, alike, now)
                 self.note(f"{view.progress:6.1%}  {name}: {_detail(node, status, alike) or status.value}")
 
     def step(self, record: ProgressRecord) -> None:

@@ -180,7 +180,10 @@ def test_how_much_a_shot_looks_like_its_pictures_is_shown_and_travels() -> None:
     again = JobView.from_json(json.loads(json.dumps(view.to_json())))
     assert again == view
     lines = io.StringIO()
-    PlainScreen(lines).show(again)
+    screen = PlainScreen(lines)
+    screen.show(job_view(job(), nodes[::2]))  # the shot is there before its score is
+    screen.show(again)
+    screen.show(again)
     assert "s1: reused, consistency 0.87" in lines.getvalue()
     assert lines.getvalue().count("consistency") == 1
 
