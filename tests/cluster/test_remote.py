@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -89,8 +90,10 @@ def test_ctrl_c_leaves_the_job_on_the_server(server: Server, place: Path) -> Non
     # So long that it is not over before the signal arrives, which is sent at the first sign of the job.
     shots = "".join(f"  - prompt: a red circle\n    steps: {90 + number}\n" for number in range(12))
     (place / "long.yaml").write_text(f"title: Long\nshots:\n{shots}")
+    # Whoever runs the tests in the background of a shell has them ignore Ctrl-C, and what they start inherits that.
     process = subprocess.Popen(command("render", "long.yaml", "--json", "--server", url), stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True, cwd=place)
+                               stderr=subprocess.PIPE, text=True, cwd=place,
+                               preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL))  # noqa: PLW1509
     assert process.stdout is not None
     for line in process.stdout:
         if json.loads(line)["event"] != "note":
