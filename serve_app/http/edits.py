@@ -41,7 +41,7 @@ router = APIRouter(tags=["edits"])
 
 SCOPE = "POST /api/edits"
 FIELD_OF = {VIDEO: "input_video_path", MASKS: MASKS, "input_video_path": "input_video_path"}
-"""Parts that may be files -> the field that they fill in."""
+"""Parts that may be files, or say where one is -> the field that they fill in."""
 TEXTS = frozenset(name for name, field in EditRequest.model_fields.items()
                   if isinstance(field.annotation, type) and issubclass(field.annotation, str))
 """Fields that are text; others are written as JSON in a form."""
@@ -151,7 +151,8 @@ async def _short_body(request: Request, desk: Desk) -> bytes:
 
 
 def _form_fields(values: Mapping[str, str], arrivals: Arrivals) -> dict[str, Json]:
-    fields: dict[str, Json] = {name: text if name in TEXTS else _value(text) for name, text in values.items()}
+    named = {FIELD_OF.get(name, name): text for name, text in values.items()}
+    fields: dict[str, Json] = {name: text if name in TEXTS else _value(text) for name, text in named.items()}
     problems: list[Problem] = []
     for part in arrivals.found:
         field = FIELD_OF[part]
