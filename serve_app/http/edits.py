@@ -19,7 +19,7 @@ from serve_app.http.artifacts import FILE_DOC, artifact_response
 from serve_app.http.deps import JobId, TheDesk, refusals
 from serve_app.http.edit_schemas import MASKS, VIDEO, EditPlanReply, EditQuery
 from serve_app.http.films import accepted, admit
-from serve_app.http.form_stream import read_form
+from serve_app.http.form_stream import arriving, read_form
 from serve_app.http.forms import FORM_TYPE, JSON_TYPE
 from serve_app.http.idempotency import IdempotencyKey, fingerprint, once, reserve
 from serve_app.http.problems import Refused, refused_document
@@ -136,14 +136,14 @@ async def _fields(request: Request, desk: Desk) -> dict[str, Json]:
                                                      f"{kind[:100] or 'a body without content type'}")
     with ExitStack() as stack:
         arrivals = Arrivals(desk, stack)
-        values = await read_form(request.stream(), content_type, tuple(FIELD_OF), arrivals.room)
+        values = await read_form(arriving(request), content_type, tuple(FIELD_OF), arrivals.room)
         return await asyncio.to_thread(_form_fields, values, arrivals)
 
 
 async def _short_body(request: Request, desk: Desk) -> bytes:
     """A body without a video. The guard has let it through as if it might hold one."""
     most, body = desk.settings.max_body_kb * 1000, bytearray()
-    async for piece in request.stream():
+    async for piece in arriving(request):
         body += piece
         if len(body) > most:
             raise Refused(413, "too-large", f"the body is longer than {most} bytes (http.max_body_kb)")
