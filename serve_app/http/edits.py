@@ -19,7 +19,7 @@ from serve_app.http.artifacts import FILE_DOC, artifact_response
 from serve_app.http.deps import JobId, TheDesk, refusals
 from serve_app.http.edit_schemas import MASKS, VIDEO, EditPlanReply, EditQuery
 from serve_app.http.films import accepted, admit
-from serve_app.http.form_stream import read_form
+from serve_app.http.form_stream import arriving, read_form
 from serve_app.http.forms import FORM_TYPE, JSON_TYPE
 from serve_app.http.idempotency import IdempotencyKey, fingerprint, once, reserve
 from serve_app.http.problems import Refused, refused_document
@@ -41,7 +41,7 @@ router = APIRouter(tags=["edits"])
 
 SCOPE = "POST /api/edits"
 FIELD_OF = {VIDEO: "input_video_path", MASKS: MASKS, "input_video_path": "input_video_path"}
-"""Parts that may be files -> the field that they fill in."""
+"""Parts that may be files, or say where one is -> the field that they fill in."""
 TEXTS = frozenset(name for name, field in EditRequest.model_fields.items()
                   if isinstance(field.annotation, type) and issubclass(field.annotation, str))
 """Fields that are text; others are written as JSON in a form."""
@@ -136,14 +136,14 @@ async def _fields(request: Request, desk: Desk) -> dict[str, Json]:
                                                      f"{kind[:100] or 'a body without content type'}")
     with ExitStack() as stack:
         arrivals = Arrivals(desk, stack)
-        values = await read_form(request.stream(), content_type, tuple(FIELD_OF), arrivals.room)
+        values = await read_form(arriving(request), content_type, tuple(FIELD_OF), arrivals.room)
         return await asyncio.to_thread(_form_fields, values, arrivals)
 
 
 async def _short_body(request: Request, desk: Desk) -> bytes:
     """A body without a video. The guard has let it through as if it might hold one."""
     most, body = desk.settings.max_body_kb * 1000, bytearray()
-    async for piece in request.stream():
+    async for piece in arriving(request):
         body += piece
         if len(body) > most:
             raise Refused(413, "too-large", f"the body is longer than {most} bytes (http.max_body_kb)")
@@ -151,7 +151,8 @@ async def _short_body(request: Request, desk: Desk) -> bytes:
 
 
 def _form_fields(values: Mapping[str, str], arrivals: Arrivals) -> dict[str, Json]:
-    fields: dict[str, Json] = {name: text if name in TEXTS else _value(text) for name, text in values.items()}
+    named = {FIELD_OF.get(name, name): text for name, text in values.items()}
+    fields: dict[str, Json] = {name: text if name in TEXTS else _value(text) for name, text in named.items()}
     problems: list[Problem] = []
     for part in arrivals.found:
         field = FIELD_OF[part]

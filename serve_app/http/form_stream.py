@@ -11,6 +11,9 @@ from email.message import Message
 from email.parser import BytesParser
 from typing import Protocol
 
+from fastapi import Request
+from starlette.requests import ClientDisconnect
+
 from serve_app.http.forms import MAX_PARTS, PLAIN
 from serve_app.http.problems import Detail, Refused
 
@@ -61,6 +64,15 @@ async def read_form(pieces: AsyncIterator[bytes], content_type: str, files: Coll
             text = f"{name[:100]}: no file is taken here, except as {', '.join(files)}"
             raise Refused(400, "invalid-form", text, errors=[Detail(detail=text, parameter=name[:100])])
     return values
+
+
+async def arriving(request: Request) -> AsyncIterator[bytes]:
+    """The body as it comes. Raises Refused where its sender hangs up, which is no failure of ours."""
+    try:
+        async for piece in request.stream():
+            yield piece
+    except ClientDisconnect:
+        raise Refused(400, "cut-off", "the client has gone before all of the body had come") from None
 
 
 class _Body:

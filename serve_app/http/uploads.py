@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from serve_app.http.artifacts import FILE_DOC, artifact_response
 from serve_app.http.deps import TheDesk, refusals
 from serve_app.http.edit_schemas import BYTES, UploadReply
-from serve_app.http.form_stream import PIECE_BYTES, Sink, read_form
+from serve_app.http.form_stream import PIECE_BYTES, Sink, arriving, read_form
 from serve_app.http.forms import FORM_TYPE
 from serve_app.http.problems import Detail, Refused
 from serve_app.service.desk import Desk
@@ -95,11 +95,11 @@ async def _receive(request: Request, arrivals: Arrivals) -> None:
     kind = content_type.partition(";")[0].strip().lower()
     try:
         if kind == FORM_TYPE:
-            values = await read_form(request.stream(), content_type, (PART,), arrivals.room)
+            values = await read_form(arriving(request), content_type, (PART,), arrivals.room)
             if values or PART not in arrivals.found:
                 raise Refused(400, "invalid-form", f"the form has one part, the file {PART!r}")
         elif kind.startswith("video/") or kind == ANY_TYPE:
-            await _pour(request.stream(), await asyncio.to_thread(arrivals.room, PART, ""))
+            await _pour(arriving(request), await asyncio.to_thread(arrivals.room, PART, ""))
         else:
             raise Refused(415, "unsupported-media-type", f"a video comes as video/... or {ANY_TYPE}, or as the part "
                                                          f"{PART!r} of {FORM_TYPE}, not as {kind[:100] or 'nothing'}")

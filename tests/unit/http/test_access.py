@@ -170,7 +170,7 @@ class TestRoles:
         names = {name for router in routers for route in router.routes if isinstance(route, Route)
                  for name in re.findall(r"{(\w+)", route.path)}
         assert names - set(JOB_PARAMETERS) <= {"shot_id", "file", "number", "model", "webhook_id", "message_id",
-                                                 "picture_id"}
+                                                 "picture_id", "upload_id"}
         assert names & set(JOB_PARAMETERS)
 
     async def test_a_video_is_a_job_too(self, shop: Shop, keys: dict[str, IssuedKey]) -> None:

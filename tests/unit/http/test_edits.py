@@ -243,3 +243,23 @@ def test_bodies_of_other_types_are_refused(shop: Shop) -> None:
     assert shop.client.post("/api/edits", json=[1]).status_code == 400
     stray = shop.client.post("/api/edits", files={"film": ("a.mp4", b"x")})
     assert (stray.status_code, stray.json()["errors"][0]["parameter"]) == (400, "film")
+
+
+async def test_a_client_that_hangs_up_leaves_nothing_behind(
+        closed_shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    news = iter([{"type": "http.request", "body": b"half a vi", "more_body": True}, {"type": "http.disconnect"}])
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return next(news)
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/api/uploads", "raw_path": b"/api/uploads", "query_string": b"",
+             "headers": [(b"host", b"127.0.0.1:8000"), (b"content-type", b"video/mp4")], "http_version": "1.1",
+             "scheme": "http", "server": ("127.0.0.1", 8000), "client": ("127.0.0.1", 1), "root_path": ""}
+    await closed_shop.client.app(scope, receive, send)
+    assert sent[0]["status"] == 400
+    assert list((closed_shop.settings.data_dir / "uploads").iterdir()) == []
+    assert not [line for line in caplog.records if line.levelname == "ERROR"]
