@@ -110,4 +110,5 @@ def test_streams_of_a_killed_replica_go_on_at_the_other(server: Server, pool: Th
     cut = sum(len(client.calls) > 1 for client in clients)
     assert 0 < cut < CLIENTS, "some were at the replica that died, and some at the other"
     each_row_once(server, job_url, heard[0])
-    assert all(told_rows(one) == told_rows(heard[0]) for one in heard)
+    for one in heard[1:]:
+        assert told_rows(one) == told_rows(heard[0])

@@ -136,7 +136,7 @@ class Stage:
         """Inside, the denoiser uses the first back end of BEST_FIRST that works here."""
         options = self.card.options.model_copy(update={"attention": BEST_FIRST})
         attention.choose(self.card.model_copy(update={"options": options}), "denoiser", self.denoiser,
-                         pipelines.DTYPES[self.card.dtype])
+                         pipelines.DTYPES[self.card.dtype], self.denoiser.device.type)
         try:
             yield
         finally:
