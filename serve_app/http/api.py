@@ -11,7 +11,7 @@ from fastapi import Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
-from serve_app.http import access, films, images, jobs, openai, pictures, problems, system, videos, webhooks
+from serve_app.http import access, batches, films, images, jobs, openai, pictures, problems, system, videos, webhooks
 from serve_app.http.guard import Guard
 from serve_app.http.schemas import Problem, ScriptRequest
 from serve_app.http.ui import install_page
@@ -37,7 +37,7 @@ def build_api(desk: Desk) -> FastAPI:
                   openapi_url="/api/openapi.json", docs_url=None, redoc_url=None,
                   dependencies=[Depends(access.own_jobs_only)])
     app.state.desk = desk
-    for router in (films.router, pictures.router, jobs.router, jobs.files, system.router, webhooks.router,
+    for router in (films.router, batches.router, pictures.router, jobs.router, jobs.files, system.router, webhooks.router,
                    openai.router, videos.router, images.router):
         app.include_router(router)
     install_page(app)

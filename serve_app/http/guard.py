@@ -22,6 +22,8 @@ READING = frozenset({"GET", "HEAD", "OPTIONS"})
 HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?")
 PICTURE_PATHS = frozenset({"/api/pictures", "/v1/videos"})
 """Bodies sent to these may hold a picture."""
+BATCH_PATH = "/api/batches"
+"""Bodies sent to this hold many films."""
 FORM_BYTES = 10_000
 """What a form may have around a picture."""
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
@@ -114,6 +116,8 @@ class Guard:
         """What is said of a body that is too long, and the most bytes it may have."""
         if path in PICTURE_PATHS:
             most, name = self._settings.max_picture_kb * 1000 + FORM_BYTES, "http.max_picture_kb"
+        elif path == BATCH_PATH:
+            most, name = self._settings.max_batch_kb * 1000, "http.max_batch_kb"
         else:
             most, name = self._settings.max_body_kb * 1000, "http.max_body_kb"
         return Refused(413, "too-large", f"the body is longer than {most} bytes ({name})"), most

@@ -1,8 +1,8 @@
 """What a batch lets a Director do: which of its jobs may be taken, whether a further node may start. Pure SQL, inside
 the Director's own transactions; who made the batch is in `batches`.
 
-A node's start is the moment that counts, for every Director of the database alike: the batch's row is locked there, after
-the job's. So a batch that was paused starts nothing once the pause is committed, and its limit holds over all Directors.
+A node's start is the moment that counts, for every Director of the database alike: the batch's row is locked there,
+after the job's. So a batch starts nothing once its pause is committed, and its limit holds over all Directors.
 """
 
 from __future__ import annotations
@@ -31,6 +31,37 @@ class Held(StrEnum):
     """Somebody asked for that."""
     BUDGET = "budget"
     """Its GPU-seconds are used up."""
+
+
+class BatchStatus(StrEnum):
+    """Where a whole batch stands."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    PAUSED = "paused"
+    """It starts nothing: somebody paused it, or its GPU-seconds are used up. What runs finishes."""
+    SUCCEEDED = "succeeded"
+    PARTIAL = "partial"
+    """Over; some films, or shots of them, are missing."""
+    FAILED = "failed"
+    """Over; there is no film."""
+    CANCELLED = "cancelled"
+
+    @property
+    def is_terminal(self) -> bool:
+        """Nothing will change until somebody asks for it."""
+        return self not in (BatchStatus.QUEUED, BatchStatus.RUNNING, BatchStatus.PAUSED)
+
+
+def status_of(jobs: Mapping[JobStatus, int], held: Held) -> BatchStatus:
+    """The status of a batch with so many jobs in each status."""
+    there = {status for status, count in jobs.items() if count}
+    if there & {JobStatus.QUEUED, JobStatus.RUNNING}:
+        is_new = there == {JobStatus.QUEUED}
+        return BatchStatus.PAUSED if held else BatchStatus.QUEUED if is_new else BatchStatus.RUNNING
+    if there & {JobStatus.SUCCEEDED, JobStatus.PARTIAL}:
+        return BatchStatus.SUCCEEDED if there == {JobStatus.SUCCEEDED} else BatchStatus.PARTIAL
+    return BatchStatus.FAILED if JobStatus.FAILED in there else BatchStatus.CANCELLED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
@@ -120,9 +120,9 @@ def batch_id_of(name: str, key_id: str, slug: str) -> str:
     return f"{slug}-{digest({'batch': name, 'key': key_id})[:8]}"
 
 
-def job_id_in(batch_id: str, slug: str, mark: str) -> str:
-    """The job of a plan in a batch; `mark` is all that makes two plans the same."""
-    return f"{slug}-{digest({'batch': batch_id, 'plan': mark})[:12]}"
+def job_id_in(batch_id: str, mark: str) -> str:
+    """The job of a plan in a batch, whichever of its files it is; `mark` is all that makes two plans the same."""
+    return f"{batch_id}-{digest({'batch': batch_id, 'plan': mark})[:12]}"
 
 
 class Batches:
@@ -229,7 +229,7 @@ class Batches:
         return self._reopen(found.job_id for found in self.files(batch_id) if found.status in UNSUCCESSFUL)
 
     def delete(self, batch_id: str) -> None:
-        """Forget a batch with its jobs; files stay in the store. Raises UnknownBatch, BatchConflict while it is open."""
+        """Forget a batch and its jobs; the store keeps files. Raises UnknownBatch, BatchConflict while it is open."""
         with self._database.write() as connection:
             # Jobs before their batch, as everywhere.
             rows = connection.execute(sa.select(job.c.status).where(job.c.batch_id == batch_id).order_by(job.c.id)
@@ -339,18 +339,6 @@ def _change(connection: sa.Connection, row: BatchRow, limits: BatchLimits) -> Ba
         connection.execute(sa.update(batch).where(batch.c.id == row.id).values(
             concurrency=changed.concurrency, gpu_budget_s=changed.gpu_budget_s, held=changed.held.value))
     return changed
-
-
-def counts(connection: sa.Connection, batch_ids: Sequence[str]) -> Mapping[str, Counter[JobStatus]]:
-    """How many jobs of each of these batches are in which status; those of files that were replaced do not count."""
-    current = (sa.select(batch_file.c.batch_id, batch_file.c.job_id).distinct().where(
-        batch_file.c.batch_id.in_(batch_ids), batch_file.c.replaced_at.is_(None)).subquery())
-    grouped = (sa.select(current.c.batch_id, job.c.status, sa.func.count()).join(job, job.c.id == current.c.job_id)
-               .group_by(current.c.batch_id, job.c.status))
-    found: dict[str, Counter[JobStatus]] = {batch_id: Counter() for batch_id in batch_ids}
-    for batch_id, status, count in connection.execute(grouped):
-        found[batch_id][JobStatus(status)] = int(count)
-    return found
 
 
 def _check(new: NewBatch) -> None:

@@ -13,7 +13,7 @@ import traceback
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from graphlib import TopologicalSorter
 
 from configs.settings import EngineSettings
@@ -67,7 +67,7 @@ class Workshop:
     leases: Leases
     journal: Journal
     patience: Patience
-    gates: Gates
+    gates: Gates = field(default_factory=Gates)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

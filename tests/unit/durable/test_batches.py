@@ -1,4 +1,4 @@
-"""Many jobs as one unit: order, limits, pause and budget hold in the database, whoever runs the jobs, and after restarts."""
+"""Many jobs as one unit: order, limits, pause and budget hold for whoever runs the jobs, and after restarts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from tests.studio import Studio, film
 from workflows.durable.batch_rules import Held, spent_s
-from workflows.durable.batches import BatchLimits, Batches, NewBatch, NewFile, job_id_in
+from workflows.durable.batches import Batches, BatchLimits, NewBatch, NewFile, job_id_in
 from workflows.durable.journal import Journal
 from workflows.durable.leases import Leases
 from workflows.durable.ledger import Ledger
@@ -23,7 +23,7 @@ from workflows.types import JobStatus, NodeCall, NodeResult, NodeStatus, Priorit
 def file(name: str, text: str = "", *, shots: int = 1) -> NewFile:
     """A film whose nodes a model makes; `text` is what stands in the file."""
     text = text or name
-    new = film(job_id_in("b", name, text), shots=shots)
+    new = film(job_id_in("b", text), shots=shots)
     nodes = tuple(replace(node, lane="model" if node.shot_id else "cpu",
                           payload={**node.payload, "prompt": f"{text} {node.shot_id}"}) for node in new.nodes)
     return NewFile(file=name, job=replace(new, title=name, document={"text": text}, nodes=nodes))
@@ -100,8 +100,7 @@ class TestSubmit:
         assert ledger.job(after["a"]).status is JobStatus.CANCELLED
 
     def test_two_files_that_say_the_same_are_one_job(self, batches: Batches) -> None:
-        one, two = file("a", "x"), file("b", "x")
-        batches.submit(batch(one, replace(two, job=one.job)))
+        batches.submit(batch(file("a", "x"), file("b", "x")))
         assert len({found.job_id for found in batches.files("b")}) == 1
 
     @pytest.mark.parametrize("new", [
