@@ -30,7 +30,17 @@ from workflows.stages.pick import pick
 from workflows.stages.story import RULES, story
 from workflows.store import Store
 from workflows.story import StoryWriter
-from workflows.types import STORY_LANE, JobStatus, Json, MediaType, NodeCall, NodeKind, NodeResult, Phase, ProgressRecord
+from workflows.types import (
+    STORY_LANE,
+    JobStatus,
+    Json,
+    MediaType,
+    NodeCall,
+    NodeKind,
+    NodeResult,
+    Phase,
+    ProgressRecord,
+)
 
 SLOTS = {"sketch": 4, "cpu": 2}
 TWO_SHOTS: dict[str, Json] = {"title": "Two", "shots": [
@@ -40,7 +50,8 @@ TWO_SHOTS: dict[str, Json] = {"title": "Two", "shots": [
 ROUTES = {
     "/api/pictures": {"post"}, "/api/pictures/{picture_id}": {"get"},
     "/api/films": {"post"}, "/api/films/{job_id}/promote": {"post"}, "/api/films/{job_id}/shots/{shot_id}": {"patch"},
-    "/api/jobs": {"get"}, "/api/batches": {"get", "post"}, "/api/batches/{batch_id}": {"get", "patch", "delete"},
+    "/api/jobs": {"get"},
+    "/api/batches": {"get", "post"}, "/api/batches/{batch_id}": {"get", "patch", "delete"},
     "/api/batches/{batch_id}/pause": {"post"}, "/api/batches/{batch_id}/resume": {"post"},
     "/api/batches/{batch_id}/cancel": {"post"}, "/api/batches/{batch_id}/retry": {"post"},
     "/api/batches/{batch_id}/report": {"get"},

@@ -37,8 +37,8 @@ def build_api(desk: Desk) -> FastAPI:
                   openapi_url="/api/openapi.json", docs_url=None, redoc_url=None,
                   dependencies=[Depends(access.own_jobs_only)])
     app.state.desk = desk
-    for router in (films.router, batches.router, pictures.router, jobs.router, jobs.files, system.router, webhooks.router,
-                   openai.router, videos.router, images.router):
+    for router in (films.router, pictures.router, jobs.router, jobs.files, system.router, webhooks.router,
+                   openai.router, videos.router, images.router, batches.router):
         app.include_router(router)
     install_page(app)
     problems.install(app)

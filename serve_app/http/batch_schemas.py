@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from serve_app.http.schemas import Part, Seconds, Share, UnixTime
 from workflows.durable.batch_rules import BatchStatus
-from workflows.durable.batches import MAX_CONCURRENCY, MAX_FILES, MAX_NAME_CHARS
+from workflows.durable.batches import MAX_CONCURRENCY, MAX_NAME_CHARS
 from workflows.durable.tables import FILE_CHARS
 from workflows.tiers import Tier
 from workflows.types import JobStatus
@@ -39,7 +39,7 @@ class BatchRequest(Part):
 
     name: Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARS)] = Field(examples=["spring trailers"])
     """The same name again joins the batch, with the same key."""
-    films: Annotated[tuple[BatchFilm, ...], Field(min_length=1, max_length=MAX_FILES)]
+    films: Annotated[tuple[BatchFilm, ...], Field(min_length=1)]
     concurrency: Limit | None = None
     """Nodes of all its jobs that may run at the same time; not given: as it was, at first as many as there is room
     for."""

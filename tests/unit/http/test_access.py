@@ -169,8 +169,8 @@ class TestRoles:
         routers = [value for module in modules for value in vars(module).values() if isinstance(value, APIRouter)]
         names = {name for router in routers for route in router.routes if isinstance(route, Route)
                  for name in re.findall(r"{(\w+)", route.path)}
-        assert names - {*JOB_PARAMETERS, BATCH_PARAMETER} <= {"shot_id", "file", "number", "model", "webhook_id", "message_id",
-                                                 "picture_id"}
+        assert names - {*JOB_PARAMETERS, BATCH_PARAMETER} <= {
+            "shot_id", "file", "number", "model", "webhook_id", "message_id", "picture_id"}
         assert names & set(JOB_PARAMETERS)
 
     async def test_a_video_is_a_job_too(self, shop: Shop, keys: dict[str, IssuedKey]) -> None:

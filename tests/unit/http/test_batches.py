@@ -53,7 +53,8 @@ def test_many_films_become_one_unit_and_the_same_again_joins_it(shop: Shop) -> N
 
 
 def test_one_wrong_film_refuses_all_and_every_problem_of_every_film_is_told(shop: Shop) -> None:
-    films = [{"file": "a/good.yaml", "text": STAR}, {"file": "a/bad.yaml", "text": STAR + "    frames: 2\n    promt: x\n"},
+    bad = STAR + "    frames: 2\n    promt: x\n"
+    films = [{"file": "a/good.yaml", "text": STAR}, {"file": "a/bad.yaml", "text": bad},
              {"file": "odd.json", "storyboard": {"shots": [{"prompt": "x"}, {"prompt": "y", "duration_s": -1}]}},
              {"file": "no.fountain", "text": "\n\n"}]
     reply = shop.client.post("/api/batches", json={"name": "x", "films": films})
