@@ -20,6 +20,7 @@ from rich.text import Text
 from configs.explain import commented_yaml
 from configs.load import SERVER_VARIABLE, SettingsError, load_settings, profile_names
 from configs.settings import Settings
+from serve_app.batch_cli import batch_app
 from serve_app.cluster import prepare_environment
 from serve_app.keys_cli import keys_app
 from serve_app.models_cli import models_app
@@ -44,6 +45,7 @@ app = typer.Typer(
 profile_app = typer.Typer(no_args_is_help=True, help="Settings in force.")
 app.add_typer(models_app, name="models")
 app.add_typer(profile_app, name="profile")
+app.add_typer(batch_app, name="batch")
 app.add_typer(keys_app, name="keys")
 app.add_typer(webhooks_app, name="webhooks")
 

@@ -306,8 +306,18 @@ class Client:
             raise ApiError(422, "invalid-document", str(problems[0]), problems)
         return renamed(text, named, ids).encode()
 
+    def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None, *, again: bool = False,
+            params: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """Any other route that speaks JSON; `again`: the request may be sent twice."""
+        reply = self._checked(_Ask(
+            method=method, url=path, again=again, params=params or {}, headers={"Content-Type": "application/json"},
+            content=None if body is None else json.dumps(body, ensure_ascii=False).encode()))
+        return {} if not reply.content else self._read(reply)
+
     def _json(self, ask: _Ask) -> dict[str, Any]:
-        reply = self._checked(ask)
+        return self._read(self._checked(ask))
+
+    def _read(self, reply: httpx2.Response) -> dict[str, Any]:
         try:
             found = reply.json()
         except ValueError:

@@ -161,11 +161,15 @@ def _refusal(refused: RefusedFiles, films: tuple[BatchFilm, ...]) -> Refused:
     details: list[Detail] = []
     for place, error, shot_ids in refused.refused:
         film = films[place]
-        for found in refused_document(error, shot_ids).errors:
-            inside = f"/storyboard{found.pointer.removeprefix('#')}" if film.text is None else "/text"
-            details.append(Detail(
-                detail=found.detail, pointer=f"#/films/{place}{inside}", shot=found.shot, nearest=found.nearest,
-                line=found.line if film.text is not None else None, file=film.file))
+        for found, problem in zip(refused_document(error, shot_ids).errors, error.problems, strict=False):
+            if film.text is None:
+                inside, line, said = f"/storyboard{found.pointer.removeprefix('#')}", None, found.detail
+            else:
+                # Nothing points into a text: its line, shot and field say where.
+                inside, line = "/text", found.line
+                said = f"{problem.field}: {found.detail}" if problem.field else found.detail
+            details.append(Detail(detail=said, pointer=f"#/films/{place}{inside}", shot=found.shot, line=line,
+                                  nearest=found.nearest, file=film.file))
     files = len(refused.refused)
     summary = f"{details[0].file}: {details[0].detail}"
     more = f" ({len(details)} problems in {files} films, see errors)" if len(details) > 1 else ""
