@@ -243,7 +243,7 @@ def _see_through(site: BatchSite, batch_id: str, screen: BatchScreen, places: _P
             places.deliver(film)
 
     try:
-        view = site.follow(batch_id, show)
+        view = site.follow(batch_id, show, screen.note)
     except (Interrupted, KeyboardInterrupt) as stopped:
         screen.close()
         err.print(str(stopped) or "stopped; the same command goes on", style="yellow", markup=False, highlight=False,

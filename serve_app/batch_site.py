@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
 
-from configs.load import casting, load_cards
+from configs.load import cards_in_use, casting, load_cards
 from serve_app.batch_files import Named
 from serve_app.batch_view import BatchView, FilmView
 from serve_app.client import ApiError, Client
@@ -40,6 +40,8 @@ PAGE = 200
 STOPPED = "stopped; finished shots are kept, the same command goes on"
 
 Show = Callable[[BatchView], None]
+Note = Callable[[str], None]
+"""Takes a line on what is being started."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +75,7 @@ class BatchSite(Protocol):
     def submit(self, wish: Wish) -> Taken:
         """Take every file, or refuse all of them with everything that is wrong."""
 
-    def follow(self, batch_id: str, show: Show) -> BatchView:
+    def follow(self, batch_id: str, show: Show, note: Note) -> BatchView:
         """See a batch through until it is over, or paused and quiet. Raises Interrupted on Ctrl-C."""
 
     def view(self, batch_id: str) -> BatchView:
@@ -141,7 +143,7 @@ class LocalBatches:
         done = self._desk.rows.submit(NewBatch(id=batch_id, name=named.name, limits=wish.limits, files=tuple(files)))
         return Taken(view=self.view(batch_id), new=done.new, changed=done.changed, warnings=warnings)
 
-    def follow(self, batch_id: str, show: Show) -> BatchView:
+    def follow(self, batch_id: str, show: Show, note: Note) -> BatchView:
         """Embedded: Ray and the models are started for it, unless there is nothing to do."""
         from serve_app.session import Session
 
@@ -149,8 +151,12 @@ class LocalBatches:
         show(view)
         if view.status.is_terminal or view.status is BatchStatus.PAUSED:
             return view
+        names = ", ".join(card.name for card in cards_in_use(self._place.settings))
+        note(f"starting Ray and loading {names} ...")
         session = Session(self._place.settings, only=[film.job_id for film in view.films])
         try:
+            for line in (*([f"Ray dashboard: http://{session.dashboard}"] if session.dashboard else ()), *session.shares):
+                note(line)
             return asyncio.run(self._follow(batch_id, show))
         finally:
             session.close()
@@ -235,7 +241,7 @@ class RemoteBatches:
         return Taken(view=BatchView.from_json(made), new=tuple(made["new"]), changed=tuple(made["changed"]),
                      warnings={file: tuple(texts) for file, texts in made["warnings"].items()})
 
-    def follow(self, batch_id: str, show: Show) -> BatchView:
+    def follow(self, batch_id: str, show: Show, note: Note) -> BatchView:
         """Asked every half second; a server that restarts meanwhile is waited for."""
         try:
             while True:
