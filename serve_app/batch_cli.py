@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 from typer.core import TyperGroup
 
 from configs.load import SERVER_VARIABLE, load_settings
@@ -111,7 +113,7 @@ def list_(
 
     table = Table("batch", "name", "status", "films", "GPU-seconds", "created", box=None)
     for view in views:
-        table.add_row(view.id, view.name, view.status.value, counted(view), _used(view),
+        table.add_row(view.id, Text(view.name), view.status.value, counted(view), _used(view),
                       time.strftime("%Y-%m-%d %H:%M", time.localtime(view.created_at_s)))
     out.print(table if views else "no batches yet; `reelray batch FILES...` makes one")
 
@@ -201,9 +203,9 @@ def report(
                "useful s", "gpu_seconds_wasted": "wasted s", "gpu_seconds_saved": "saved s", "gpu_seconds_carried":
                "carried s", "cost": "cost"}
     table = Table(*columns.values(), box=None)
-    for row in (*rows, {"file": "all of it", **total}):
+    for row in (*rows, {"file": "total", **total}):
         assert isinstance(row, dict)
-        table.add_row(*(str(row.get(name, "")) for name in columns))
+        table.add_row(*(Text(str(row.get(name, ""))) for name in columns))
     out.print(table)
 
 
@@ -287,7 +289,7 @@ def _tell(view: BatchView, as_json: bool, *, films: bool = False) -> None:
         print(json.dumps(view.to_json(), ensure_ascii=False, indent=1))
         return
     told = (counted(view), f"{_used(view)} GPU-seconds", left(view))
-    out.print(f"{view.id}  {view.name}  [bold]{view.status.value}[/bold]  {view.progress:.0%}  "
+    out.print(f"{view.id}  {escape(view.name)}  [bold]{view.status.value}[/bold]  {view.progress:.0%}  "
               f"{' · '.join(part for part in told if part)}", highlight=False)
     for film in view.films if films else ():
         out.print(f"{film.progress:6.1%}  {line_of(film)}  ({film.job_id})", markup=False, highlight=False,

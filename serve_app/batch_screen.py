@@ -74,7 +74,7 @@ class LiveBatch:
                       f"{view.progress:6.1%}", Text(counted(view), style="dim"), left(view))
         running = [film for film in view.films if film.status is JobStatus.RUNNING]
         for film in running[:SHOWN_RUNNING]:
-            films.add_row(Text("▶", style="cyan"), film.file,
+            films.add_row(Text("▶", style="cyan"), Text(film.file),
                           ProgressBar(total=1.0, completed=film.progress, width=20), f"{film.progress:6.1%}")
         more = len(running) - SHOWN_RUNNING
         self._live.update(Group(whole, films, *([Text(f"  and {more} more", style="dim")] if more > 0 else [])))

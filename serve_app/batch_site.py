@@ -155,7 +155,9 @@ class LocalBatches:
         note(f"starting Ray and loading {names} ...")
         session = Session(self._place.settings, only=[film.job_id for film in view.films])
         try:
-            for line in (*([f"Ray dashboard: http://{session.dashboard}"] if session.dashboard else ()), *session.shares):
+            if session.dashboard:
+                note(f"Ray dashboard: http://{session.dashboard}")
+            for line in session.shares:
                 note(line)
             return asyncio.run(self._follow(batch_id, show))
         finally:

@@ -105,7 +105,7 @@ class TestOnAServer:
         [listed] = json.loads(batch("list", "--server", served.url, "--json"))
         table = batch("report", listed["id"], "--csv", "--price", "2", "--server", served.url).splitlines()
         assert table[0].startswith("file,job_id,shot,status,")
-        assert sum(line.startswith("b.yaml,") and ",s1," in line for line in table) == 2, "what it was cost something too"
+        assert sum(line.startswith("b.yaml,") and ",s1," in line for line in table) == 2, "what it was has cost too"
 
     def test_a_wrong_file_is_told_by_file_and_line_and_nothing_is_taken(self, served: Served, boards: Path) -> None:
         (boards / "bad.yaml").write_text("shots:\n  - prompt: x\n    frames: 2\n")
@@ -201,7 +201,7 @@ class TestHere:
         assert "cancelled" in batch("cancel", made, *place)
         batch("report", made, "-o", str(tmp_path / "r.csv"), *place)
         assert (tmp_path / "r.csv").read_text().count("\n") == 3, "a line per shot; the script has none yet"
-        assert "all of it" in batch("report", made, *place)
+        assert "total" in batch("report", made, *place)
         batch("delete", made, *place)
         with pytest.raises(UnknownBatch):
             batch("status", made, *place)
