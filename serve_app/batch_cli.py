@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from serve_app.batch_screen import BatchScreen
     from serve_app.batch_site import BatchSite
-    from serve_app.batch_view import BatchView, FilmView
+    from serve_app.service.batch_view import BatchView, FilmView
 
 EXIT_FAILED, EXIT_INPUT, EXIT_PARTIAL, EXIT_INTERRUPTED = 1, 2, 3, 130
 FILMS = frozenset({JobStatus.SUCCEEDED, JobStatus.PARTIAL})

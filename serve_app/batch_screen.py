@@ -12,8 +12,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from serve_app.batch_view import BatchView, FilmView
 from serve_app.screen import eta_text
+from serve_app.service.batch_view import BatchView, FilmView
 from workflows.durable.batch_rules import BatchStatus, Held
 from workflows.types import JobStatus
 

@@ -17,11 +17,11 @@ from urllib.parse import quote
 
 from configs.load import cards_in_use, casting, load_cards
 from serve_app.batch_files import Named
-from serve_app.batch_view import BatchView, FilmView
 from serve_app.client import ApiError, Client
 from serve_app.director import lane_capacity
 from serve_app.gpus import with_gpu_memory
 from serve_app.remote import PATIENCE_S, RemoteSite, in_our_words
+from serve_app.service.batch_view import BatchView, FilmView
 from serve_app.service.batches import BatchDesk, in_batch
 from serve_app.service.forecast import Forecast
 from serve_app.site import Interrupted, LocalSite, Site

@@ -10,7 +10,6 @@ from urllib.parse import quote
 from fastapi import APIRouter, Path, Query
 from fastapi.responses import JSONResponse, Response
 
-from serve_app.batch_view import BatchView
 from serve_app.http.access import TheCaller
 from serve_app.http.batch_schemas import (
     BatchAccepted,
@@ -25,6 +24,7 @@ from serve_app.http.batch_schemas import (
 from serve_app.http.deps import TheDesk, refusals
 from serve_app.http.films import last_stage_asked
 from serve_app.http.problems import Detail, Refused, refused_document
+from serve_app.service.batch_view import BatchView
 from serve_app.service.batches import BatchOrder, RefusedFiles, SentFile
 from serve_app.service.links import batch_links, batch_url
 from workflows.durable.batches import BatchLimits

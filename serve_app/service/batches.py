@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 
-from serve_app.batch_view import BatchView, FilmView
 from serve_app.service.batch_report import Report, report_of
+from serve_app.service.batch_view import BatchView, FilmView
 from serve_app.service.films import Films, Sent, shot_ids_in
 from serve_app.service.forecast import Forecast
 from serve_app.service.links import batch_links

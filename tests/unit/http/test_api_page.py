@@ -33,6 +33,7 @@ def commands() -> list[list[str]]:
 @pytest.mark.parametrize("words", commands(), ids=lambda words: next(w for w in words if "http" in w)[-40:])
 def test_a_curl_command_works_as_it_stands(shop: Shop, words: list[str]) -> None:
     job_id = shop.film(THREE)
+    made = shop.client.post("/api/batches", json={"name": "x", "films": [{"file": "a", "storyboard": THREE}]}).json()
     method, url, headers, body, files = "", "", {}, None, {}
     rest = iter(words[1:])
     for word in rest:
@@ -52,7 +53,7 @@ def test_a_curl_command_works_as_it_stands(shop: Shop, words: list[str]) -> None
             case "-o":
                 next(rest)
             case _ if word.startswith("http://127.0.0.1:8000/"):
-                url = word.removeprefix("http://127.0.0.1:8000").replace("ID", job_id)
+                url = word.removeprefix("http://127.0.0.1:8000").replace("BATCH", made["id"]).replace("ID", job_id)
     reply = shop.client.request(method or ("POST" if body or files else "GET"), url, headers=headers, content=body,
                                 files=files or None)
     assert reply.status_code in (200, 201, 202), reply.text
