@@ -194,6 +194,8 @@ class HttpSettings(Frozen):
     """Processes that answer requests; any of them answers any request."""
     max_body_kb: Annotated[int, Field(ge=1, le=100_000)] = 1100
     """Longest request body, in 10^3 bytes; a storyboard has at most 1000. Pictures have a limit of their own."""
+    max_batch_kb: Annotated[int, Field(ge=1, le=1_000_000)] = 20_000
+    """Longest request body that makes a batch, in 10^3 bytes: all its storyboards and scripts."""
     max_picture_kb: Annotated[int, Field(ge=1, le=100_000)] = 20_000
     """Longest file of an uploaded picture, in 10^3 bytes."""
     max_picture_megapixels: Annotated[float, Field(gt=0, le=400)] = 34.0

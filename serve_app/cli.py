@@ -18,6 +18,7 @@ from rich.text import Text
 
 from configs.explain import commented_yaml
 from configs.load import SettingsError, profile_names
+from serve_app.batch_cli import batch_app
 from serve_app.cli_parts import (
     EXIT_FAILED,
     EXIT_INPUT,
@@ -49,6 +50,7 @@ app = typer.Typer(
 profile_app = typer.Typer(no_args_is_help=True, help="Settings in force.")
 app.add_typer(models_app, name="models")
 app.add_typer(profile_app, name="profile")
+app.add_typer(batch_app, name="batch")
 app.add_typer(keys_app, name="keys")
 app.add_typer(webhooks_app, name="webhooks")
 

@@ -17,7 +17,7 @@ import yaml
 
 from configs.load import client_key
 from serve_app.client_errors import NOT_REELRAY, ApiError, Problem, ServerAway, Tries, raise_refusal
-from serve_app.client_events import Event, events_in
+from serve_app.client_events import Event, alive, events_in
 from serve_app.client_pictures import pictures_in, renamed
 from serve_app.client_videos import PATIENT, UPLOAD, digest_of, is_elsewhere, pieces_of
 
@@ -301,7 +301,7 @@ class Client:
                 raise_refusal(reply)
                 if reply.status_code == 204:
                     raise _Over
-                yield from events_in(_alive(reply.iter_lines(), tries))
+                yield from events_in(alive(reply.iter_lines(), tries))
         except httpx2.TransportError as error:
             raise ServerAway(f"{job_id}: {error}") from error
 
@@ -342,8 +342,18 @@ class Client:
             raise ApiError(422, "invalid-document", str(problems[0]), problems)
         return renamed(text, named, ids).encode()
 
+    def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None, *, again: bool = False,
+            params: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """Any other route that speaks JSON; `again`: the request may be sent twice."""
+        reply = self._checked(_Ask(
+            method=method, url=path, again=again, params=params or {}, headers={"Content-Type": "application/json"},
+            content=None if body is None else json.dumps(body, ensure_ascii=False).encode()))
+        return {} if not reply.content else self._read(reply)
+
     def _json(self, ask: _Ask) -> dict[str, Any]:
-        reply = self._checked(ask)
+        return self._read(self._checked(ask))
+
+    def _read(self, reply: httpx2.Response) -> dict[str, Any]:
         try:
             found = reply.json()
         except ValueError:
@@ -369,13 +379,6 @@ class Client:
                 tries.failed(refused)
             else:
                 return reply
-
-
-def _alive(lines: Iterator[str], tries: Tries) -> Iterator[str]:
-    """The lines; each of them, a heartbeat too, says that the server is there."""
-    for line in lines:
-        tries.reached()
-        yield line
 
 
 class _Over(Exception):

@@ -24,9 +24,11 @@ class Problem:
     shot: str = ""
     line: int | None = None
     nearest: str = ""
+    file: str = ""
+    """Which of several that were sent."""
 
     def __str__(self) -> str:
-        place = ", ".join(part for part in (f"line {self.line}" if self.line else "",
+        place = ", ".join(part for part in (self.file, f"line {self.line}" if self.line else "",
                                             f"shot {self.shot}" if self.shot else "",
                                             self.pointer or self.parameter) if part)
         text = f"{place}: {self.detail}" if place else self.detail
@@ -102,7 +104,8 @@ def raise_refusal(reply: httpx2.Response) -> None:
                        retry_after_s=retry_after_s)
     problems = [Problem(detail=str(found.get("detail", "")), pointer=str(found.get("pointer", "")),
                         parameter=str(found.get("parameter", "")), shot=str(found.get("shot", "")),
-                        line=found.get("line"), nearest=str(found.get("nearest", "")))
+                        line=found.get("line"), nearest=str(found.get("nearest", "")),
+                        file=str(found.get("file", "")))
                 for found in body.get("errors", ())]
     raise ApiError(reply.status_code, str(body.get("code", "")), str(body.get("detail", "")), problems,
                    retry_after_s=retry_after_s)

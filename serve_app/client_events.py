@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from serve_app.client_errors import Tries
+
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
@@ -15,6 +17,13 @@ class Event:
     id: str
     name: str
     data: Mapping[str, Any]
+
+
+def alive(lines: Iterator[str], tries: Tries) -> Iterator[str]:
+    """The lines; each of them, a heartbeat too, says that the server is there."""
+    for line in lines:
+        tries.reached()
+        yield line
 
 
 def events_in(lines: Iterator[str]) -> Iterator[Event]:

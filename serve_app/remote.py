@@ -221,14 +221,19 @@ class RemoteSite:
                 f"job {job_id} goes on at the server; the same command joins it, `reelray log {job_id} -f"
                 f"{self.option}` follows it, `reelray cancel {job_id}{self.option}` stops it") from None
 
-    @contextlib.contextmanager
-    def _in_our_words(self, file: str = "") -> Iterator[None]:
-        try:
-            yield
-        except ServerAway as error:
-            raise errors.ServerUnreachable(server=self._server, problem=str(error)) from error
-        except ApiError as error:
-            raise _ours(error, self._server, file) from error
+    def _in_our_words(self, file: str = "") -> contextlib.AbstractContextManager[None]:
+        return in_our_words(self._server, file)
+
+
+@contextlib.contextmanager
+def in_our_words(server: str, file: str = "") -> Iterator[None]:
+    """What a client of that server raises, as the errors that commands tell; `file` is what was sent."""
+    try:
+        yield
+    except ServerAway as error:
+        raise errors.ServerUnreachable(server=server, problem=str(error)) from error
+    except ApiError as error:
+        raise _ours(error, server, file) from error
 
 
 def followed(client: Client, mirror: Mirror) -> JobView:
@@ -277,6 +282,9 @@ def _ours(error: ApiError, server: str, file: str) -> errors.ReelrayError:
 
 def _problem(found: Problem) -> errors.Problem:
     """In the words of a command that reads the file itself: a field of a shot, not a place in a request."""
+    if found.file:
+        return errors.Problem(problem=found.detail, file=found.file, shot_id=found.shot, line=found.line,
+                              nearest=found.nearest)
     parts = [part for part in found.pointer.removeprefix("#").split("/") if part]
     if found.shot and parts[:1] == ["shots"]:
         parts = parts[2:]

@@ -46,16 +46,29 @@ def film_job(path: Path, settings: Settings, store: Store, *, last_stage: Stage 
     The job's id follows from the plan: the same file with the same models is the same job. Raises InvalidDocument with
     every problem, SettingsError for the cards.
     """
-    text = read_text(path)
-    every = load_cards(settings)
-    cards = casting(settings, every)
-    if looks_like_script(text, path.name):
-        node = plan_script(text, cards=cards, file=path.name, last_stage=last_stage,
-                           writer=writer_identity(settings.story, story_card(settings)))
-        document = {"script": text, LAST_STAGE: last_stage.value, **kept_tiers(tier or Tier.FINAL, {})}
-        return _submission(path, path.stem, document, (told_at(node, tier),), ())
-    storyboard = at_tier(parse_storyboard(text, file=path.name), tier)
-    return _storyboard_job(storyboard, text, path, cards, store, last_stage, scorer_of(settings, every))
+    return FilmPlanner(settings, store).plan(path, last_stage=last_stage, tier=tier)
+
+
+class FilmPlanner:
+    """Plans films of files for one set of models; reads the cards once, however many files there are."""
+
+    def __init__(self, settings: Settings, store: Store) -> None:
+        """Raises SettingsError for the cards."""
+        every = load_cards(settings)
+        self._store = store
+        self._cards = casting(settings, every)
+        self._scorer = scorer_of(settings, every)
+        self._writer = writer_identity(settings.story, story_card(settings))
+
+    def plan(self, path: Path, *, last_stage: Stage = Stage.COMPOSITION, tier: Tier | None = None) -> Submission:
+        """As `film_job`."""
+        text = read_text(path)
+        if looks_like_script(text, path.name):
+            node = plan_script(text, cards=self._cards, file=path.name, last_stage=last_stage, writer=self._writer)
+            document = {"script": text, LAST_STAGE: last_stage.value, **kept_tiers(tier or Tier.FINAL, {})}
+            return _submission(path, path.stem, document, (told_at(node, tier),), ())
+        storyboard = at_tier(parse_storyboard(text, file=path.name), tier)
+        return _storyboard_job(storyboard, text, path, self._cards, self._store, last_stage, self._scorer)
 
 
 def _storyboard_job(  # noqa: PLR0913 - all that decides the job's plan

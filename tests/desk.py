@@ -30,7 +30,17 @@ from workflows.stages.pick import pick
 from workflows.stages.story import RULES, story
 from workflows.store import Store
 from workflows.story import StoryWriter
-from workflows.types import STORY_LANE, Json, MediaType, NodeCall, NodeKind, NodeResult, Phase, ProgressRecord
+from workflows.types import (
+    STORY_LANE,
+    JobStatus,
+    Json,
+    MediaType,
+    NodeCall,
+    NodeKind,
+    NodeResult,
+    Phase,
+    ProgressRecord,
+)
 
 SLOTS = {"sketch": 4, "cpu": 2}
 TWO_SHOTS: dict[str, Json] = {"title": "Two", "shots": [
@@ -43,6 +53,10 @@ ROUTES = {
     "/api/jobs/{job_id}/mask": {"get"}, "/api/jobs/{job_id}/report": {"get"}, "/api/jobs/{job_id}/plot": {"get"},
     "/api/films": {"post"}, "/api/films/{job_id}/promote": {"post"}, "/api/films/{job_id}/shots/{shot_id}": {"patch"},
     "/api/jobs": {"get"},
+    "/api/batches": {"get", "post"}, "/api/batches/{batch_id}": {"get", "patch", "delete"},
+    "/api/batches/{batch_id}/pause": {"post"}, "/api/batches/{batch_id}/resume": {"post"},
+    "/api/batches/{batch_id}/cancel": {"post"}, "/api/batches/{batch_id}/retry": {"post"},
+    "/api/batches/{batch_id}/report": {"get"},
     "/api/jobs/{job_id}": {"get", "delete"}, "/api/jobs/{job_id}/log": {"get"},
     "/api/jobs/{job_id}/images": {"get"}, "/api/jobs/{job_id}/events": {"get"},
     "/api/jobs/{job_id}/cancel": {"post"}, "/api/jobs/{job_id}/retry": {"post"}, "/api/jobs/{job_id}/video": {"get"},
@@ -180,19 +194,27 @@ class Shop:
         """Run an engine until the job is over."""
         return asyncio.run(self.run_to_end(job_id))
 
+    def render_all(self) -> None:
+        """Run an engine until no job is open."""
+        asyncio.run(self._run_until(lambda: not any(
+            self.ledger.jobs(status, limit=1).jobs for status in (JobStatus.QUEUED, JobStatus.RUNNING))))
+
     async def run_to_end(self, job_id: str) -> JobRow:
         """Run an engine in this loop until the job is over."""
+        await self._run_until(lambda: self.ledger.job(job_id).status.is_terminal)
+        return self.ledger.job(job_id)
+
+    async def _run_until(self, is_over: Callable[[], bool]) -> None:
         steps = {**dict.fromkeys(NodeKind, self.painter), NodeKind.PICK: pick, NodeKind.STORY: partial(
             story, cards=casting(self.settings, load_cards(self.settings)), store=self.store, writer=self.writer)}
         engine = Engine(self.ledger, steps, store=self.store, dispatcher=Dispatcher({**SLOTS, STORY_LANE: 1}),
                         settings=QUICK.model_copy(update={"attempts": 1}))
         running = asyncio.create_task(engine.run())
         async with asyncio.timeout(30):
-            while not (row := self.ledger.job(job_id)).status.is_terminal:  # noqa: ASYNC110
+            while not is_over():  # noqa: ASYNC110
                 await asyncio.sleep(0.01)  # the database sends no signal
         await engine.stop()
         await running
-        return row
 
     def film(self, document: Mapping[str, Json] = TWO_SHOTS) -> str:
         """Send a film and render it; its id."""

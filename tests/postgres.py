@@ -15,7 +15,7 @@ import pytest
 import sqlalchemy as sa
 
 from workflows.durable.database import Database
-from workflows.durable.tables import api_key, hook, job, reply, usage
+from workflows.durable.tables import api_key, batch, hook, job, reply, usage
 
 USER = "postgres"
 _numbers = itertools.count(1)
@@ -120,6 +120,6 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path / 'state.db'}"
     database: Database = request.getfixturevalue("shared_database")
     with database.write() as connection:
-        for table in (job, reply, hook, api_key, usage):
+        for table in (job, batch, reply, hook, api_key, usage):
             connection.execute(sa.delete(table))
     return str(request.getfixturevalue("postgres_server").url(sa.make_url(database.name).database))

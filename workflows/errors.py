@@ -9,6 +9,9 @@ ReelrayError                    fault     retry
 ├─ UnknownUpload                caller    never     no video has this id
 ├─ UnknownKey                   caller    never     no API key has this id
 ├─ BudgetSpent                  capacity  never     the job's API key has used up its GPU-seconds
+├─ UnknownBatch                 caller    never
+├─ BatchConflict                caller    never     the verb does not fit the batch as it is now
+├─ BatchHeld                    capacity  free      the node's batch is paused, or has enough nodes at work
 ├─ UnknownWebhook               caller    never     no such webhook, or no such delivery to it
 ├─ WebhookConflict              caller    never     the webhook is disabled, or there are too many
 ├─ WebhookFailed                system    counted   a webhook could not be delivered: no connection, no reply, refused
@@ -99,10 +102,12 @@ class Problem:
     """1-based line in the source file, where known."""
     nearest: str = ""
     """The nearest valid value or values, ready to paste; empty when there is none."""
+    file: str = ""
+    """Which of several documents; empty where there is only one."""
 
     def render(self, file: str = "") -> str:
         """`film.yaml:12: shot s3: frames: 80 frames; nearest valid: 77 or 81`."""
-        where = ":".join(part for part in (file, str(self.line) if self.line else "") if part)
+        where = ":".join(part for part in (self.file or file, str(self.line) if self.line else "") if part)
         parts = [where, f"shot {self.shot_id}" if self.shot_id else "", self.field, self.problem]
         text = ": ".join(part for part in parts if part)
         return f"{text}; nearest valid: {self.nearest}" if self.nearest else text
@@ -223,6 +228,45 @@ class BudgetSpent(ReelrayError):
         """Name the key and the numbers, and say how the job goes on."""
         return (f"{self.problem}; `reelray keys change {self.key_id} --gpu-seconds MORE`, then retry job "
                 f"{self.job_id}: it goes on where it stopped")
+
+
+@dataclass(kw_only=True, eq=False)
+class UnknownBatch(ReelrayError):
+    """No batch has this id."""
+
+    fault: ClassVar[Fault] = Fault.CALLER
+    batch_id: str
+
+    def message(self) -> str:
+        """Name the id and how to find the right one."""
+        return f"no batch {self.batch_id!r}; `reelray batch list` shows them"
+
+
+@dataclass(kw_only=True, eq=False)
+class BatchConflict(ReelrayError):
+    """The verb does not fit the batch as it is now."""
+
+    fault: ClassVar[Fault] = Fault.CALLER
+    batch_id: str
+    problem: str
+
+    def message(self) -> str:
+        """Name the batch and the reason."""
+        return f"batch {self.batch_id}: {self.problem}"
+
+
+@dataclass(kw_only=True, eq=False)
+class BatchHeld(ReelrayError):
+    """A node's batch lets no further one start for now; nothing was written."""
+
+    fault: ClassVar[Fault] = Fault.CAPACITY
+    retry: ClassVar[Retry] = Retry.FREE
+    batch_id: str
+    reason: str
+
+    def message(self) -> str:
+        """Name the batch and the reason."""
+        return f"batch {self.batch_id} starts nothing for now: {self.reason}"
 
 
 @dataclass(kw_only=True, eq=False)

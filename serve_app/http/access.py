@@ -24,6 +24,7 @@ from serve_app.service.access import ANYBODY, OPEN_PATHS, Access, Caller, Quota,
 
 JOB_PARAMETERS = ("job_id", "video_id", "image_id")
 """Path parameters that name a job."""
+BATCH_PARAMETER = "batch_id"
 CHALLENGE = 'Bearer realm="reelray"'
 BROWSER_CHALLENGE = 'Basic realm="reelray: any name, your key as the password", charset="UTF-8"'
 SENT_HEADERS = ("Authorization", "Content-Type", "Idempotency-Key", "If-None-Match", "Last-Event-ID", "Range")
@@ -69,11 +70,14 @@ TheCaller = Annotated[Caller, Depends(caller_of)]
 
 
 async def own_jobs_only(request: Request, caller: TheCaller) -> None:
-    """For every route: a job in the path must be one that the caller may see. Raises UnknownJob."""
+    """For every route: a job or batch in the path must be one that the caller may see. Raises UnknownJob, UnknownBatch.
+    """
     access: Access = request.app.state.desk.access
     for name in JOB_PARAMETERS:
         if name in request.path_params:
             await access.require_own(caller, str(request.path_params[name]))
+    if BATCH_PARAMETER in request.path_params:
+        await access.require_own_batch(caller, str(request.path_params[BATCH_PARAMETER]))
 
 
 def key_in(headers: Mapping[str, str]) -> str:

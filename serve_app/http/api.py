@@ -13,6 +13,7 @@ from pydantic.json_schema import models_json_schema
 
 from serve_app.http import (
     access,
+    batches,
     edits,
     films,
     images,
@@ -52,7 +53,7 @@ def build_api(desk: Desk) -> FastAPI:
                   dependencies=[Depends(access.own_jobs_only)])
     app.state.desk = desk
     for router in (films.router, pictures.router, uploads.router, edits.router, jobs.router, jobs.files, system.router,
-                   webhooks.router, openai.router, videos.router, images.router):
+                   webhooks.router, openai.router, videos.router, images.router, batches.router):
         app.include_router(router)
     install_page(app)
     problems.install(app)

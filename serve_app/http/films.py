@@ -70,7 +70,7 @@ async def create_film(request: Request, desk: TheDesk, caller: TheCaller, ask: A
     """
     body = await request.body()
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    last_stage = _last_stage(ask.stages)
+    last_stage = last_stage_asked(ask.stages)
 
     async def make(token: str) -> Mapping[str, Json]:
         draft = await _drafted(desk, body, media_type, last_stage, ask.tier)
@@ -159,7 +159,8 @@ def _script(value: Mapping[str, Json]) -> Sent:
                 film=asked.film)
 
 
-def _last_stage(stages: str) -> Stage:
+def last_stage_asked(stages: str) -> Stage:
+    """How far `stages` goes. Raises Refused."""
     try:
         return last_stage_of(stages)
     except InvalidDocument as error:

@@ -24,6 +24,8 @@ PICTURE_PATHS = frozenset({"/api/pictures", "/v1/videos"})
 """Bodies sent to these may hold a picture."""
 VIDEO_PATHS = frozenset({"/api/uploads", "/api/edits"})
 """Bodies sent to these may hold a video, and are not held in memory."""
+BATCH_PATH = "/api/batches"
+"""Bodies sent to this hold many films."""
 FORM_BYTES = 10_000
 """What a form may have around a picture."""
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
@@ -116,6 +118,8 @@ class Guard:
             most, name = self._settings.max_video_mb * 1_000_000 + 2 * FORM_BYTES, "http.max_video_mb"
         elif path in PICTURE_PATHS:
             most, name = self._settings.max_picture_kb * 1000 + FORM_BYTES, "http.max_picture_kb"
+        elif path == BATCH_PATH:
+            most, name = self._settings.max_batch_kb * 1000, "http.max_batch_kb"
         else:
             most, name = self._settings.max_body_kb * 1000, "http.max_body_kb"
         return Refused(413, "too-large", f"the body is longer than {most} bytes ({name})"), most

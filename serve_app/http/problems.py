@@ -28,11 +28,13 @@ from starlette.exceptions import HTTPException
 from workflows.durable.database import is_down
 from workflows.errors import (
     ArtifactMissing,
+    BatchConflict,
     Fault,
     InvalidDocument,
     JobConflict,
     Problem,
     ReelrayError,
+    UnknownBatch,
     UnknownJob,
     UnknownKey,
     UnknownPart,
@@ -56,8 +58,9 @@ MAX_DETAILS = 100
 MAX_NAME = 200
 """Characters of a field's name."""
 STATUS_OF_FAULT = {Fault.CALLER: 422, Fault.SYSTEM: 500, Fault.CAPACITY: 503}
-NOT_FOUND = (UnknownJob, UnknownPart, UnknownPicture, UnknownUpload, UnknownKey, UnknownWebhook, ArtifactMissing)
-CONFLICT = (JobConflict, WebhookConflict)
+NOT_FOUND = (UnknownJob, UnknownPart, UnknownPicture, UnknownUpload, UnknownKey, UnknownWebhook, UnknownBatch,
+             ArtifactMissing)
+CONFLICT = (JobConflict, WebhookConflict, BatchConflict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,13 +77,15 @@ class Detail:
     """1-based line of the body."""
     nearest: str = ""
     """The nearest valid value, ready to paste."""
+    file: str = ""
+    """Which of several documents in the body."""
     code: str = ""
     """A short name for programs, where it is not that of the whole; told in OpenAI's envelope only."""
 
     def to_json(self) -> dict[str, Json]:
         """As plain data, without what is not known."""
         known: dict[str, Json] = {"detail": self.detail, "pointer": self.pointer, "parameter": self.parameter,
-                                  "shot": self.shot, "line": self.line, "nearest": self.nearest}
+                                  "shot": self.shot, "line": self.line, "nearest": self.nearest, "file": self.file}
         return {name: value for name, value in known.items() if value}
 
 
@@ -88,11 +93,11 @@ class Refused(HTTPException):
     """A request that the HTTP layer itself refuses."""
 
     def __init__(self, status: int, code: str, detail: str, *, errors: Sequence[Detail] = (),
-                 headers: Mapping[str, str] | None = None) -> None:
-        """`code` is a short name for programs, `detail` a sentence for people."""
+                 headers: Mapping[str, str] | None = None, most: int = MAX_DETAILS) -> None:
+        """`code` is a short name for programs, `detail` a sentence for people; `most` of the errors are told."""
         super().__init__(status, detail, dict(headers or {}))
         self.code = code
-        self.errors = tuple(errors)
+        self.errors = tuple(errors)[:most]
 
 
 def install(app: FastAPI) -> None:
@@ -105,7 +110,7 @@ def install(app: FastAPI) -> None:
 def refused_document(error: InvalidDocument, shot_ids: Sequence[str] = ()) -> Refused:
     """A document that was refused, with pointers into it; `shot_ids` are its shots in order."""
     details = tuple(Detail(detail=problem.problem, pointer=pointer_of(problem, shot_ids), shot=problem.shot_id,
-                           line=problem.line, nearest=problem.nearest) for problem in error.problems)
+                           line=problem.line, nearest=problem.nearest, file=problem.file) for problem in error.problems)
     return Refused(422, "invalid-document", _summary(details), errors=details)
 
 
@@ -136,7 +141,6 @@ def body_detail(message: str, path: Sequence[str]) -> Detail:
 def problem_response(status: int, code: str, detail: str, *, errors: Sequence[Detail] = (), instance: str = "",
                      headers: Mapping[str, str] | None = None) -> Response:
     """A problem as a reply; under /v1 in the envelope that OpenAI's clients read."""
-    errors = errors[:MAX_DETAILS]
     is_openai = instance.startswith(OPENAI_PATH)
     body = _envelope(status, code, detail, errors) if is_openai else _problem(status, code, detail, errors, instance)
     retry = {"Retry-After": str(RETRY_AFTER_S)} if status == 503 else {}

@@ -37,6 +37,8 @@ class ProblemDetail(Part):
     """1-based line of the request body."""
     nearest: str | None = Field(default=None, examples=["77 or 81"])
     """The nearest valid value or values, ready to paste."""
+    file: str | None = None
+    """Which of several documents in the body."""
 
 
 class Problem(Part):

@@ -16,9 +16,10 @@ from enum import StrEnum
 
 from configs.settings import HttpSettings
 from serve_app.service.forecast import Remembered
+from workflows.durable.batches import Batches
 from workflows.durable.keys import ApiKey, Keys, Role, id_in
 from workflows.durable.ledger import Ledger
-from workflows.errors import UnknownJob
+from workflows.errors import UnknownBatch, UnknownJob
 
 KEYS_AGE_S = 2.0
 OWNERS_KEPT = 10_000
@@ -128,6 +129,7 @@ class Access:
         keys = Keys(ledger.database)
         self.needs_keys = settings.needs_keys
         self._ledger = ledger
+        self._batches = Batches(ledger)
         self._settings = settings
         self._now = now
         self._keys: Remembered[Mapping[str, ApiKey]] = Remembered(
@@ -170,3 +172,8 @@ class Access:
                 self._owners.popitem(last=False)
         if owner != caller.own_jobs:
             raise UnknownJob(job_id=job_id)
+
+    async def require_own_batch(self, caller: Caller, batch_id: str) -> None:
+        """The same of a batch; raises UnknownBatch."""
+        if caller.own_jobs and (await asyncio.to_thread(self._batches.get, batch_id)).key_id != caller.own_jobs:
+            raise UnknownBatch(batch_id=batch_id)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,6 +11,7 @@ from configs.load import casting, load_cards, scorer_of, story_card
 from configs.model_card import ModelCard, Task
 from configs.settings import Settings
 from serve_app.service.access import Access
+from serve_app.service.batches import BatchDesk
 from serve_app.service.edits import edits_of
 from serve_app.service.feed import Board
 from serve_app.service.files import Files
@@ -18,7 +19,7 @@ from serve_app.service.films import Films
 from serve_app.service.forecast import Forecast
 from serve_app.service.hub import Hub
 from serve_app.service.links import job_links
-from serve_app.service.metrics import Metrics, webhook_deliveries
+from serve_app.service.metrics import Metrics, batches_by_state, webhook_deliveries
 from serve_app.service.pictures import Pictures
 from serve_app.service.streams import Streams
 from serve_app.service.uploads import Uploads
@@ -94,6 +95,7 @@ class Desk:
                            writer_identity(settings.story, story_card(settings)), scorer_of(settings, self.cards))
         self.uploads = Uploads(ports.store, settings.http, settings.data_dir.expanduser() / "uploads")
         self.edits = edits_of(settings, ports.ledger, ports.store, self.forecast)
+        self.batches = BatchDesk(ports.ledger, self.forecast)
         self.files = Files(ports.ledger, ports.store, self.takes)
         self.hub = Hub(ports.ledger, self.overview, ports.board, window=settings.http.window)
         self.views = Views(Sources(ledger=ports.ledger, overview=self.overview, takes=self.takes,
@@ -102,7 +104,8 @@ class Desk:
                                max_bytes=settings.http.stream_kb * 1000)
         self.webhooks = Webhooks(ports.ledger, Guard(settings.webhooks))
         self.metrics = Metrics(Meters(ports.ledger.database), self.overview, ports.slots,
-                               (lambda: webhook_deliveries(self.webhooks.tally()),))
+                               (lambda: webhook_deliveries(self.webhooks.tally()),
+                                lambda: batches_by_state(self.batches.tally())))
         self._studio = ports.studio
 
     async def close(self) -> None:
@@ -112,6 +115,13 @@ class Desk:
     def submitted(self, job_id: str) -> None:
         """A job was queued, now or again: the Director should look, and older replies do not count."""
         self.views.forget(job_id)
+        self._studio.wake()
+        self.hub.nudge()
+
+    def submitted_many(self, job_ids: Iterable[str]) -> None:
+        """As `submitted`, for jobs of a batch, or for a batch whose limits were changed."""
+        for job_id in job_ids:
+            self.views.forget(job_id)
         self._studio.wake()
         self.hub.nudge()
 
@@ -151,6 +161,32 @@ class Desk:
         await asyncio.to_thread(self.ledger.delete, job_id)
         await asyncio.to_thread(self._studio.reopened, job_id)
         self.submitted(job_id)
+
+    async def cancel_batch(self, batch_id: str) -> None:
+        """Ask for the end of a batch's jobs. Raises UnknownBatch."""
+        asked = await asyncio.to_thread(self.batches.rows.cancel, batch_id)
+        left = {found.job_id for found in await asyncio.to_thread(self.batches.rows.files, batch_id)
+                if not found.status.is_terminal}
+        for job_id in asked:
+            if job_id in left:  # a Director has it in hand
+                await asyncio.to_thread(self._studio.cancelled, job_id)
+        self.submitted_many(asked)
+
+    async def retry_batch(self, batch_id: str) -> Collection[str]:
+        """Run again what did not succeed; the jobs that were opened. Raises UnknownBatch."""
+        opened = await asyncio.to_thread(self.batches.rows.retry, batch_id)
+        for job_id in opened:
+            await asyncio.to_thread(self._studio.reopened, job_id)
+        self.submitted_many(opened)
+        return tuple(opened)
+
+    async def delete_batch(self, batch_id: str) -> None:
+        """Forget a batch that is over. Raises UnknownBatch, BatchConflict."""
+        files = await asyncio.to_thread(self.batches.rows.files, batch_id)
+        await asyncio.to_thread(self.batches.rows.delete, batch_id)
+        for found in files:
+            await asyncio.to_thread(self._studio.reopened, found.job_id)
+        self.submitted_many(found.job_id for found in files)
 
     def jobs(self, status: JobStatus | None, kind: str, limit: int, cursor: str, key_id: str = "",
              ) -> dict[str, Json]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Generic, TypeVar
 
 from workflows.durable.graph import FAN_OUT
@@ -64,6 +65,26 @@ class Forecast:
         others = [(work, rank) for work, rank in self._backlog.get() if work.job_id != job.id]
         return estimate([work_of(node, live.get(node.id)) for node in open_nodes], others, priority=job.priority,
                         pace=self.pace, slots=self._slots)
+
+    def eta_of_batch(self, nodes: Sequence[NodeRow], concurrency: int | None) -> Eta | None:
+        """Seconds until these open nodes of several batch jobs are done, no more than so many at a time; None when
+        nothing is known of one of them.
+        """
+        if any(node.kind in FAN_OUT for node in nodes):
+            return None
+        mine = [_renamed(work_of(node, None)) for node in nodes]
+        jobs = {node.job_id for node in nodes}
+        others = [(work, rank) for work, rank in self._backlog.get() if work.job_id not in jobs]
+        found = estimate(mine, others, priority=Priority.BATCH, pace=self.pace, slots=self._slots)
+        if found is None or concurrency is None:
+            return found
+        in_turn_s = sum(map(self.pace.expected_s, mine)) / concurrency
+        return Eta(p50_s=max(found.p50_s, in_turn_s), p90_s=max(found.p90_s, in_turn_s))
+
+
+def _renamed(work: Work) -> Work:
+    """Under an id that no node of another job has."""
+    return replace(work, id=f"{work.job_id}/{work.id}", deps=tuple(f"{work.job_id}/{dep}" for dep in work.deps))
 
 
 def work_of(node: NodeRow, record: ProgressRecord | None) -> Work:

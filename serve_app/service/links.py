@@ -16,6 +16,17 @@ def job_links(job_id: str) -> dict[str, str]:
     return {"self": url, "events": f"{url}/events", "log": f"{url}/log"}
 
 
+def batch_url(batch_id: str) -> str:
+    """A batch's status."""
+    return f"/api/batches/{quote(batch_id, safe='')}"
+
+
+def batch_links(batch_id: str) -> dict[str, str]:
+    """Where to go from a batch."""
+    url = batch_url(batch_id)
+    return {"self": url, "report": f"{url}/report"}
+
+
 def video_url(job_id: str) -> str:
     """A job's film."""
     return f"{job_url(job_id)}/video"

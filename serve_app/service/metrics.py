@@ -59,6 +59,12 @@ def webhook_deliveries(tally: Mapping[DeliveryStatus, int]) -> Iterable[Metric]:
                  [({"status": status.value}, count) for status, count in tally.items()])
 
 
+def batches_by_state(tally: Mapping[str, int]) -> Iterable[Metric]:
+    """A gauge, since batches can be forgotten."""
+    yield _gauge("reelray_batches", "Batches by state: running, held (paused, or out of GPU-seconds), over.",
+                 [({"state": state}, count) for state, count in tally.items()])
+
+
 def _now(readings: Readings) -> Iterable[Metric]:
     yield _gauge("reelray_info", "Version that answers.", [({"version": version("reelray")}, 1)])
     yield _gauge("reelray_jobs", "Jobs in the database by status.",

@@ -17,6 +17,7 @@ from enum import StrEnum
 from configs.settings import EngineSettings
 from workflows.dispatch import CLASSES, Dispatcher
 from workflows.durable.database import is_down
+from workflows.durable.gates import Gates
 from workflows.durable.journal import Journal
 from workflows.durable.leases import Claim, Ending, Lease, Leases
 from workflows.durable.ledger import Ledger
@@ -39,6 +40,8 @@ class Halt(StrEnum):
 
     CANCEL = "cancel"
     STOP = "stop"
+    PAUSE = "pause"
+    """Its batch is held, and what it had running is done."""
     LOST = "lost"
 
 
@@ -63,8 +66,9 @@ class Engine:
         self._only = only
         self._leases = Leases(ledger.database, lease_s=settings.lease_s, interruption_limit=settings.interruption_limit)
         self._patience = Patience(writers=ledger.database.writers)
-        self._shop = Workshop(steps=steps, store=store, dispatcher=dispatcher, settings=settings,
-                              leases=self._leases, journal=Journal(ledger.database), patience=self._patience)
+        self._gates = Gates()
+        self._shop = Workshop(steps=steps, store=store, dispatcher=dispatcher, settings=settings, leases=self._leases,
+                              journal=Journal(ledger.database), patience=self._patience, gates=self._gates)
         self._held: dict[str, Held] = {}
         self._wake = asyncio.Event()
         self._stopping = False
@@ -126,11 +130,15 @@ class Engine:
         """Stop what was lost or shall end; take new jobs while there is room."""
         asked = dict(self._held)
         survey = await self._patience.once(self._leases.survey, self._tokens(), only=self._only)
+        self._gates.learn(survey.batches)
         for job_id, held in asked.items():
+            standing = survey.batches.get(held.lease.claim.job.batch_id)
             if job_id not in survey.held:
                 self._halt(held, Halt.LOST)
             elif survey.held[job_id]:
                 self._halt(held, Halt.CANCEL)
+            elif standing is not None and standing.is_held and self._gates.is_idle(job_id):
+                self._halt(held, Halt.PAUSE)
         for priority in CLASSES:
             room = self._room(priority)
             if priority in survey.waiting and room > 0 and not self._stopping:
@@ -139,6 +147,8 @@ class Engine:
                     self._leases.claim, room, priority, only=self._only, held=self._tokens())
                 for claim in taken:
                     self._take(Lease(claim=claim, certain_until_s=asked_s + self._settings.lease_s))
+                    if claim.job.batch_id:
+                        self._wake.set()  # nothing of it starts before its batch was looked at
 
     def _room(self, priority: Priority) -> int:
         """How many more jobs of a class fit; batch jobs leave some places free for interactive ones to come."""
@@ -194,7 +204,7 @@ class Engine:
                 case Halt.CANCEL:
                     await self._patience.insist(self._leases.cancel, claim)
                     await self._discard(claim)
-                case Halt.STOP:
+                case Halt.STOP | Halt.PAUSE:
                     await self._patience.insist(self._leases.release, claim)
                 case _:
                     log.warning("%s", LeaseLost(job_id=claim.job.id))

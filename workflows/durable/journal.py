@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import sqlalchemy as sa
 
 from workflows.durable import graph
+from workflows.durable.batch_rules import check_batch, hold_if_spent
 from workflows.durable.database import Database
 from workflows.durable.events import Note, append, log_notes
 from workflows.durable.leases import Claim, fence
@@ -46,7 +47,8 @@ class Journal:
     def start(self, claim: Claim, old: NodeRow, *, key: str) -> NodeRow:
         """An attempt begins: written before anything is spent on it.
 
-        Raises BudgetSpent when the job's API key may not spend more; nothing is written then.
+        Raises BudgetSpent when the job's API key may not spend more, and BatchHeld when its batch lets nothing start
+        for now; nothing is written then.
         """
         new = replace(old, status=NodeStatus.RUNNING, attempt=old.attempt + 1, key=key, started_at_s=time.time(),
                       finished_at_s=None)
@@ -57,8 +59,14 @@ class Journal:
             if _move(connection, old, new):
                 # After the move: one that was written before is not asked again. What is raised here undoes it.
                 check_budget(connection, claim.job.key_id, new)
+                check_batch(connection, claim.job.batch_id, new, now_s=self._database.now_s())
                 append(connection, new.job_id, [note])
         return new
+
+    def hold_batch(self, batch_id: str) -> None:
+        """Pause a batch that has used up its GPU-seconds; where it was refused for another reason nothing changes."""
+        with self._database.write() as connection:
+            hold_if_spent(connection, batch_id)
 
     def succeed(self, claim: Claim, old: NodeRow, done: Done, *, key: str) -> Settled:
         """A result: the node, the nodes it inserts and its warnings, in one commit.

@@ -15,6 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.sql.dml import ReturningUpdate
 
+from workflows.durable.batch_rules import Standing, may_be_taken, standings
 from workflows.durable.database import Database
 from workflows.durable.events import Note, append
 from workflows.durable.ledger import OPEN_JOBS, OPEN_NODES, close_cancelled
@@ -51,6 +52,8 @@ class Survey:
     """Jobs still owned by the tokens asked for: whether their cancel was requested."""
     waiting: frozenset[Priority]
     """Classes in which there is a job to claim."""
+    batches: Mapping[str, Standing]
+    """Those of the jobs that are held."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +97,8 @@ class Leases:
         token = uuid.uuid4().hex
         with self._database.write() as connection:
             # Built inside the transaction: on SQLite the clock is read here, after any wait for the write lock.
-            rows = connection.execute(self._taking(token, limit, self._free(priority, only, held))).mappings().all()
+            free = self._free(connection, priority, only, held)
+            rows = connection.execute(self._taking(token, limit, free)).mappings().all()
             for row in rows:
                 self._recover(connection, row["id"])
         return tuple(Claim(job=JobRow.of(row), token=token) for row in rows)
@@ -105,8 +109,8 @@ class Leases:
             held = {row.id: bool(row.cancel_requested) for row in connection.execute(
                 sa.select(job.c.id, job.c.cancel_requested).where(job.c.owner.in_(tokens)))} if tokens else {}
             waiting = frozenset(priority for priority in Priority if connection.scalar(
-                sa.select(job.c.id).where(self._free(priority, only, tokens)).limit(1)) is not None)
-        return Survey(held=held, waiting=waiting)
+                sa.select(job.c.id).where(self._free(connection, priority, only, tokens)).limit(1)) is not None)
+            return Survey(held=held, waiting=waiting, batches=standings(connection, tokens) if tokens else {})
 
     def renew(self, tokens: Collection[str]) -> frozenset[str]:
         """Start the lease of every job still owned by these tokens anew; return the ids of those jobs."""
@@ -162,11 +166,16 @@ class Leases:
                         started_at=sa.func.coalesce(job.c.started_at, time.time()))
                 .returning(job))
 
-    def _free(self, priority: Priority, only: Collection[str] | None, held: Collection[str]) -> sa.ColumnElement[bool]:
-        """Open, and nobody holds it: no owner, or another one whose lease is over by the lease clock."""
+    def _free(self, connection: sa.Connection, priority: Priority, only: Collection[str] | None,
+              held: Collection[str]) -> sa.ColumnElement[bool]:
+        """Open, and nobody holds it: no owner, or another one whose lease is over by the lease clock. Of a batch only
+        what it has use for.
+        """
         vacant = sa.and_(job.c.lease_until < self._database.now_s(), job.c.owner.not_in(held))
         free = sa.and_(job.c.status.in_(OPEN_JOBS), job.c.priority == priority.value,
                        sa.or_(job.c.owner.is_(None), vacant))
+        if priority is Priority.BATCH:
+            free = sa.and_(free, may_be_taken(connection))
         return free if only is None else sa.and_(free, job.c.id.in_(only))
 
     def _lease_end(self) -> sa.ColumnElement[float]:

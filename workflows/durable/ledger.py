@@ -13,6 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Collection
 from datetime import UTC, datetime
+from typing import Protocol
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
@@ -35,6 +36,18 @@ OPEN_JOBS = (JobStatus.QUEUED.value, JobStatus.RUNNING.value)
 OPEN_NODES = (NodeStatus.PENDING.value, NodeStatus.RUNNING.value)
 
 
+class Listed(Protocol):
+    """A row of a list that comes in pages."""
+
+    @property
+    def id(self) -> str:
+        """Unique."""
+
+    @property
+    def created_at_s(self) -> float:
+        """Unix time."""
+
+
 class Ledger:
     """All jobs of one database."""
 
@@ -51,13 +64,10 @@ class Ledger:
 
         Raises JobConflict when the id belongs to another document, InvalidDocument when the nodes are no DAG.
         """
-        if not new.nodes or not new.weight > 0 or not 0 < len(new.id) <= ID_CHARS:
-            raise InvalidDocument(problems=(Problem(
-                problem=f"a job needs an id of 1 to {ID_CHARS} characters, at least one node, and a weight above 0"),))
-        graph.check_graph(new.nodes)
+        check_job(new)
         try:
             with self.database.write() as connection:
-                _insert(connection, new)
+                insert_job(connection, new)
         except IntegrityError:
             # The id is taken. Not asked beforehand: another process may be quicker than question and answer.
             found = self.job(new.id)
@@ -158,7 +168,7 @@ class Ledger:
         order = (job.c.created_at, job.c.id) if oldest_first else (job.c.created_at.desc(), job.c.id.desc())
         wanted = wanted.order_by(*order).limit(_limit(limit) + 1)
         if cursor:
-            created_at, last_id = _read_cursor(cursor)
+            created_at, last_id = read_cursor(cursor)
             last = sa.tuple_(sa.literal(created_at, sa.Double), sa.literal(last_id, sa.String))
             wanted = wanted.where(places > last if oldest_first else places < last)
         with self.database.read() as connection:
@@ -208,12 +218,21 @@ def close_cancelled(connection: sa.Connection, job_id: str, status: JobStatus) -
     ])
 
 
-def _insert(connection: sa.Connection, new: NewJob) -> None:
+def check_job(new: NewJob) -> None:
+    """Raise InvalidDocument for what cannot be queued."""
+    if not new.nodes or not new.weight > 0 or not 0 < len(new.id) <= ID_CHARS:
+        raise InvalidDocument(problems=(Problem(
+            problem=f"a job needs an id of 1 to {ID_CHARS} characters, at least one node, and a weight above 0"),))
+    graph.check_graph(new.nodes)
+
+
+def insert_job(connection: sa.Connection, new: NewJob) -> None:
+    """Queue a job in the caller's transaction. Raises IntegrityError when its id is taken."""
     connection.execute(sa.insert(job).values(
         id=new.id, kind=new.kind, title=new.title, status=JobStatus.QUEUED.value, priority=new.priority.value,
         weight=new.weight, document=dict(new.document), document_digest=new.identity, cancel_requested=False,
         created_at=time.time(), warnings=[], key_id=new.key_id or None, concurrency=new.limits.concurrency,
-        attempt_timeout_s=new.limits.attempt_timeout_s))
+        attempt_timeout_s=new.limits.attempt_timeout_s, batch_id=new.batch_id or None))
     rows = [NodeRow.planned(new.id, spec, ord=ord) for ord, spec in enumerate(new.nodes)]
     connection.execute(sa.insert(node), [row.plan_columns() | row.state_columns() for row in rows])
     if new.webhook_url:
@@ -238,12 +257,13 @@ def _limit(limit: int) -> int:
     return limit
 
 
-def cursor_after(row: JobRow) -> str:
-    """The cursor that continues a list of jobs behind this one."""
+def cursor_after(row: Listed) -> str:
+    """The cursor that continues a list, newest first, behind this row."""
     return base64.urlsafe_b64encode(json.dumps([row.created_at_s, row.id]).encode()).decode()
 
 
-def _read_cursor(cursor: str) -> tuple[float, str]:
+def read_cursor(cursor: str) -> tuple[float, str]:
+    """When the row before was made, and its id. Raises InvalidDocument for what is no cursor."""
     try:
         created_at, last_id = json.loads(base64.urlsafe_b64decode(cursor.encode()))
         if not isinstance(created_at, float) or not math.isfinite(created_at) or "\0" in last_id:

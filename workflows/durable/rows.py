@@ -72,6 +72,8 @@ class NewJob:
     webhook_url: str = ""
     """A webhook of this job alone, registered in the commit that queues it; empty: none."""
     limits: Limits = Limits()
+    batch_id: str = ""
+    """The batch that it belongs to; empty: none."""
 
     @property
     def identity(self) -> str:
@@ -101,6 +103,8 @@ class JobRow:
     key_id: str = ""
     """The API key whose job it is; empty: nobody's."""
     limits: Limits = Limits()
+    batch_id: str = ""
+    """The batch that it belongs to; empty: none."""
 
     @classmethod
     def of(cls, row: RowMapping) -> JobRow:
@@ -114,6 +118,7 @@ class JobRow:
             warnings=tuple(dict.fromkeys(str(warning["text"]) for warning in row["warnings"])),
             key_id=row["key_id"] or "",
             limits=Limits(concurrency=row["concurrency"], attempt_timeout_s=row["attempt_timeout_s"]),
+            batch_id=row["batch_id"] or "",
         )
 
 

@@ -1,4 +1,4 @@
-"""The tables: jobs, their nodes, what happened to them, earlier takes, replies kept for repeats, keys, usage, webhooks.
+"""The tables: jobs, batches, nodes, what happened to them, earlier takes, replies for repeats, keys, usage, webhooks.
 
 Knows SQLAlchemy Core, not who reads or writes.
 A change here needs a revision under `migrations/versions`; a test compares the two.
@@ -28,6 +28,8 @@ ID_CHARS = 200
 """Longest id of a job, a shot or a node."""
 
 KEY_ID_CHARS = 40
+FILE_CHARS = 400
+"""Longest name of a file of a batch."""
 
 metadata = MetaData()
 
@@ -56,9 +58,39 @@ job = Table(
     # None: no limit of its own.
     Column("concurrency", Integer),
     Column("attempt_timeout_s", Double),
+    # The batch it was submitted with; none: it stands alone. Deleting a batch deletes its jobs.
+    Column("batch_id", String(ID_CHARS)),
     Index("job_by_key", "key_id", "created_at"),
+    Index("job_by_batch", "batch_id", "created_at"),
     Index("job_by_status", "status", "priority", "created_at"),
     Index("job_by_age", "created_at", "id"),
+)
+
+batch = Table(
+    "batch", metadata,
+    Column("id", String(ID_CHARS), primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("key_id", String(KEY_ID_CHARS)),
+    # Why none of its nodes is started; empty: they are.
+    Column("held", String(20), nullable=False),
+    # None: no limit.
+    Column("concurrency", Integer),
+    Column("gpu_budget_s", Double),
+    Column("created_at", Double, nullable=False),
+    Index("batch_by_age", "created_at", "id"),
+)
+
+batch_file = Table(
+    "batch_file", metadata,
+    Column("batch_id", String(ID_CHARS), ForeignKey("batch.id", ondelete="CASCADE"), primary_key=True),
+    # As its submitter calls it.
+    Column("file", String(FILE_CHARS), primary_key=True),
+    # Two files that say the same are one job.
+    Column("job_id", String(ID_CHARS), ForeignKey("job.id", ondelete="CASCADE"), primary_key=True),
+    Column("ord", Integer, nullable=False),
+    # The file came back with other content, which is another job; none: this one is the file's.
+    Column("replaced_at", Double),
+    Index("batch_file_by_job", "job_id"),
 )
 
 node = Table(
@@ -171,7 +203,12 @@ usage = Table(
     Column("gpu_s", Double, nullable=False),
     Column("steps", Integer, nullable=False),
     Column("diffusion_s", Double, nullable=False),
+    # None in rows that were written before these were known.
+    Column("job_id", String(ID_CHARS)),
+    Column("shot_id", String(ID_CHARS)),
+    Column("batch_id", String(ID_CHARS)),
     Index("usage_by_key", "key_id", "gpu_s"),
+    Index("usage_by_batch", "batch_id", "gpu_s"),
     Index("usage_by_node_key", "node_key", "outcome"),
 )
 

@@ -48,9 +48,13 @@ class Outcome(StrEnum):
     """A job ended as cancelled; `wall_s` after that was asked for."""
 
 
+FREE = (Outcome.SAVED.value, Outcome.CARRIED.value)
+"""What is told and not charged."""
+
+
 def check_budget(connection: sa.Connection, key_id: str, new: NodeRow) -> None:
     """Raise BudgetSpent when the key may not start another node on a model."""
-    if not key_id or not _takes_gpu(new):
+    if not key_id or not takes_gpu(new):
         return
     found = connection.execute(sa.select(api_key.c.name, api_key.c.gpu_budget_s).where(
         api_key.c.id == key_id, api_key.c.gpu_budget_s.is_not(None))).first()
@@ -64,9 +68,8 @@ def check_budget(connection: sa.Connection, key_id: str, new: NodeRow) -> None:
 
 def spent(connection: sa.Connection, key_id: str = "") -> Mapping[str, float]:
     """GPU-seconds that each key was charged, or this one."""
-    free = (Outcome.SAVED.value, Outcome.CARRIED.value)
     wanted = (sa.select(usage.c.key_id, sa.func.sum(usage.c.gpu_s)).where(
-        usage.c.outcome.not_in(free), usage.c.key_id.is_not(None)).group_by(usage.c.key_id))
+        usage.c.outcome.not_in(FREE), usage.c.key_id.is_not(None)).group_by(usage.c.key_id))
     if key_id:
         wanted = wanted.where(usage.c.key_id == key_id)
     return {str(found): float(seconds) for found, seconds in connection.execute(wanted)}
@@ -74,9 +77,11 @@ def spent(connection: sa.Connection, key_id: str = "") -> Mapping[str, float]:
 
 def charge(connection: sa.Connection, nodes: Sequence[NodeRow], outcome: Outcome, *, key_id: str,
            until_s: float | None = None) -> None:
-    """Write what an attempt at each node has cost until its end, or until now."""
+    """Write what an attempt at each node (of one job) has cost until its end, or until now."""
     at = time.time() if until_s is None else until_s
-    rows = [_row(connection, found, outcome, key_id, at) for found in nodes]
+    batch_id = batch_of(connection, nodes[0].job_id) if nodes else ""
+    whose = {"key_id": key_id or None, "batch_id": batch_id or None}
+    rows = [{**_row(connection, found, outcome, at), **whose} for found in nodes]
     if rows:
         connection.execute(sa.insert(usage), rows)
 
@@ -123,10 +128,11 @@ def _note_job(connection: sa.Connection, job_id: str, outcome: Outcome, *, since
     at = time.time()
     connection.execute(sa.insert(usage).values(
         at=at, key_id=_key_of(connection, job_id) or None, outcome=outcome.value, kind=JOB, lane="", node_key="",
-        wall_s=max(at - since_s, 0.0), gpu_s=0.0, steps=0, diffusion_s=0.0))
+        wall_s=max(at - since_s, 0.0), gpu_s=0.0, steps=0, diffusion_s=0.0, job_id=job_id,
+        batch_id=batch_of(connection, job_id) or None))
 
 
-def _takes_gpu(node: NodeRow) -> bool:
+def takes_gpu(node: NodeRow) -> bool:
     """A model, or a script whose writer runs here as one."""
     writer = node.payload.get("writer")
     return node.lane not in NO_MODEL_LANES or (isinstance(writer, Mapping) and "card" in writer)
@@ -136,7 +142,12 @@ def _key_of(connection: sa.Connection, job_id: str) -> str:
     return connection.scalar(sa.select(job.c.key_id).where(job.c.id == job_id)) or ""
 
 
-def _row(connection: sa.Connection, found: NodeRow, outcome: Outcome, key_id: str, at: float) -> dict[str, object]:
+def batch_of(connection: sa.Connection, job_id: str) -> str:
+    """The batch of a job; empty: none."""
+    return connection.scalar(sa.select(job.c.batch_id).where(job.c.id == job_id)) or ""
+
+
+def _row(connection: sa.Connection, found: NodeRow, outcome: Outcome, at: float) -> dict[str, object]:
     wall_s = max((found.finished_at_s or at) - (found.started_at_s or at), 0.0)
     diffusion_s = found.seconds.get("diffusion", 0.0)
     gpu_s, steps = 0.0, 0
@@ -145,7 +156,7 @@ def _row(connection: sa.Connection, found: NodeRow, outcome: Outcome, key_id: st
             usage.c.node_key == found.key, usage.c.outcome == Outcome.USEFUL.value)) or 0.0
     elif outcome is Outcome.CARRIED:
         gpu_s = found.seconds[CARRIED]
-    elif _takes_gpu(found):
+    elif takes_gpu(found):
         batch = found.payload.get("batch")
         unmeasured_s = wall_s / batch if isinstance(batch, int) else wall_s
         gpus = found.payload.get("gpus")
@@ -155,6 +166,6 @@ def _row(connection: sa.Connection, found: NodeRow, outcome: Outcome, key_id: st
         # A result that began in the middle has made fewer steps than were asked for.
         whole = diffusion_s and not found.seconds.get(CARRIED)
         steps = asked if whole and isinstance(asked, int) else 0
-    return {"at": at, "key_id": key_id or None, "outcome": outcome.value, "kind": found.kind.value, "lane": found.lane,
-            "node_key": found.key, "wall_s": wall_s, "gpu_s": gpu_s, "steps": steps,
-            "diffusion_s": diffusion_s if steps else 0.0}
+    return {"at": at, "outcome": outcome.value, "kind": found.kind.value, "lane": found.lane,
+            "job_id": found.job_id, "shot_id": found.shot_id, "node_key": found.key, "wall_s": wall_s,
+            "gpu_s": gpu_s, "steps": steps, "diffusion_s": diffusion_s if steps else 0.0}

@@ -13,18 +13,20 @@ import traceback
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from graphlib import TopologicalSorter
 
 from configs.settings import EngineSettings
 from workflows.dispatch import Dispatcher, path_ranks
 from workflows.durable import graph, shortage
+from workflows.durable.gates import Gates
 from workflows.durable.journal import Journal, Settled
 from workflows.durable.leases import Ending, Lease, Leases
 from workflows.durable.patience import Patience
 from workflows.durable.rows import Level, NodeRow
 from workflows.durable.verdict import Setback, judge
 from workflows.errors import (
+    BatchHeld,
     BudgetSpent,
     DeadlineExceeded,
     ErrorRecord,
@@ -65,6 +67,26 @@ class Workshop:
     leases: Leases
     journal: Journal
     patience: Patience
+    gates: Gates = field(default_factory=Gates)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Again:
+    """An attempt that settled nothing."""
+
+    node: NodeRow
+    wait_s: float = 0.0
+    """Before the next one."""
+
+
+@dataclass(slots=True)
+class _SoFar:
+    """What a node's attempts have shown since this Director has it."""
+
+    refusals: int = 0
+    """In a row."""
+    avoid: tuple[str, ...] = ()
+    """Replicas that ran out of memory for it."""
 
 
 class Walk:
@@ -142,31 +164,49 @@ class Walk:
         stored = None if node.kind in graph.FAN_OUT else await self._find(key)
         if stored is not None:
             return await self._succeed(node, Done(result=NodeResult(artifact=stored), cached=True), key)
-        refusals, job = 0, self._claim.job
-        avoid: tuple[str, ...] = ()
+        so_far = _SoFar()
         while True:
-            # Two calls share a replica and die together, whichever of them killed it. Kept apart from then on, the
-            # innocent one does not die with the other again, and only the guilty one reaches the poison limit.
-            async with (self._room, self._shop.dispatcher.apart(node.lane) if node.crashes else nullcontext(),
-                        self._shop.dispatcher.slot(lane=node.lane, job_id=job.id, priority=job.priority,
-                                                   weight=job.weight, cost=node.cost, rank=self._ranks[node.id])):
-                try:
-                    node = await self._shop.patience.insist(self._shop.journal.start, self._claim, node, key=key)
-                except BudgetSpent as spent:
-                    return await self._fail(node, self._judge(spent, node, refusals=0))
-                await self._be_certain()
-                outcome = await self._attempt(node, avoid)
-            if isinstance(outcome, NodeResult):
-                return await self._succeed(node, Done(result=outcome), key)
-            if isinstance(outcome, GpuOutOfMemory) and outcome.replica:
-                avoid = tuple({*avoid, outcome.replica})
-            refused = ErrorRecord.of(outcome).retry is Retry.FREE and not isinstance(outcome, ReplicaLost)
-            refusals = refusals + 1 if refused else 0
-            setback = self._judge(outcome, node, refusals=refusals)
-            if setback.final:
-                return await self._fail(node, setback)
-            node = await self._shop.patience.insist(self._shop.journal.retry, self._claim, node, setback)
-            await asyncio.sleep(setback.wait_s)
+            # Until the result is committed: that is what the batch's limit counts, and a pause must not come between.
+            async with self._room, self._shop.gates.place(self._claim.job.batch_id, self._claim.job.id):
+                tried = await self._try(node, key, so_far)
+            if isinstance(tried, Settled):
+                return tried
+            node = tried.node
+            await asyncio.sleep(tried.wait_s)
+
+    async def _try(self, node: NodeRow, key: str, so_far: _SoFar) -> Settled | _Again:
+        """One attempt, as soon as its lane has a slot for it, and what it comes to."""
+        job = self._claim.job
+        # Two calls share a replica and die together, whichever of them killed it. Kept apart from then on, the
+        # innocent one does not die with the other again, and only the guilty one reaches the poison limit.
+        async with (self._shop.dispatcher.apart(node.lane) if node.crashes else nullcontext(),
+                    self._shop.dispatcher.slot(lane=node.lane, job_id=job.id, priority=job.priority,
+                                               weight=job.weight, cost=node.cost, rank=self._ranks[node.id])):
+            try:
+                node = await self._shop.patience.insist(self._shop.journal.start, self._claim, node, key=key)
+            except BudgetSpent as spent:
+                return await self._fail(node, self._judge(spent, node, refusals=0))
+            except BatchHeld as held:
+                await self._shut(held)
+                return _Again(node=node)
+            await self._be_certain()
+            outcome = await self._attempt(node, so_far.avoid)
+        if isinstance(outcome, NodeResult):
+            return await self._succeed(node, Done(result=outcome), key)
+        if isinstance(outcome, GpuOutOfMemory) and outcome.replica:
+            so_far.avoid = tuple({*so_far.avoid, outcome.replica})
+        refused = ErrorRecord.of(outcome).retry is Retry.FREE and not isinstance(outcome, ReplicaLost)
+        so_far.refusals = so_far.refusals + 1 if refused else 0
+        setback = self._judge(outcome, node, refusals=so_far.refusals)
+        if setback.final:
+            return await self._fail(node, setback)
+        node = await self._shop.patience.insist(self._shop.journal.retry, self._claim, node, setback)
+        return _Again(node=node, wait_s=setback.wait_s)
+
+    async def _shut(self, held: BatchHeld) -> None:
+        """The batch lets nothing start: its nodes wait at the gate until the next look at the database."""
+        self._shop.gates.shut(held.batch_id)
+        await self._shop.patience.insist(self._shop.journal.hold_batch, held.batch_id)
 
     async def _be_certain(self) -> None:
         """Ask for the lease again when this process stood still for so long that another may have it; or LeaseLost."""

@@ -83,9 +83,11 @@ class TestMigrations:
         with first.database.write() as connection:
             connection.execute(sa.text("DROP INDEX node_by_end"))
             connection.execute(sa.text("DROP INDEX job_by_key"))
-            for column in ("key_id", "concurrency", "attempt_timeout_s"):
+            connection.execute(sa.text("DROP INDEX job_by_batch"))
+            for column in ("key_id", "concurrency", "attempt_timeout_s", "batch_id"):
                 connection.execute(sa.text(f"ALTER TABLE job DROP COLUMN {column}"))
-            for table in ("take", "reply", "api_key", "usage", "delivery_try", "delivery", "hook"):
+            for table in ("batch_file", "batch", "take", "reply", "api_key", "usage", "delivery_try", "delivery",
+                          "hook"):
                 connection.execute(sa.text(f"DROP TABLE {table}"))
             connection.execute(sa.text(f"UPDATE {VERSION_TABLE} SET version_num = '0001'"))
         first.close()

@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 import serve_app.http
 from configs.load import SettingsError, load_settings
 from configs.settings import HttpSettings
-from serve_app.http.access import JOB_PARAMETERS, Doorman, own_jobs_only
+from serve_app.http.access import BATCH_PARAMETER, JOB_PARAMETERS, Doorman, own_jobs_only
 from serve_app.http.problems import install
 from serve_app.http.schemas import Problem
 from serve_app.service.access import MAY, Access, Bucket
@@ -169,8 +169,9 @@ class TestRoles:
         routers = [value for module in modules for value in vars(module).values() if isinstance(value, APIRouter)]
         names = {name for router in routers for route in router.routes if isinstance(route, Route)
                  for name in re.findall(r"{(\w+)", route.path)}
-        assert names - set(JOB_PARAMETERS) <= {"shot_id", "file", "number", "model", "webhook_id", "message_id",
-                                                 "picture_id", "upload_id"}
+        assert names - {*JOB_PARAMETERS, BATCH_PARAMETER} <= {
+            "shot_id", "file", "number", "model", "webhook_id", "message_id", "picture_id",
+            "upload_id"}
         assert names & set(JOB_PARAMETERS)
 
     async def test_a_video_is_a_job_too(self, shop: Shop, keys: dict[str, IssuedKey]) -> None:

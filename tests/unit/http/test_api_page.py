@@ -47,6 +47,7 @@ def file_of(name: str) -> bytes:
 @pytest.mark.parametrize("words", commands(), ids=lambda words: next(w for w in words if "http" in w)[-40:])
 def test_a_curl_command_works_as_it_stands(shop: Shop, words: list[str]) -> None:
     job_id = shop.film(THREE)
+    made = shop.client.post("/api/batches", json={"name": "x", "films": [{"file": "a", "storyboard": THREE}]}).json()
     method, url, headers, body, files = "", "", {}, None, {}
     rest = iter(words[1:])
     for word in rest:
@@ -66,7 +67,7 @@ def test_a_curl_command_works_as_it_stands(shop: Shop, words: list[str]) -> None
             case "-o":
                 next(rest)
             case _ if word.startswith("http://127.0.0.1:8000/"):
-                url = word.removeprefix("http://127.0.0.1:8000").replace("ID", job_id)
+                url = word.removeprefix("http://127.0.0.1:8000").replace("BATCH", made["id"]).replace("ID", job_id)
     if body and b"upload:ID" in body:
         sent = shop.client.post("/api/uploads", content=file_of("ball.mp4"), headers={"Content-Type": "video/mp4"})
         body = body.replace(b"upload:ID", sent.json()["uri"].encode())

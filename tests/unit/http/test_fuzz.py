@@ -76,6 +76,7 @@ class Inhabited:
     upload_id: str
     webhook_id: str
     message_id: str
+    batch_id: str
     replies: Counter[tuple[str, int]] = field(default_factory=Counter)
     """(Method and path, status) -> how many."""
 
@@ -94,7 +95,7 @@ class Inhabited:
         film = shop.client.get(f"/api/jobs/{film_id}/video").content
         upload = shop.client.post("/api/uploads", content=film, headers={"Content-Type": "video/mp4"})
         here = cls(shop, film_id, shop.film(), video_id, made_image(shop), kept.json()["id"], upload.json()["id"],
-                   webhook_id, message_id)
+                   webhook_id, message_id, made_batch(shop, "kept"))
         shop.hints.at_wake = here.end_what_was_begun
         return here
 
@@ -107,6 +108,8 @@ class Inhabited:
                 self.film_id if method == "GET" else self.changing_id)
         if name == "webhook_id":
             return self._expendable_webhook() if method == "DELETE" else self.webhook_id
+        if name == "batch_id":
+            return made_batch(self.shop, "a batch") if method == "DELETE" else self.batch_id
         return {"shot_id": ("s1", "s2")[word % 2], "model": "sketch", "message_id": self.message_id,
                 "image_id": self.image_id, "picture_id": self.picture_id,
                 "upload_id": self.upload_id}.get(name)
@@ -128,6 +131,14 @@ class Inhabited:
 
     def _expendable_webhook(self) -> str:
         return str(self.shop.client.post("/api/webhooks", json={"url": WEBHOOK}).json()["id"])
+
+
+def made_batch(shop: Shop, name: str) -> str:
+    """A batch that is over; its id."""
+    made = shop.client.post("/api/batches", json={"name": name, "films": [{"file": "a", "storyboard": {
+        "shots": [VIDEO]}}]}).json()["id"]
+    shop.client.post(f"/api/batches/{made}/cancel")
+    return str(made)
 
 
 def made_image(shop: Shop) -> str:

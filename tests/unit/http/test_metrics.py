@@ -11,7 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from serve_app.service.exposition import Metric, MetricType, Sample, exposition
-from serve_app.service.metrics import Metrics, webhook_deliveries
+from serve_app.service.metrics import Metrics, batches_by_state, webhook_deliveries
 from tests.desk import Shop
 from workflows.durable.meters import Meters
 
@@ -19,13 +19,14 @@ ROOT = Path(__file__).resolve().parents[3]
 DASHBOARD = ROOT / "deploy" / "grafana" / "reelray.json"
 BASE_UNITS = ("_seconds", "_bytes", "_total", "_info")
 PLAIN_COUNTS = {"reelray_jobs", "reelray_shots", "reelray_queue_depth", "reelray_lane_slots", "reelray_lane_running",
-                "reelray_lane_waiting", "reelray_webhook_deliveries"}
+                "reelray_lane_waiting", "reelray_webhook_deliveries", "reelray_batches"}
 
 
 def scrape(shop: Shop) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
     """Every number of the page, through Prometheus' own reader; not from memory."""
     metrics = Metrics(Meters(shop.ledger.database), shop.desk.overview, shop.desk.slots,
-                      (lambda: webhook_deliveries(shop.desk.webhooks.tally()),))
+                      (lambda: webhook_deliveries(shop.desk.webhooks.tally()),
+                       lambda: batches_by_state(shop.desk.batches.tally())))
     return {(sample.name, frozenset(sample.labels.items())): sample.value
             for family in text_string_to_metric_families(metrics.page()) for sample in family.samples}
 
