@@ -60,6 +60,11 @@ class Position:
     def __str__(self) -> str:
         return f"{self.epoch}:{self.rows}.{self.steps}"
 
+    def no_less_than(self, heard: Position) -> Position:
+        """This place, with the rows and (of the same board) the steps that were heard already."""
+        steps = max(self.steps, heard.steps) if self.epoch == heard.epoch else self.steps
+        return Position(epoch=self.epoch, rows=max(self.rows, heard.rows), steps=steps)
+
     @classmethod
     def read(cls, text: str) -> Position | None:
         """The inverse of `str`; None for what is no such id."""
@@ -79,6 +84,18 @@ class Frame:
     """Server-sent events; the id stands with the last of them, so that a cut connection repeats and loses nothing."""
     node_id: str
     """Empty for what concerns the whole job."""
+
+    is_step: bool
+
+    def text_after(self, heard: Position | None) -> bytes:
+        """As sent to one who came with this id, which another process may have given, that had told more by then.
+
+        Empty for a step that was heard; and no later id of the stream may stand for less than the first.
+        """
+        if heard and self.is_step and self.at.epoch == heard.epoch and self.at.steps <= heard.steps:
+            return b""
+        at = self.at.no_less_than(heard) if heard else self.at
+        return self.text if at == self.at else self.text.replace(_id_line(self.at), _id_line(at), 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,7 +209,8 @@ class Feed:
         """Where a watcher joins: `heard` is the last id it got; None: it is new, and may want all steps of this run."""
         if heard is None:
             return self._begin_new(all_steps)
-        rows_known = self._rows.lost is None or heard.rows >= self._rows.lost.at.rows
+        # An id beyond the last row is of a database that there was before a backup came in its place.
+        rows_known = heard.rows <= self.at.rows and (self._rows.lost is None or heard.rows >= self._rows.lost.at.rows)
         steps_known = self._steps_known(heard)
         if not rows_known:
             return Beginning(with_snapshot=True, frames=(), number=self._number)
@@ -314,7 +332,8 @@ class Feed:
         if told:
             self._number += 1
             self.changed_s = time.monotonic()
-            ring.append(Frame(number=self._number, at=self.at, text=frame_text(told, self.at), node_id=node_id))
+            ring.append(Frame(number=self._number, at=self.at, text=frame_text(told, self.at), node_id=node_id,
+                              is_step=ring is self._steps))
 
     def _wake(self) -> None:
         """Let everybody look who waits for news."""
@@ -325,13 +344,17 @@ class Feed:
 def frame_text(told: Sequence[Told], at: Position) -> bytes:
     """Events as they are sent."""
     blocks = [f"event: {one.name.value}\ndata: {_data(one)}\n" for one in told]
-    return ("\n".join(blocks[:-1]) + ("\n" if blocks[:-1] else "") + f"id: {at}\n{blocks[-1]}\n").encode()
+    return ("\n".join(blocks[:-1]) + ("\n" if blocks[:-1] else "")).encode() + _id_line(at) + f"{blocks[-1]}\n".encode()
 
 
 def snapshot_text(body: bytes, at: Position) -> bytes:
     """The whole job as an event."""
-    head = f'id: {at}\nevent: {Name.SNAPSHOT.value}\ndata: {{"type":"{Name.SNAPSHOT.value}",'
-    return head.encode() + body.removeprefix(b"{") + b"\n\n"
+    head = f'event: {Name.SNAPSHOT.value}\ndata: {{"type":"{Name.SNAPSHOT.value}",'
+    return _id_line(at) + head.encode() + body.removeprefix(b"{") + b"\n\n"
+
+
+def _id_line(at: Position) -> bytes:
+    return f"id: {at}\n".encode()
 
 
 def _data(told: Told) -> str:

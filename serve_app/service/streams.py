@@ -38,13 +38,16 @@ class Streams:
         Without an id, or with one that is none: the present run from its start, and if wanted with all its steps.
         """
         feed = await self._hub.feed(job_id)
-        if feed.is_over:
-            await feed.look()  # it may have been opened again a moment ago
         heard = Position.read(last_id)
+        if feed.is_over or (heard and heard.rows > feed.at.rows):
+            # It may have been opened again a moment ago; or another process looked later, and must not be told twice.
+            await feed.look()
         beginning = feed.begin(heard, all_steps=all_steps)
         if heard and feed.is_over and not beginning.frames and not beginning.with_snapshot:
             return None
-        return self._limited(self._stream(feed, beginning))
+        if heard and heard.rows > feed.at.rows:
+            heard = None
+        return self._limited(self._stream(feed, beginning, heard))
 
     async def log(self, job_id: str, offset: int) -> AsyncIterator[str]:
         """Lines of the job's log from `offset` on, until the job is over. Raises UnknownJob at the first line."""
@@ -69,7 +72,7 @@ class Streams:
                 if sent >= self._max_bytes and b"id: " in piece:
                     return
 
-    async def _stream(self, feed: Feed, beginning: Beginning) -> AsyncGenerator[bytes, None]:
+    async def _stream(self, feed: Feed, beginning: Beginning, heard: Position | None) -> AsyncGenerator[bytes, None]:
         feed.watchers += 1
         try:
             yield f"retry: {RECONNECT_MS}\n\n".encode()
@@ -77,7 +80,7 @@ class Streams:
                 yield await self._snapshot(feed)
             self._forget_older(feed)
             for frame in beginning.frames:
-                yield frame.text
+                yield frame.text_after(heard)  # begins behind what was heard: never empty
             number = beginning.number
             while not feed.is_gone:
                 frames = feed.after(number)
@@ -87,8 +90,8 @@ class Streams:
                 elif frames:
                     number = frames[-1].number
                     self._forget_older(feed)
-                    for frame in frames:
-                        yield frame.text
+                    for text in filter(None, (frame.text_after(heard) for frame in frames)):
+                        yield text
                 elif feed.is_over:
                     return
                 elif not await feed.news(self._heartbeat_s):

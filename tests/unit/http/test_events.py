@@ -182,6 +182,64 @@ class TestResume:
         await other.desk.close()
         other.ledger.close()
 
+    async def test_who_was_ahead_of_this_process_hears_nothing_twice(self, closed_shop: Shop, film: str) -> None:
+        """Each process looks at the rows at times of its own; an id may be of one that has looked later."""
+        shop = closed_shop
+        await asyncio.to_thread(begun, shop, film, "s2.clip")
+        other = open_shop(shop.settings.data_dir, shop.settings.data_dir / "state.db")
+        other.board.board = shop.board.board
+        behind = await other.desk.hub.feed(film)
+        await shop.board.board.report([step(film, "s2.clip", n) for n in range(1, 6)])
+        async with asyncio.timeout(5):
+            while behind.at.steps < 5:
+                await behind.news(1)
+        await asyncio.to_thread(shop.ledger.log, film, "heard before")
+        await (await shop.desk.hub.feed(film)).look()
+        heard = await until(await opened(shop, film), "info", 3)
+        assert heard[-1].data["message"] == "heard before"
+        await shop.board.board.report([step(film, "s2.clip", n) for n in range(6, 9)])
+        async with asyncio.timeout(5):
+            while behind.at.steps < 8:
+                await behind.news(1)
+        before = Position.read(heard[-1].id)
+        assert before is not None
+        assert behind.at.rows < before.rows, "what this test is about"
+        stream = await opened(other, film, heard[-1].id)
+        await asyncio.to_thread(shop.ledger.log, film, "new")
+        events = await until(stream, "info")
+        assert [event.data["message"] for event in events if event.name == "info"] == ["new"]
+        assert [event.data["shot"]["step"] for event in events if event.name == "shot_update"] == [6, 7, 8]
+        places = [place for event in events if (place := Position.read(event.id))]
+        assert min(place.rows for place in places) >= before.rows, "or the next break would tell them again"
+        await other.desk.close()
+        await shop.desk.close()
+        other.ledger.close()
+
+    async def test_steps_that_another_process_told_are_not_told_again(self, closed_shop: Shop, film: str) -> None:
+        """Each asks the board at times of its own, too."""
+        shop = closed_shop
+        await asyncio.to_thread(begun, shop, film, "s2.clip")
+        await shop.board.board.report([step(film, "s2.clip", n) for n in range(1, 4)])
+        feed = await shop.desk.hub.feed(film)
+        ahead = Position(epoch=feed.at.epoch, rows=feed.at.rows, steps=5)
+        stream = await opened(shop, film, str(ahead))
+        await shop.board.board.report([step(film, "s2.clip", n) for n in range(4, 8)])
+        events = await until(stream, "shot_update", 2)
+        assert [event.data["shot"]["step"] for event in events if event.name == "shot_update"] == [6, 7]
+        await shop.desk.close()
+
+    async def test_an_id_from_the_future_of_the_database_begins_with_a_snapshot(
+            self, closed_shop: Shop, film: str) -> None:
+        """As after a backup was put back."""
+        shop = closed_shop
+        feed = await shop.desk.hub.feed(film)
+        ahead = str(Position(epoch=feed.at.epoch, rows=feed.at.rows + 100, steps=0))
+        stream = await opened(shop, film, ahead)
+        await until(stream, "snapshot")
+        await asyncio.to_thread(shop.ledger.log, film, "new")
+        assert (await until(stream, "info"))[0].data["message"] == "new"
+        await shop.desk.close()
+
     async def test_after_a_new_board_a_snapshot_stands_for_the_steps_that_are_gone(
             self, closed_shop: Shop, film: str) -> None:
         shop = closed_shop
