@@ -65,6 +65,8 @@ class EngineSettings(Frozen):
     """A node whose replica dies this often while it runs is failed as poison."""
     interruption_limit: Count = 20
     """A node during which the Director itself dies this often is failed as poison."""
+    batch_wait_s: Seconds = 300.0
+    """A model that interactive work keeps busy gives batch work its next slot when that got none for this long."""
     timeout_s: NodeTimeouts = NodeTimeouts()
     """Longest run of one attempt, by node kind."""
 

@@ -71,7 +71,8 @@ class Director:
         cards = load_cards(settings)
         self._cast = casting(settings, cards)
         lanes = lane_capacity(settings, self._cast, edit_cards(settings, cards))
-        self._engine = Engine(ports.ledger, self._steps(), store=ports.store, dispatcher=Dispatcher(lanes),
+        self._engine = Engine(ports.ledger, self._steps(), store=ports.store,
+                              dispatcher=Dispatcher(lanes, patience_s=settings.engine.batch_wait_s),
                               settings=settings.engine, only=only)
         self._running = asyncio.get_running_loop().create_task(self._engine.run(), name="engine")
 

@@ -1,11 +1,12 @@
-"""Which waiting call gets the next free slot of a lane. Knows jobs by id and share, nothing of what a call does.
+"""Which waiting call gets the next free slot of a lane. Knows tenants and jobs by id and share, not what a call does.
 
-`FairQueue` is pure. Between priority classes it is strict: interactive work first. Between the jobs of a class it is
-start-time fair queueing (Goyal, Vin, Cheng, SIGCOMM 1996): a job's next call carries a start tag that grows by
-cost / weight with each call served, the smallest tag goes next, and the tag of the call last served is the class's
-virtual time. A job that arrives starts at the virtual time, so one shot behind a film of forty gets the next free slot,
-and none is starved by an equal. Inside a job the call with the longest remaining path goes first, because the film
-waits for it longest.
+`FairQueue` is pure. Interactive work goes before batch work; but where batch work has got nothing for a set time, it
+gets the next slot, so that it is slow beside a busy day and never stands still. Inside a class it is start-time fair
+queueing (Goyal, Vin, Cheng, SIGCOMM 1996) at two levels: tenants share the lane, and the jobs of a tenant its share.
+Who is served gets a start tag that grows by cost (a job's by cost / weight), the smallest tag goes next, and the tag
+last served is the virtual time, at which newcomers start. So one shot behind a film of forty gets the next free slot, a
+tenant with fifty films gets no more than one with a single film, and none is starved by an equal. Inside a job the call
+with the longest remaining path goes first, because the film waits for it longest.
 
 `Dispatcher` puts one queue in front of every lane, for one asyncio event loop.
 """
@@ -14,10 +15,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
+import time
 from bisect import insort
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from typing import Protocol
 
@@ -25,7 +29,11 @@ from workflows.errors import InvalidSettings
 from workflows.types import Priority
 
 CLASSES = (Priority.INTERACTIVE, Priority.BATCH)
-"""Strictly in this order."""
+"""In this order."""
+
+
+_Place = tuple[float, int, "Ticket"]
+"""Highest rank first, then who came first."""
 
 
 class Costed(Protocol):
@@ -63,9 +71,11 @@ class Ticket:
     """One call that waits for a slot."""
 
     job_id: str
+    tenant: str = ""
+    """Whose job it is; empty: all who name none are one."""
     priority: Priority = Priority.INTERACTIVE
     weight: float = 1.0
-    """Share among the jobs of its class, > 0."""
+    """Share among the jobs of its tenant and class, > 0."""
     cost: float = 1.0
     """What it will use of the lane, > 0; any unit, the same for all."""
     rank: float = 0.0
@@ -73,49 +83,108 @@ class Ticket:
 
 
 @dataclass(slots=True, eq=False)
-class _Waiting:
-    """A job's tickets, best first."""
+class _Sharer:
+    """A tenant or a job that has tickets waiting."""
 
     start: float
     """Virtual start tag of its next ticket."""
     arrival: int
-    tickets: list[tuple[float, int, Ticket]] = field(default_factory=list)
+    waiting: int = 0
 
 
-class _Class:
-    """The jobs of one priority, in virtual time."""
+class _Shares:
+    """Those who share a lane, or a tenant's part of it, in virtual time."""
 
     def __init__(self) -> None:
         self.virtual = 0.0
-        self.waiting: dict[str, _Waiting] = {}
-        # Where jobs with nothing waiting left off; a job must not win by leaving the queue for a moment.
+        self.sharers: dict[str, _Sharer] = {}
+        # Where those left off who have nothing waiting; nobody must win by leaving the queue for a moment.
         self.left_at: dict[str, float] = {}
 
-    def next_job(self) -> str:
-        return min(self.waiting, key=lambda job_id: (self.waiting[job_id].start, self.waiting[job_id].arrival))
+    def enter(self, name: str, arrival: int) -> None:
+        """One more ticket of theirs waits."""
+        if name not in self.sharers:
+            self.sharers[name] = _Sharer(max(self.virtual, self.left_at.pop(name, 0.0)), arrival)
+        self.sharers[name].waiting += 1
 
-    def serve(self, job_id: str) -> Ticket:
-        job = self.waiting[job_id]
-        ticket = job.tickets.pop(0)[2]
-        self.virtual = max(self.virtual, job.start)
-        job.start += ticket.cost / ticket.weight
-        if not job.tickets:
-            self.leave(job_id)
+    def first(self) -> str:
+        return min(self.sharers, key=lambda name: (self.sharers[name].start, self.sharers[name].arrival))
+
+    def charge(self, name: str, share: float) -> None:
+        """A ticket of theirs is served."""
+        sharer = self.sharers[name]
+        self.virtual = max(self.virtual, sharer.start)
+        sharer.start += share
+        self.leave(name)
+
+    def leave(self, name: str) -> None:
+        """One ticket of theirs less waits."""
+        sharer = self.sharers[name]
+        sharer.waiting -= 1
+        if not sharer.waiting:
+            self.left_at[name] = self.sharers.pop(name).start
+            self.left_at = {other: at for other, at in self.left_at.items() if at > self.virtual}
+
+
+class _Class:
+    """The tickets of one priority."""
+
+    def __init__(self) -> None:
+        self.tenants = _Shares()
+        self.jobs: defaultdict[str, _Shares] = defaultdict(_Shares)
+        """By tenant."""
+        self.tickets: defaultdict[tuple[str, str], list[_Place]] = defaultdict(list)
+        """By tenant and job, best first."""
+        self.waits_since_s = math.inf
+        """When it was served last, or else began to wait; infinity: nothing waits."""
+
+    def push(self, place: _Place, now_s: float) -> None:
+        _, arrival, ticket = place
+        if not self.tenants.sharers:
+            self.waits_since_s = now_s
+        self.tenants.enter(ticket.tenant, arrival)
+        self.jobs[ticket.tenant].enter(ticket.job_id, arrival)
+        insort(self.tickets[ticket.tenant, ticket.job_id], place, key=lambda entry: entry[:2])
+
+    def pop(self, now_s: float) -> Ticket:
+        tenant = self.tenants.first()
+        job_id = self.jobs[tenant].first()
+        ticket = self._take((tenant, job_id), 0)
+        self.tenants.charge(tenant, ticket.cost)
+        self.jobs[tenant].charge(job_id, ticket.cost / ticket.weight)
+        self.waits_since_s = now_s if self.tenants.sharers else math.inf
         return ticket
 
-    def leave(self, job_id: str) -> None:
-        self.left_at[job_id] = self.waiting.pop(job_id).start
-        self.left_at = {other: at for other, at in self.left_at.items() if at > self.virtual}
+    def discard(self, place: _Place) -> None:
+        owner = (place[2].tenant, place[2].job_id)
+        self._take(owner, self.tickets[owner].index(place))
+        self.tenants.leave(owner[0])
+        self.jobs[owner[0]].leave(owner[1])
+        if not self.tenants.sharers:
+            self.waits_since_s = math.inf
+
+    def rest(self) -> None:
+        self.tenants = _Shares()
+        self.jobs.clear()
+
+    def _take(self, owner: tuple[str, str], index: int) -> Ticket:
+        line = self.tickets[owner]
+        ticket = line.pop(index)[2]
+        if not line:
+            del self.tickets[owner]
+        return ticket
 
 
 class FairQueue:
     """Tickets in the order in which they shall be served."""
 
-    def __init__(self) -> None:
-        """Start empty."""
+    def __init__(self, *, patience_s: float = math.inf, clock: Callable[[], float] = time.monotonic) -> None:
+        """Start empty. A class that waited for `patience_s` since it was served last is served next, once."""
         self._classes = {priority: _Class() for priority in CLASSES}
         self._arrivals = itertools.count()
-        self._places: dict[int, tuple[float, int, Ticket]] = {}
+        self._places: dict[int, _Place] = {}
+        self._patience_s = patience_s
+        self._clock = clock
 
     def __len__(self) -> int:
         return len(self._places)
@@ -124,66 +193,42 @@ class FairQueue:
         """Add a ticket; each object once. Raises ValueError unless weight and cost are above 0."""
         if not (ticket.weight > 0 and ticket.cost > 0):
             raise ValueError(f"weight {ticket.weight:g} and cost {ticket.cost:g} must be above 0")
-        group, arrival = self._classes[ticket.priority], next(self._arrivals)
-        if ticket.job_id not in group.waiting:
-            start = max(group.virtual, group.left_at.pop(ticket.job_id, 0.0))
-            group.waiting[ticket.job_id] = _Waiting(start, arrival)
-        place = (-ticket.rank, arrival, ticket)
-        insort(group.waiting[ticket.job_id].tickets, place, key=lambda entry: entry[:2])
+        place = (-ticket.rank, next(self._arrivals), ticket)
+        self._classes[ticket.priority].push(place, self._clock())
         self._places[id(ticket)] = place
 
     def pop(self) -> Ticket:
         """Take the ticket that goes next; raises IndexError when none waits."""
-        for group in self._classes.values():
-            if group.waiting:
-                ticket = group.serve(group.next_job())
-                del self._places[id(ticket)]
-                return ticket
-        raise IndexError("no ticket waits")
+        waiting = [group for group in self._classes.values() if group.tenants.sharers]
+        if not waiting:
+            raise IndexError("no ticket waits")
+        now_s = self._clock()
+        starved = [group for group in waiting[1:] if now_s - group.waits_since_s >= self._patience_s]
+        ticket = (starved or waiting)[0].pop(now_s)
+        del self._places[id(ticket)]
+        return ticket
 
     def discard(self, ticket: Ticket) -> bool:
         """Take a ticket out as if it had never come; False when it does not wait."""
         place = self._places.pop(id(ticket), None)
         if place is None:
             return False
-        group = self._classes[ticket.priority]
-        group.waiting[ticket.job_id].tickets.remove(place)
-        if not group.waiting[ticket.job_id].tickets:
-            group.leave(ticket.job_id)
+        self._classes[ticket.priority].discard(place)
         return True
 
     def rest(self) -> None:
         """Nothing waits and nothing is served: what jobs used before counts no more."""
         for group in self._classes.values():
-            group.virtual = 0.0
-            group.left_at.clear()
-
-    def position(self, job_id: str) -> int | None:
-        """How many tickets will be served before the job's first one; None when it has none waiting."""
-        ahead = 0
-        for group in self._classes.values():
-            if job_id not in group.waiting:
-                ahead += sum(len(job.tickets) for job in group.waiting.values())
-                continue
-            mine = group.waiting[job_id]
-            for other in group.waiting.values():
-                tag = other.start
-                for _, _, ticket in other.tickets if other is not mine else ():
-                    if (tag, other.arrival) > (mine.start, mine.arrival):
-                        break
-                    ahead += 1
-                    tag += ticket.cost / ticket.weight
-            return ahead
-        return None
+            group.rest()
 
 
 class _Lane:
     """One pool of slots and its queue."""
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, patience_s: float) -> None:
         self.capacity = capacity
         self.busy = 0
-        self.queue = FairQueue()
+        self.queue = FairQueue(patience_s=patience_s)
         self.grants: dict[int, asyncio.Future[None]] = {}
         self.apart = asyncio.Lock()
 
@@ -220,9 +265,12 @@ class _Lane:
 class Dispatcher:
     """Slots of named lanes, given out fairly. For one event loop; not thread-safe."""
 
-    def __init__(self, capacity: Mapping[str, int]) -> None:
-        """`capacity`: calls at the same time, by lane; a lane with 0 waits until it is resized."""
-        self._lanes = {lane: _Lane(_checked(lane, slots)) for lane, slots in capacity.items()}
+    def __init__(self, capacity: Mapping[str, int], *, patience_s: float = math.inf) -> None:
+        """`capacity`: calls at the same time, by lane; a lane with 0 waits until it is resized.
+
+        `patience_s`: a lane that gave batch work nothing for so long, while some waited, gives it the next slot.
+        """
+        self._lanes = {lane: _Lane(_checked(lane, slots), patience_s) for lane, slots in capacity.items()}
 
     @property
     def lanes(self) -> tuple[str, ...]:
@@ -230,14 +278,13 @@ class Dispatcher:
         return tuple(self._lanes)
 
     @asynccontextmanager
-    async def slot(self, *, lane: str, job_id: str, priority: Priority = Priority.INTERACTIVE, weight: float = 1.0,
-                   cost: float = 1.0, rank: float = 0.0) -> AsyncIterator[None]:
+    async def slot(self, lane: str, ticket: Ticket) -> AsyncIterator[None]:
         """Wait for a slot and hold it; a waiter that is cancelled leaves no trace.
 
         Raises InvalidSettings when there is no such lane.
         """
         pool = self._lane(lane)
-        await pool.acquire(Ticket(job_id=job_id, priority=priority, weight=weight, cost=cost, rank=rank))
+        await pool.acquire(ticket)
         try:
             yield
         finally:
@@ -264,10 +311,6 @@ class Dispatcher:
     def waiting(self, lane: str) -> int:
         """Calls that wait for a slot of a lane."""
         return len(self._lane(lane).queue)
-
-    def position(self, lane: str, job_id: str) -> int | None:
-        """How many waiting calls go before the job's next one on a lane; None when it has none waiting there."""
-        return self._lane(lane).queue.position(job_id)
 
     def _lane(self, lane: str) -> _Lane:
         if lane not in self._lanes:

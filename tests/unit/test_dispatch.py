@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections import Counter
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -20,8 +21,8 @@ INTERACTIVE, BATCH = Priority.INTERACTIVE, Priority.BATCH
 relaxed = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 COSTS = st.floats(0.1, 50.0)
 
-tickets = st.builds(Ticket, job_id=st.sampled_from("abcde"), priority=st.sampled_from(Priority),
-                    weight=st.just(1.0), cost=COSTS, rank=st.floats(0, 100))
+tickets = st.builds(Ticket, job_id=st.sampled_from("abcde"), tenant=st.sampled_from("xy"),
+                    priority=st.sampled_from(Priority), weight=st.just(1.0), cost=COSTS, rank=st.floats(0, 100))
 one_class = st.builds(Ticket, job_id=st.sampled_from("abcde"), cost=COSTS, rank=st.floats(0, 100))
 
 
@@ -29,7 +30,7 @@ def drain(queue: FairQueue) -> list[Ticket]:
     return [queue.pop() for _ in range(len(queue))]
 
 
-def shots(job_id: str, count: int, **details: float) -> list[Ticket]:
+def shots(job_id: str, count: int, **details: Any) -> list[Ticket]:
     return [Ticket(job_id=job_id, **details) for _ in range(count)]
 
 
@@ -68,7 +69,8 @@ class TestFairQueue:
                 queue.push(Ticket(job_id=job_id, weight=weight, cost=cost))
         served = []
         for _ in range(start + length):
-            if queue.position("a") is None or queue.position("b") is None:
+            left = Counter({"a": len(a_costs), "b": len(b_costs)}) - Counter(ticket.job_id for ticket in served)
+            if len(left) < 2:
                 break
             served.append(queue.pop())
         work = {"a": 0.0, "b": 0.0}
@@ -76,6 +78,56 @@ class TestFairQueue:
             work[ticket.job_id] += ticket.cost / ticket.weight
         bound = max(a_costs) / a_weight + max(b_costs) / b_weight
         assert abs(work["a"] - work["b"]) <= bound * (1 + 1e-9)
+
+    @relaxed
+    @given(st.lists(st.tuples(st.sampled_from("abcde"), COSTS), min_size=40, max_size=40),
+           st.lists(st.tuples(st.sampled_from("fg"), COSTS), min_size=40, max_size=40), st.integers(1, 60))
+    def test_tenants_share_evenly_however_many_jobs_they_have(
+            self, many: list[tuple[str, float]], few: list[tuple[str, float]], length: int) -> None:
+        queue = FairQueue()
+        for tenant, calls in (("many", many), ("few", few)):
+            for job_id, cost in calls:
+                queue.push(Ticket(job_id=job_id, tenant=tenant, cost=cost))
+        work, left = Counter(), {"many": len(many), "few": len(few)}
+        for _ in range(length):
+            if not all(left.values()):
+                break
+            ticket = queue.pop()
+            work[ticket.tenant] += ticket.cost
+            left[ticket.tenant] -= 1
+        most = sum(max(cost for _, cost in calls) for calls in (many, few))
+        assert abs(work["many"] - work["few"]) <= most * (1 + 1e-9)
+
+    def test_a_tenants_jobs_share_what_it_gets_by_weight(self) -> None:
+        queue = FairQueue()
+        for ticket in [*shots("heavy", 40, tenant="a", weight=3.0), *shots("light", 40, tenant="a"),
+                       *shots("other", 40, tenant="b")]:
+            queue.push(ticket)
+        assert Counter(queue.pop().job_id for _ in range(40)) == {"heavy": 15, "light": 5, "other": 20}
+
+    def test_batch_work_moves_beside_work_that_never_ends(self) -> None:
+        """One slot for every `patience_s`, and no more."""
+        now_s = 0.0
+        queue = FairQueue(patience_s=60.0, clock=lambda: now_s)
+        served = Counter()
+        for ticket in shots("night", 10, priority=BATCH):
+            queue.push(ticket)
+        for _ in range(100):
+            queue.push(Ticket(job_id="busy"))
+            served[queue.pop().job_id] += 1
+            now_s += 10.0
+        assert served == {"busy": 90, "night": 10}, "ten came, at 60, 120 ... 600 s"
+
+    def test_batch_work_that_has_just_come_waits_its_time(self) -> None:
+        now_s = 0.0
+        queue = FairQueue(patience_s=60.0, clock=lambda: now_s)
+        for ticket in shots("busy", 3):
+            queue.push(ticket)
+        now_s = 1000.0
+        queue.push(Ticket(job_id="night", priority=BATCH))
+        assert queue.pop().job_id == "busy"
+        now_s = 1060.0
+        assert [queue.pop().job_id for _ in range(3)] == ["night", "busy", "busy"]
 
     @relaxed
     @given(st.lists(one_class, min_size=1), st.integers(0, 200), st.floats(0.1, 10.0))
@@ -89,19 +141,6 @@ class TestFairQueue:
         others = {ticket.job_id for ticket in pushed}
         queue.push(Ticket(job_id="new", weight=weight))
         assert [ticket.job_id for ticket in drain(queue)].index("new") <= len(others)
-
-    @relaxed
-    @given(st.lists(tickets), st.sampled_from("abcde"), st.integers(0, 20))
-    def test_a_position_is_the_number_of_tickets_served_before(
-            self, pushed: list[Ticket], job_id: str, served: int) -> None:
-        queue = FairQueue()
-        for ticket in pushed:
-            queue.push(ticket)
-        for _ in range(min(served, len(queue))):
-            queue.pop()
-        position = queue.position(job_id)
-        order = [ticket.job_id for ticket in drain(queue)]
-        assert position == (order.index(job_id) if job_id in order else None)
 
     @relaxed
     @given(st.lists(tickets, min_size=1), st.randoms())
@@ -174,7 +213,7 @@ class TestDispatcher:
 
     async def test_a_waiter_that_is_cancelled_leaves_no_trace(self) -> None:
         dispatcher = Dispatcher({"gpu": 1})
-        async with dispatcher.slot(lane="gpu", job_id="first"):
+        async with dispatcher.slot("gpu", Ticket(job_id="first")):
             waiter = asyncio.create_task(hold(dispatcher, "second"))
             await asyncio.sleep(0)
             assert dispatcher.waiting("gpu") == 1
@@ -185,7 +224,7 @@ class TestDispatcher:
 
     async def test_a_slot_given_in_the_moment_of_the_cancel_goes_to_the_next(self) -> None:
         dispatcher = Dispatcher({"gpu": 1})
-        async with dispatcher.slot(lane="gpu", job_id="first"):
+        async with dispatcher.slot("gpu", Ticket(job_id="first")):
             late = asyncio.create_task(hold(dispatcher, "late"))
             patient = asyncio.create_task(hold(dispatcher, "patient"))
             await asyncio.sleep(0)
@@ -211,7 +250,7 @@ class TestDispatcher:
         slots, inside, together = Dispatcher({"gpu": 3}), [], []
 
         async def call(name: str, *, apart: bool) -> None:
-            async with slots.apart("gpu") if apart else nullcontext(), slots.slot(lane="gpu", job_id="film"):
+            async with slots.apart("gpu") if apart else nullcontext(), slots.slot("gpu", Ticket(job_id="film")):
                 inside.append(name)
                 await asyncio.sleep(0.01)
                 together.append(tuple(inside))
@@ -226,21 +265,12 @@ class TestDispatcher:
 
     async def test_lanes_do_not_wait_for_each_other(self) -> None:
         dispatcher = Dispatcher({"gpu": 1, "cpu": 1})
-        async with (asyncio.timeout(1), dispatcher.slot(lane="gpu", job_id="a"),
-                    dispatcher.slot(lane="cpu", job_id="a")):
+        async with (asyncio.timeout(1), dispatcher.slot("gpu", Ticket(job_id="a")),
+                    dispatcher.slot("cpu", Ticket(job_id="a"))):
             assert (dispatcher.running("gpu"), dispatcher.running("cpu")) == (1, 1)
 
-    async def test_a_jobs_position_counts_who_goes_before_it(self) -> None:
-        dispatcher = Dispatcher({"gpu": 1})
-        async with dispatcher.slot(lane="gpu", job_id="film"):
-            waiters = [asyncio.create_task(hold(dispatcher, job_id)) for job_id in ("film", "film", "other")]
-            await asyncio.sleep(0)
-            assert [dispatcher.position("gpu", job_id) for job_id in ("other", "film", "ghost")] == [0, 1, None]
-        await asyncio.gather(*waiters)
-
     @pytest.mark.parametrize("ask", [
-        lambda dispatcher: dispatcher.resize("tpu", 1), lambda dispatcher: dispatcher.waiting("tpu"),
-        lambda dispatcher: dispatcher.position("tpu", "film")])
+        lambda dispatcher: dispatcher.resize("tpu", 1), lambda dispatcher: dispatcher.waiting("tpu")])
     def test_an_unknown_lane_names_the_known_ones(self, ask: object) -> None:
         with pytest.raises(InvalidSettings, match="no lane 'tpu'; lanes: gpu, cpu"):
             ask(Dispatcher({"gpu": 1, "cpu": 1}))  # type: ignore[operator]
@@ -256,7 +286,7 @@ class TestDispatcher:
 
 async def hold(dispatcher: Dispatcher, job_id: str, *, turns: int = 1) -> None:
     """Wait for a slot and hold it for some turns of the loop."""
-    async with dispatcher.slot(lane="gpu", job_id=job_id):
+    async with dispatcher.slot("gpu", Ticket(job_id=job_id)):
         for _ in range(turns):
             await asyncio.sleep(0)
 

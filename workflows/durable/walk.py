@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from graphlib import TopologicalSorter
 
 from configs.settings import EngineSettings
-from workflows.dispatch import Dispatcher, path_ranks
+from workflows.dispatch import Dispatcher, Ticket, path_ranks
 from workflows.durable import graph, shortage
 from workflows.durable.gates import Gates
 from workflows.durable.journal import Journal, Settled
@@ -164,35 +164,39 @@ class Walk:
         stored = None if node.kind in graph.FAN_OUT else await self._find(key)
         if stored is not None:
             return await self._succeed(node, Done(result=NodeResult(artifact=stored), cached=True), key)
-        so_far = _SoFar()
+        so_far, job = _SoFar(), self._claim.job
         while True:
             # Until the result is committed: that is what the batch's limit counts, and a pause must not come between.
-            async with self._room, self._shop.gates.place(self._claim.job.batch_id, self._claim.job.id):
-                tried = await self._try(node, key, so_far)
+            async with self._room, self._shop.gates.place(job.batch_id, job.id):
+                # Two calls share a replica and die together, whichever of them killed it. Kept apart from then on, the
+                # innocent one does not die with the other again, and only the guilty one reaches the poison limit.
+                async with (self._shop.dispatcher.apart(node.lane) if node.crashes else nullcontext(),
+                            self._shop.dispatcher.slot(node.lane, Ticket(
+                                job_id=job.id, tenant=job.key_id, priority=job.priority, weight=job.weight,
+                                cost=node.cost, rank=self._ranks[node.id]))):
+                    try:
+                        node = await self._shop.patience.insist(self._shop.journal.start, self._claim, node, key=key)
+                        await self._be_certain()
+                    except (BudgetSpent, BatchHeld) as refused:
+                        outcome: NodeResult | Exception = refused
+                    else:
+                        outcome = await self._attempt(node, so_far.avoid)
+                tried = await self._settle(node, outcome, key, so_far)
             if isinstance(tried, Settled):
                 return tried
             node = tried.node
             await asyncio.sleep(tried.wait_s)
 
-    async def _try(self, node: NodeRow, key: str, so_far: _SoFar) -> Settled | _Again:
-        """One attempt, as soon as its lane has a slot for it, and what it comes to."""
-        job = self._claim.job
-        # Two calls share a replica and die together, whichever of them killed it. Kept apart from then on, the
-        # innocent one does not die with the other again, and only the guilty one reaches the poison limit.
-        async with (self._shop.dispatcher.apart(node.lane) if node.crashes else nullcontext(),
-                    self._shop.dispatcher.slot(lane=node.lane, job_id=job.id, priority=job.priority,
-                                               weight=job.weight, cost=node.cost, rank=self._ranks[node.id])):
-            try:
-                node = await self._shop.patience.insist(self._shop.journal.start, self._claim, node, key=key)
-            except BudgetSpent as spent:
-                return await self._fail(node, self._judge(spent, node, refusals=0))
-            except BatchHeld as held:
-                await self._shut(held)
-                return _Again(node=node)
-            await self._be_certain()
-            outcome = await self._attempt(node, so_far.avoid)
+    async def _settle(self, node: NodeRow, outcome: NodeResult | Exception, key: str, so_far: _SoFar,
+                      ) -> Settled | _Again:
+        """What an attempt, or the refusal of one, comes to."""
         if isinstance(outcome, NodeResult):
             return await self._succeed(node, Done(result=outcome), key)
+        if isinstance(outcome, BatchHeld):
+            # Its nodes wait at the gate until the next look at the database.
+            self._shop.gates.shut(outcome.batch_id)
+            await self._shop.patience.insist(self._shop.journal.hold_batch, outcome.batch_id)
+            return _Again(node=node)
         if isinstance(outcome, GpuOutOfMemory) and outcome.replica:
             so_far.avoid = tuple({*so_far.avoid, outcome.replica})
         refused = ErrorRecord.of(outcome).retry is Retry.FREE and not isinstance(outcome, ReplicaLost)
@@ -202,11 +206,6 @@ class Walk:
             return await self._fail(node, setback)
         node = await self._shop.patience.insist(self._shop.journal.retry, self._claim, node, setback)
         return _Again(node=node, wait_s=setback.wait_s)
-
-    async def _shut(self, held: BatchHeld) -> None:
-        """The batch lets nothing start: its nodes wait at the gate until the next look at the database."""
-        self._shop.gates.shut(held.batch_id)
-        await self._shop.patience.insist(self._shop.journal.hold_batch, held.batch_id)
 
     async def _be_certain(self) -> None:
         """Ask for the lease again when this process stood still for so long that another may have it; or LeaseLost."""
