@@ -94,11 +94,12 @@ def main() -> None:
     write_report("schedule_cpu_202611", "What is the order of calls worth?",
                  ["work", "GPUs", "calls", "order", "LB/makespan", "mean film s", "batch s", "last film s",
                   "planned in s"],
-                 rows, f"reelray, where all is there from the start: {min(ours):.3f} to {max(ours):.3f} of the lower "
-                 f"bound (goal {GOAL}); {large[0][2]} calls on 1000 GPUs are planned in {large[0][-1]:.1f} s. Simulated: "
-                 f"no overhead, times spread by {CHANCE:g} around what the plan thinks. `last film` arrives last. Equal "
-                 "films of one tenant that come together share evenly and so end together: first come, first served has "
-                 "the better mean there, and lets a single shot wait for all of them.")
+                 rows,
+                 f"reelray, where all is there from the start: {min(ours):.3f} to {max(ours):.3f} of the lower bound "
+                 f"(goal {GOAL}); {large[0][2]} calls on 1000 GPUs are planned in {large[0][-1]:.1f} s. Simulated: no "
+                 f"overhead, times spread by {CHANCE:g} around what the plan thinks. `last film` arrives last. Equal "
+                 "films of one tenant that come together share evenly and so end together: first come, first served "
+                 "has the better mean there, and lets a single shot wait for all of them.")
 
 
 if __name__ == "__main__":
