@@ -24,6 +24,8 @@ MAX_PROMPT_CHARS = 1000
 MAX_SEED = 2**32 - 1
 MAX_PROMPTED = 200
 """Most points, and most boxes."""
+RIM_PX = 5
+"""Diameter by which a mask that was found grows unless the request says otherwise."""
 SIZE_STEP_PX = 8
 """Models work on latents an eighth of the picture's size."""
 DEFAULT_EDITOR = DEFAULT_TRACKER = "classical"
@@ -111,8 +113,9 @@ class EditRequest(_Part):
     """Where it ends; not given: at the source's end."""
     erode_kernel: KernelPx = 0
     """Diameter in pixels by which the mask is made smaller all round; 0: not at all."""
-    dilate_kernel: KernelPx = 0
-    """Diameter in pixels by which it is made larger, after eroding."""
+    dilate_kernel: KernelPx | None = None
+    """Diameter in pixels by which it is made larger, after eroding. Not given: 0 for a `mask_video`, else 5, which is
+    what the edit needs to fade in, and to cover colours that videos keep in blocks."""
     feather_px: Annotated[int, Field(ge=0, le=100)] = 2
     """Over so many pixels inside the mask's edge the edit fades in; outside nothing changes."""
     crop_margin: Annotated[float, Field(ge=0, le=4)] = 0.25
@@ -143,6 +146,13 @@ class EditRequest(_Part):
     extra: dict[str, str] = Field(default_factory=dict)
     """Where models lie on this machine, by name: `SAM3_MODEL_PATH`, `SAM2_MODEL_PATH`,
     `INSTRUCT_PIX2PIX_MODEL_PATH`."""
+
+    @property
+    def dilation_px(self) -> int:
+        """Diameter by which the mask is made larger."""
+        if self.dilate_kernel is not None:
+            return self.dilate_kernel
+        return 0 if self.mask_video else RIM_PX
 
     @field_validator("job_id")
     @classmethod

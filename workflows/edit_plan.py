@@ -152,7 +152,7 @@ class _Plan:
         request = self._request
         payload: dict[str, Json] = {
             "pieces": [chunk.piece() for chunk in self._chunks], "invert": request.invert_mask,
-            "erode_px": request.erode_kernel, "dilate_px": request.dilate_kernel, "margin": request.crop_margin,
+            "erode_px": request.erode_kernel, "dilate_px": request.dilation_px, "margin": request.crop_margin,
             "crop_px": request.edit_size, "sought": _sought(request), "tracker": self._tracker.card}
         return self._cpu(PROPAGATE, NodeKind.PROPAGATE, (EXTRACT, *self._masks), payload, _READ_S * self._part.frames)
 

@@ -1,6 +1,6 @@
 """How busy are the GPUs? Lower bound / makespan with sleep kernels on logical GPUs.
 
-The Director against a bare Serve handle and `ray.remote` tasks, in one run with the same durations.
+The Director against a bare Serve handle, `ray.remote` tasks and RQ with Redis, in one run with the same durations.
 
     python -m tests.bench.bench_dispatch [--gpus 1 2 4 8 16 32] [--shots-per-gpu 16] [--shot-s 1.0]
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import heapq
 import os
 import random
@@ -19,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -30,7 +32,9 @@ from configs.load import load_settings
 from configs.model_card import ModelCard
 from configs.settings import Settings
 from serve_app.app import build
+from tests.bench import rq_baseline
 from tests.bench.report import write_report
+from tests.bench.rq_baseline import Span
 from workflows.durable.ledger import Ledger
 from workflows.durable.rows import NewJob
 from workflows.ports import RenderCall
@@ -40,8 +44,15 @@ from workflows.types import JobStatus, MediaType, NodeKind, NodeResult, NodeSpec
 EVENLY = 8
 """GPUs up to which shots are of the asked length."""
 
-Span = tuple[str, float, float]
-"""GPU (a process), start, end; unix seconds."""
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One system's run."""
+
+    began: float
+    spans: list[Span]
+    orchestration_s: float
+    """CPU-seconds of whatever gives out the work: the Director; the driver with its handle; Redis and RQ's workers."""
 
 
 class SleepModel:
@@ -112,7 +123,21 @@ def clip(job: str, number: int, seconds: float) -> NodeSpec:
                     payload=payload)
 
 
-def run_director(durations: Sequence[float], gpus: int, directory: Path) -> tuple[float, list[Span]]:
+def cpu_s(pids: Sequence[int]) -> float:
+    return sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid in pids)
+
+
+def pids_of(text: str) -> list[int]:
+    """Processes of this session with these words in their title."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if text in " ".join(process.cmdline()):
+                found.append(process.pid)
+    return found
+
+
+def run_director(durations: Sequence[float], gpus: int, directory: Path) -> Run:
     settings = load_settings("ci", [
         f"data_dir={directory}", "models.text_to_image=placeholder", "models.text_to_video=placeholder",
         "models.image_to_video=placeholder",
@@ -135,17 +160,20 @@ def run_director(durations: Sequence[float], gpus: int, directory: Path) -> tupl
     finish("warm")
     for path in directory.glob("spans-*.txt"):
         path.unlink()
-    began = time.time()
+    began, orchestrators = time.time(), pids_of("ServeReplica:director:director")
+    assert orchestrators, "the Director has a process"
+    before_s = cpu_s(orchestrators)
     ledger.submit(job("film", durations))
     finish("film")
+    used_s = cpu_s(orchestrators) - before_s
     director.stop.remote().result()
     serve.delete("director")
     spans = [(path.stem, *map(float, line.split())) for path in directory.glob("spans-*.txt")
              for line in path.read_text().splitlines()]
-    return began, spans  # type: ignore[return-value]
+    return Run(began=began, spans=spans, orchestration_s=used_s)  # type: ignore[arg-type]
 
 
-def run_handle(durations: Sequence[float], gpus: int, directory: Path) -> tuple[float, list[Span]]:
+def run_handle(durations: Sequence[float], gpus: int, directory: Path) -> Run:
     app = serve.deployment(BareModel, num_replicas=gpus, max_ongoing_requests=1, graceful_shutdown_timeout_s=1,
                            ray_actor_options={"num_gpus": 1, "num_cpus": 0.1}).bind()
     handle = serve.run(app, name="bare", route_prefix=None)
@@ -154,13 +182,14 @@ def run_handle(durations: Sequence[float], gpus: int, directory: Path) -> tuple[
         return list(await asyncio.gather(*[handle.remote(length) for length in lengths]))
 
     asyncio.run(all_of([0.01] * gpus * 2))
-    began = time.time()
+    began, before_s = time.time(), cpu_s([os.getpid()])
     spans = asyncio.run(all_of(sorted(durations, reverse=True)))
+    used_s = cpu_s([os.getpid()]) - before_s
     serve.delete("bare")
-    return began, spans
+    return Run(began=began, spans=spans, orchestration_s=used_s)
 
 
-def run_tasks(durations: Sequence[float], gpus: int, directory: Path) -> tuple[float, list[Span]]:
+def run_tasks(durations: Sequence[float], gpus: int, directory: Path) -> Run:
     def work(seconds: float) -> Span:
         return str(os.getpid()), *sleep_span(seconds)
 
@@ -168,13 +197,22 @@ def run_tasks(durations: Sequence[float], gpus: int, directory: Path) -> tuple[f
     # The cluster has GPUs for the largest row; the pool holds the tasks of a smaller one to theirs.
     task = ray.remote(num_gpus=1, num_cpus=0.1, max_calls=0, resources={pool(gpus): 1})(work)
     ray.get([task.remote(0.3) for _ in range(gpus)])
-    began = time.time()
+    began, before_s = time.time(), cpu_s([os.getpid()])
     spans = ray.get([task.remote(duration) for duration in sorted(durations, reverse=True)])
-    return began, spans
+    return Run(began=began, spans=spans, orchestration_s=cpu_s([os.getpid()]) - before_s)
 
 
-SYSTEMS: dict[str, Callable[[Sequence[float], int, Path], tuple[float, list[Span]]]] = {
-    "reelray Director (durable)": run_director, "bare Serve handle": run_handle, "ray.remote tasks": run_tasks}
+def run_rq(durations: Sequence[float], gpus: int, directory: Path) -> Run:
+    with rq_baseline.workers(gpus, directory) as (url, pids):
+        rq_baseline.run(url, [0.5] * gpus * 2)
+        began, before_s = time.time(), cpu_s(pids)
+        spans = rq_baseline.run(url, durations)
+        return Run(began=began, spans=spans, orchestration_s=cpu_s(pids) - before_s)
+
+
+SYSTEMS: dict[str, Callable[[Sequence[float], int, Path], Run]] = {
+    "reelray Director (durable)": run_director, "bare Serve handle": run_handle, "ray.remote tasks": run_tasks,
+    **({"RQ and Redis": run_rq} if rq_baseline.is_here() else {})}
 
 
 def gaps_ms(spans: list[Span]) -> list[float]:
@@ -186,21 +224,19 @@ def gaps_ms(spans: list[Span]) -> list[float]:
     return sorted(gaps) or [0.0]
 
 
-def measure(gpus: int, shots_per_gpu: int, shot_s: float) -> list[list[object]]:
+def measure(gpus: int, shots: int, shot_s: float) -> list[list[object]]:
     rng, shot_s = random.Random(gpus), shot_s * max(1.0, gpus / EVENLY)
-    durations = [round(rng.lognormvariate(0, 0.3) * shot_s, 3) for _ in range(gpus * shots_per_gpu)]
+    durations = [round(rng.lognormvariate(0, 0.3) * shot_s, 3) for _ in range(shots)]
     bound = lower_bound(durations, gpus)
     rows: list[list[object]] = []
     for name, system in SYSTEMS.items():
         with tempfile.TemporaryDirectory() as directory:
-            cpu = psutil.cpu_times()
-            began, spans = system(durations, gpus, Path(directory))
-            makespan = max(end for _, _, end in spans) - began
-            gaps = gaps_ms(spans)
-        busy_s = sum(psutil.cpu_times()[:3]) - sum(cpu[:3])
-        rows.append([gpus, len(durations), shot_s, name, bound / makespan,
+            run = system(durations, gpus, Path(directory))
+        makespan = max(end for _, _, end in run.spans) - run.began
+        gaps = gaps_ms(run.spans)
+        rows.append([gpus, len(durations), round(shot_s, 2), name, bound / makespan,
                      simulated(durations, gpus) / makespan, sum(gaps) / len(gaps), gaps[int(0.99 * (len(gaps) - 1))],
-                     busy_s])
+                     run.orchestration_s / len(durations) * 1000])
         print(rows[-1], flush=True)
     return rows
 
@@ -209,6 +245,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gpus", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
     parser.add_argument("--shots-per-gpu", type=int, default=16)
+    parser.add_argument("--largest-shots", type=int, default=1000, help="shots on the most GPUs")
     parser.add_argument("--shot-s", type=float, default=1.0)
     options = parser.parse_args()
     most = max(options.gpus)
@@ -216,11 +253,12 @@ def main() -> None:
              resources={pool(gpus): gpus for gpus in options.gpus}, object_store_memory=200_000_000,
              namespace="reelray", logging_level="ERROR")
     serve.start(proxy_location="Disabled", logging_config=LoggingConfig(log_level="ERROR", enable_access_log=False))
-    rows = [row for gpus in options.gpus for row in measure(gpus, options.shots_per_gpu, options.shot_s)]
+    rows = [row for gpus in options.gpus for row in
+            measure(gpus, options.largest_shots if gpus == most else gpus * options.shots_per_gpu, options.shot_s)]
     ours = [float(str(row[4])) for row in rows if "Director" in str(row[3])]
     write_report("dispatch_cpu_202611", "How busy are the GPUs?",
                  ["GPUs", "shots", "seconds each", "system", "LB/makespan", "simulated/makespan",
-                  "gap mean ms", "gap p99 ms", "CPU s, all"],
+                  "gap mean ms", "gap p99 ms", "orchestration CPU ms per shot"],
                  rows, f"Director: LB/makespan {min(ours):.3f} to {max(ours):.3f}; goal 0.98. `simulated` is "
                  f"longest-first scheduling without overhead. Shots are sleeps; real clips are ten times "
                  "longer and more, and gaps weigh that much less.")

@@ -22,7 +22,7 @@ from workflows.media.probe import probe
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
-BOARD = "seed: 3\ndefaults: {{steps: 6}}\nshots:\n" + "".join(
+BOARD = "seed: 3\ndefaults: {{steps: 30}}\nshots:\n" + "".join(
     f"  - prompt: a {{colour}} circle moves {way} over a white background\n" for way in ("left", "right"))
 COLOURS = ("red", "yellow", "green", "purple")
 
@@ -83,9 +83,9 @@ def test_a_batch_survives_ctrl_c_kill_and_pause_and_renders_nothing_twice(place:
     ended(process)
     # 3. paused from another terminal
     before = clips_done(place)
+    batch_id = listed(place)["id"]
     process = start(place, *words(place))
     until(lambda: clips_done(place) > before)
-    batch_id = listed(place)["id"]
     assert "paused" in run(place, "batch", "pause", batch_id).stdout
     output = ended(process)
     assert process.returncode == 130, output
