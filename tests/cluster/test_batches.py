@@ -22,7 +22,7 @@ from workflows.media.probe import probe
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
-BOARD = "seed: 3\ndefaults: {{steps: 30}}\nshots:\n" + "".join(
+BOARD = "seed: 3\ndefaults: {{steps: 14}}\nshots:\n" + "".join(
     f"  - prompt: a {{colour}} circle moves {way} over a white background\n" for way in ("left", "right"))
 COLOURS = ("red", "yellow", "green", "purple")
 

@@ -64,10 +64,10 @@ def test_the_ball_turns_blue_and_nothing_else_does(place: Path, clip: Path, trut
     assert "starting Ray" not in again.stdout, "the job is found finished"
     listed = json.loads(run(place, "jobs", "--json").stdout)
     assert [(job["kind"], job["status"]) for job in listed] == [("edit", "succeeded")]
-    nothing = run(place, "edit", "ball.mp4", "-o", "none.mp4", "--mask-prompt", "yellow star", "--edit-prompt",
+    nothing = run(place, "edit", "ball.mp4", "-o", "none.mp4", "--mask-prompt", "yellow ball", "--edit-prompt",
                   "make it blue", "--edit-size", "64")
     assert nothing.returncode == 1
-    assert "nothing was found for 'yellow star'" in " ".join(nothing.stderr.split())
+    assert "nothing was found for 'yellow ball'" in " ".join(nothing.stderr.split())
     assert not (place / "none.mp4").exists()
 
 
