@@ -34,7 +34,7 @@ class _Gate:
             if granted.done() and not granted.cancelled():
                 # The place and the cancel came in the same moment.
                 self.leave()
-            else:
+            elif granted in self.waiting:  # who gave out places meanwhile has passed over it
                 self.waiting.remove(granted)
             raise
 

@@ -9,8 +9,9 @@ import pytest
 import sqlalchemy as sa
 
 from tests.studio import Studio, film
-from workflows.durable.batch_rules import Held, spent_s
+from workflows.durable.batch_rules import Held, Standing, spent_s
 from workflows.durable.batches import Batches, BatchLimits, NewBatch, NewFile, job_id_in
+from workflows.durable.gates import Gates
 from workflows.durable.journal import Journal
 from workflows.durable.leases import Leases
 from workflows.durable.ledger import Ledger
@@ -279,3 +280,24 @@ class TestVerbs:
         assert (batches.page().batches, studio.ledger.jobs().jobs) == ((), ())
         with pytest.raises(UnknownBatch):
             batches.delete("b")
+
+
+class TestGates:
+    async def test_who_is_cancelled_while_places_are_given_out_leaves_no_trace(self) -> None:
+        """The cancel comes first, and the place is given before the waiter hears of it."""
+        gates = Gates()
+        gates.learn({"b": Standing(is_held=True, concurrency=1)})
+        first, second = (asyncio.create_task(through(gates, job_id)) for job_id in ("j1", "j2"))
+        await asyncio.sleep(0)
+        first.cancel()
+        gates.learn({"b": Standing(is_held=False, concurrency=1)})
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        assert await second == "j2"
+        assert gates.is_idle("j1")
+        assert await asyncio.wait_for(through(gates, "j3"), 1) == "j3", "the place is free again"
+
+
+async def through(gates: Gates, job_id: str) -> str:
+    async with gates.place("b", job_id):
+        return job_id
