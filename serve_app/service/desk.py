@@ -20,6 +20,7 @@ from serve_app.service.hub import Hub
 from serve_app.service.links import job_links
 from serve_app.service.metrics import Metrics, webhook_deliveries
 from serve_app.service.pictures import Pictures
+from serve_app.service.results import Results
 from serve_app.service.streams import Streams
 from serve_app.service.uploads import Uploads
 from serve_app.service.views import Sources, Views, summary_json
@@ -95,6 +96,7 @@ class Desk:
         self.uploads = Uploads(ports.store, settings.http, settings.data_dir.expanduser() / "uploads")
         self.edits = edits_of(settings, ports.ledger, ports.store, self.forecast)
         self.files = Files(ports.ledger, ports.store, self.takes)
+        self.results = Results(ports.ledger, self.files, self.uploads)
         self.hub = Hub(ports.ledger, self.overview, ports.board, window=settings.http.window)
         self.views = Views(Sources(ledger=ports.ledger, overview=self.overview, takes=self.takes,
                                    forecast=self.forecast, live=self.hub.live))
