@@ -13,6 +13,7 @@ from pydantic.json_schema import models_json_schema
 
 from serve_app.http import (
     access,
+    edit_ui,
     edits,
     films,
     images,
@@ -54,6 +55,7 @@ def build_api(desk: Desk) -> FastAPI:
     for router in (films.router, pictures.router, uploads.router, edits.router, jobs.router, jobs.files, system.router,
                    webhooks.router, openai.router, videos.router, images.router):
         app.include_router(router)
+    app.include_router(edit_ui.router)
     install_page(app)
     problems.install(app)
     # The last one added is passed first: the guard, then CORS, then keys.
