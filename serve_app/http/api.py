@@ -23,6 +23,7 @@ from serve_app.http import (
     problems,
     system,
     uploads,
+    video_edits,
     videos,
     webhooks,
 )
@@ -53,7 +54,8 @@ def build_api(desk: Desk) -> FastAPI:
                   dependencies=[Depends(access.own_jobs_only)])
     app.state.desk = desk
     for router in (films.router, pictures.router, uploads.router, edits.router, jobs.router, jobs.files, system.router,
-                   webhooks.router, openai.router, videos.router, images.router):
+                   webhooks.router, openai.router, videos.router, video_edits.router,
+                   images.router):
         app.include_router(router)
     app.include_router(edit_ui.router)
     install_page(app)

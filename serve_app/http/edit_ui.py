@@ -26,7 +26,6 @@ from serve_app.http.uploads import Arrivals
 from serve_app.service.access import Caller
 from serve_app.service.desk import Desk
 from serve_app.service.edit_pages import SOURCE, SWITCHES, EditPages
-from serve_app.service.edits import named_videos, read_wish
 from serve_app.service.films import Order
 from serve_app.service.pages import Pages
 from workflows.errors import InvalidDocument, Problem
@@ -113,8 +112,6 @@ async def _taken(desk: Desk, written: Mapping[str, str], arrivals: Arrivals) -> 
 
 def _submit(desk: Desk, caller: Caller, fields: Mapping[str, Json], token: str) -> str:
     """The same form with the same token is the same job. Blocking. Raises InvalidDocument."""
-    wish = read_wish(fields)
-    draft = desk.edits.draft(wish, named_videos(wish, desk.uploads))
     asked = "\0".join((caller.key_id, token, json.dumps(fields, sort_keys=True)))
     drawn = hashlib.sha256(asked.encode("utf-8", "replace")).hexdigest()
-    return desk.edits.submit(draft, Order(token=drawn, key_id=caller.key_id)).id
+    return desk.video_edits.submit(fields, Order(token=drawn, key_id=caller.key_id)).id

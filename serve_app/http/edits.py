@@ -151,7 +151,7 @@ async def _fields(request: Request, desk: Desk) -> dict[str, Json]:
     content_type = request.headers.get("content-type", "")
     kind = content_type.partition(";")[0].strip().lower()
     if kind == JSON_TYPE:
-        value = await asyncio.to_thread(read_json, decode_text(await _short_body(request, desk)), "edit.json")
+        value = await asyncio.to_thread(read_json, decode_text(await short_body(request, desk)), "edit.json")
         if not isinstance(value, dict):
             raise Refused(400, "invalid-json", 'the body is an object of fields, as in {"edit_prompt": "..."}')
         return value
@@ -164,7 +164,7 @@ async def _fields(request: Request, desk: Desk) -> dict[str, Json]:
         return await asyncio.to_thread(form_fields, values, arrivals)
 
 
-async def _short_body(request: Request, desk: Desk) -> bytes:
+async def short_body(request: Request, desk: Desk) -> bytes:
     """A body without a video. The guard has let it through as if it might hold one."""
     most, body = desk.settings.max_body_kb * 1000, bytearray()
     async for piece in arriving(request):

@@ -17,11 +17,13 @@ from serve_app.service.links import job_url, thumbnail_url
 from serve_app.service.results import RESULT, Result
 from serve_app.service.uploads import SCHEME
 from workflows.edit import EditRequest, Instances
-from workflows.edit_status import DOING, EditState
+from workflows.edit_status import EditState
 from workflows.errors import ArtifactMissing, Problem, UnknownUpload
 from workflows.types import Json, NodeKind, NodeStatus, Stage
 
-STAGES = (Stage.EXTRACTING, Stage.MASKING, Stage.PROPAGATING, Stage.EDITING, Stage.SMOOTHING, Stage.SAVING)
+STAGES = {Stage.EXTRACTING: "reading the video", Stage.MASKING: "finding the region",
+          Stage.PROPAGATING: "following the region", Stage.EDITING: "changing the region",
+          Stage.SMOOTHING: "calming the flicker", Stage.SAVING: "writing the video"}
 SOURCE = "input_video_path"
 BY_ITSELF = frozenset({SOURCE, "mask_prompt", "edit_prompt"})
 """Fields that stand before the fold."""
@@ -36,7 +38,9 @@ LABELS: Mapping[str, Mapping[str, str]] = {
 }
 """Fields behind the fold, by what they are about -> what people call them."""
 CHOICES = frozenset({"tracker", "editor", "instances"})
-FILES = frozenset({"mask_video"})
+FILES: Mapping[str, str] = {
+    "mask_video": "A video whose light pixels are the mask, frame by frame, in place of finding one."}
+"""Fields that are files here -> what they are."""
 OF_THE_EDITOR = frozenset({"steps", "guidance_scale", "image_guidance_scale", "edit_size"})
 """Where nothing is said, an editor with a card has numbers of its own."""
 SWITCHES = {"invert_mask": False, "keep_audio": True}
@@ -190,12 +194,12 @@ def numbers_of(report: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     """What an edit's report says, for people."""
     told: list[tuple[str, str]] = []
     if warp := report["warp_error"]:
-        told += [("Flicker before smoothing", f"{warp['before']:.2f}"), ("after", f"{warp['after']:.2f}"),
-                 ("of the source", f"{warp['source']:.2f}")]
+        told += [("Flicker before smoothing", f"{warp['before']:.2f}"), ("Flicker after it", f"{warp['after']:.2f}"),
+                 ("Flicker of the source", f"{warp['source']:.2f}")]
     if outside := report["outside_mask"]:
-        told += [("Pixels changed outside the mask", f"{outside['changed_pixels']:,}"),
-                 ("Likeness outside, once encoded", f"{outside['psnr_db']:.1f} dB"),
-                 ("in the worst frame", f"{outside['worst_psnr_db']:.1f} dB")]
+        told += [("Changed outside the mask", f"{outside['changed_pixels']:,} pixels"),
+                 ("Outside, once encoded", f"{outside['psnr_db']:.1f} dB"),
+                 ("In the worst frame", f"{outside['worst_psnr_db']:.1f} dB")]
     return tuple(told)
 
 
@@ -214,7 +218,7 @@ def _line(job: Mapping[str, Any], stage: Stage) -> StageLine:
     frames = job["edit"]["total_frames"]
     says = f"frame {int(share * frames)} of {frames}" if state == "running" and frames else (
         "" if state in ("waiting", "running") else state)
-    return StageLine(name=stage.value, doing=DOING[stage], state=state, percent=100 * share, says=says)
+    return StageLine(name=stage.value, doing=STAGES[stage], state=state, percent=100 * share, says=says)
 
 
 def _state(statuses: set[NodeStatus], share: float) -> str:
@@ -257,7 +261,7 @@ def _field(name: str, label: str, cards: tuple[str, ...]) -> FormField:
         choices = cards or tuple(_schema()["$defs"]["Instances"]["enum"])
         return FormField(name=name, label=label, hint=hint, kind="choice", choices=choices, default=choices[0])
     if number is None:
-        return FormField(name=name, label=label, hint=hint, kind="file" if name in FILES else "text")
+        return FormField(name=name, label=label, hint=FILES.get(name, hint), kind="file" if name in FILES else "text")
     usual = "" if rule.get("default") is None else f"{rule['default']:g}"
     return FormField(
         name=name, label=label, hint=hint, kind="number",

@@ -25,6 +25,7 @@
   }
   function show(url) {
     $("sample").hidden = !url;
+    $("no-sample").hidden = Boolean(url);
     if (url) $("preview").src = url; else $("preview").removeAttribute("src");
   }
   function over() {
@@ -64,8 +65,9 @@
     request.addEventListener("load", () => { if (request === sending) arrived(file, request); });
     request.addEventListener("error", () => { if (request === sending) { over(); waits = false; said("The connection broke while the video was sent; choose it again.", true); } });
     request.open("POST", "/api/uploads");
-    request.setRequestHeader("Content-Type", file.type.startsWith("video/") ? file.type : "application/octet-stream");
-    request.send(file);
+    const body = new FormData(); // and not the file alone: the form says its name
+    body.append("file", file);
+    request.send(body);
   }
   function chosen() {
     const result = $("result").value;

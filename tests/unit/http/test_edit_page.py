@@ -80,7 +80,7 @@ def test_a_plain_form_with_a_file_becomes_an_edit_with_a_page_of_its_own(shop: S
         assert shop.client.get(str(address)).status_code == 200, address
     assert shop.client.get(f"/api/jobs/{job_id}/source").headers["content-type"] == "video/mp4"
     assert shop.client.get(f"/api/jobs/{job_id}/source").content == clip
-    assert re.search(r"<dt>Pixels changed outside the mask</dt><dd>0</dd>", text)
+    assert re.search(r"<dt>Changed outside the mask</dt><dd>0 pixels</dd>", text)
     assert "<dt>smoothing</dt><dd dir=\"auto\">0.5</dd>" in text
     [divider] = [tag for tag in page.all("div") if tag.get("id") == "divider"]
     assert (divider["role"], divider["tabindex"], divider["aria-valuenow"]) == ("slider", "0", "50")
