@@ -87,7 +87,7 @@ class EditForm:
     @property
     def is_unfolded(self) -> bool:
         """Something behind the fold needs a look."""
-        return any(field.name in self.problems or self.values.get(field.name, "")
+        return any(field.name in self.problems or self.values.get(field.name, "") not in ("", field.default)
                    for _, fields in self.groups for field in fields)
 
     def is_on(self, name: str) -> bool:

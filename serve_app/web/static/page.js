@@ -202,7 +202,8 @@
       time.textContent = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" }).format(new Date(time.dateTime));
     }
     const film = $("film");
-    if (film && film.dataset.word) document.title = `${film.dataset.word}: ${film.querySelector("h1").textContent}`;
+    const badge = document.querySelector("#now .badge");
+    if (film && badge) document.title = `${badge.textContent}: ${film.querySelector("h1").textContent}`;
     grow(0);
     showStill();
     number();
