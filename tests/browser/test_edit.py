@@ -20,8 +20,8 @@ WATCH = """() => {
   new MutationObserver(() => {
     for (const line of document.querySelectorAll(".stages li[data-state=running]"))
       window.stages.push([line.dataset.stage, line.querySelector("progress").value]);
-    if (document.querySelector("#mask-video") && document.querySelector("#film").dataset.status !== "succeeded")
-      window.maskEarly = true;
+    const film = document.querySelector("#film");
+    if (film && film.dataset.status !== "succeeded" && document.querySelector("#mask-video")) window.maskEarly = true;
   }).observe(document.body, {subtree: true, childList: true, attributes: true});
 }"""
 WATCH_UPLOAD = """() => {
