@@ -26,6 +26,7 @@ from serve_app.http.uploads import Arrivals
 from serve_app.service.access import Caller
 from serve_app.service.desk import Desk
 from serve_app.service.edit_pages import SOURCE, SWITCHES, EditPages
+from serve_app.service.edit_places import BOXES, POINTS, places_of
 from serve_app.service.films import Order
 from serve_app.service.pages import Pages
 from workflows.errors import InvalidDocument, Problem
@@ -103,7 +104,8 @@ async def _taken(desk: Desk, written: Mapping[str, str], arrivals: Arrivals) -> 
     kept = texts.pop(KEPT_MASKS, "")
     if kept and MASKS not in arrivals.found:
         texts[MASKS] = kept
-    fields = await asyncio.to_thread(form_fields, texts, arrivals)
+    places: dict[str, Json] = {name: places_of(name, texts.pop(name)) for name in (POINTS, BOXES) if name in texts}
+    fields = {**await asyncio.to_thread(form_fields, texts, arrivals), **places}
     if SOURCE not in fields:
         raise InvalidDocument(problems=(Problem(field=SOURCE, problem="no video is chosen",
                                                 nearest="a file, or an earlier result"),))

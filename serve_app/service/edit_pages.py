@@ -5,6 +5,7 @@ and no template.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -12,6 +13,7 @@ from typing import Any
 
 from serve_app.edit_submit import KIND
 from serve_app.service.desk import Desk
+from serve_app.service.edit_places import BOXES, POINTS, text_of
 from serve_app.service.edits import EditFile
 from serve_app.service.links import job_url, thumbnail_url
 from serve_app.service.results import RESULT, Result
@@ -25,12 +27,13 @@ STAGES = {Stage.EXTRACTING: "reading the video", Stage.MASKING: "finding the reg
           Stage.PROPAGATING: "following the region", Stage.EDITING: "changing the region",
           Stage.SMOOTHING: "calming the flicker", Stage.SAVING: "writing the video"}
 SOURCE = "input_video_path"
-BY_ITSELF = frozenset({SOURCE, "mask_prompt", "edit_prompt"})
+BY_ITSELF = frozenset({SOURCE, "mask_prompt", POINTS, "edit_prompt"})
 """Fields that stand before the fold."""
 LABELS: Mapping[str, Mapping[str, str]] = {
     "Which part": {"start_s": "Begin at, s", "end_s": "End at, s", "max_frames": "Frames at most"},
     "The region": {"tracker": "Found by", "instances": "Of several that fit", "erode_kernel": "Smaller by, px",
-                   "dilate_kernel": "Larger by, px", "feather_px": "Soft edge, px", "mask_video": "Given masks"},
+                   "dilate_kernel": "Larger by, px", "feather_px": "Soft edge, px", "mask_video": "Given masks",
+                   BOXES: "Boxes around it"},
     "The edit": {"editor": "Edited by", "negative_prompt": "Not to be seen", "steps": "Steps",
                  "guidance_scale": "Follow the words", "image_guidance_scale": "Keep the picture", "seed": "Seed",
                  "crop_margin": "Around the region", "edit_size": "Size, px"},
@@ -41,6 +44,8 @@ CHOICES = frozenset({"tracker", "editor", "instances"})
 FILES: Mapping[str, str] = {
     "mask_video": "A video whose light pixels are the mask, frame by frame, in place of finding one."}
 """Fields that are files here -> what they are."""
+HINTS: Mapping[str, str] = {
+    **FILES, BOXES: "Left, top, right, bottom in pixels, a frame after @: 10,20,110,90@24; several with ; between."}
 OF_THE_EDITOR = frozenset({"steps", "guidance_scale", "image_guidance_scale", "edit_size"})
 """Where nothing is said, an editor with a card has numbers of its own."""
 SWITCHES = {"invert_mask": False, "keep_audio": True}
@@ -142,7 +147,8 @@ class EditPages:
         known = {*BY_ITSELF, *SWITCHES, *(name for labels in LABELS.values() for name in labels)}
         by_field: dict[str, tuple[Problem, ...]] = {}
         for problem in problems:
-            name = problem.field if problem.field in known else ""
+            name = re.split(r"[.\[]", problem.field)[0]  # that of a list, where a part of it is meant
+            name = name if name in known else ""
             by_field[name] = (*by_field.get(name, ()), problem)
         return EditForm(values=values, problems=by_field, groups=groups, results=self._desk.results.recent(key_id),
                         source_name=self._name(values.get(SOURCE, "")),
@@ -154,7 +160,7 @@ class EditPages:
         if self._desk.ledger.job(job_id).kind != KIND:
             return {SOURCE: f"{RESULT}{job_id}"}
         request, usual = self._desk.results.request(job_id), _usual()
-        written = {name: value if isinstance(value, str) else json.dumps(value) for name, value in request.items()
+        written = {name: _written(name, value) for name, value in request.items()
                    if value is not None and (name in SWITCHES or value != usual.get(name))}
         known = {*BY_ITSELF, *SWITCHES, *(name for labels in LABELS.values() for name in labels)}
         return {name: value for name, value in written.items() if name in known}
@@ -238,6 +244,13 @@ def _asked(request: Mapping[str, Json]) -> tuple[tuple[str, str], ...]:
                  if name not in ("mask_prompt", "edit_prompt", SOURCE) and value != usual.get(name))
 
 
+def _written(name: str, value: Any) -> str:
+    """A field of a request as the form has it."""
+    if name in (POINTS, BOXES):
+        return text_of(name, value)
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 @cache
 def _usual() -> Mapping[str, Json]:
     """The fields that need not be said."""
@@ -261,7 +274,7 @@ def _field(name: str, label: str, cards: tuple[str, ...]) -> FormField:
         choices = cards or tuple(_schema()["$defs"]["Instances"]["enum"])
         return FormField(name=name, label=label, hint=hint, kind="choice", choices=choices, default=choices[0])
     if number is None:
-        return FormField(name=name, label=label, hint=FILES.get(name, hint), kind="file" if name in FILES else "text")
+        return FormField(name=name, label=label, hint=HINTS.get(name, hint), kind="file" if name in FILES else "text")
     usual = "" if rule.get("default") is None else f"{rule['default']:g}"
     return FormField(
         name=name, label=label, hint=hint, kind="number",

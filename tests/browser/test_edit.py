@@ -182,6 +182,25 @@ def test_an_edit_is_cancelled_retried_and_asked_for_another_way(eyes: Eyes, serv
     assert start == f"upload:{served.job(job_id)['video']['sha256']}"
 
 
+def test_a_click_on_the_picture_says_where_the_thing_is(eyes: Eyes, served: Served, clip: Path) -> None:
+    page = eyes.window()
+    filled(page, clip, mask_prompt="", max_frames="24")
+    true_at_last(page, "document.querySelector('#preview').readyState >= 2")
+    box = page.locator("#preview").bounding_box()
+    assert box is not None
+    for button, x, y in (("point", 80, 160), ("point-not", 240, 40)):
+        page.locator(f"#{button}").click()
+        page.mouse.click(box["x"] + box["width"] * x / 480, box["y"] + box["height"] * y / 320)
+    at, beside = str(page.locator("#points").input_value()).split("; ")
+    assert max(abs(int(number) - meant) for number, meant in zip(at.split(","), (80, 160), strict=True)) <= 1
+    assert beside.startswith("not ")
+    expect(page.locator("#dots i")).to_have_count(2)
+    page.locator("#make").click()
+    page.wait_for_url("**/films/*")
+    status(page, "succeeded")
+    assert served.job(page.url.rpartition("/")[2])["edit"]["request"]["points"][1]["inside"] is False
+
+
 def test_it_works_with_keys_alone_at_the_width_of_a_phone(eyes: Eyes, clip: Path) -> None:
     page = eyes.window(360, 780, scheme="dark", motion="reduce")
     edited(page, clip, max_frames="24")

@@ -26,6 +26,8 @@
   function show(url) {
     $("sample").hidden = !url;
     $("no-sample").hidden = Boolean(url);
+    $("pointing").hidden = !url;
+    press("");
     if (url) $("preview").src = url; else $("preview").removeAttribute("src");
   }
   function over() {
@@ -79,6 +81,44 @@
     show(`/api/jobs/${encodeURIComponent(result.replace(/^job:/, ""))}/video`);
   }
 
+  // -- pointing at the thing: on the first frame of the part that is edited -------------------------------------
+  let pointing = ""; // the button that is pressed
+  const POINT = /^(not\s+)?([\d.]+)\s*,\s*([\d.]+)\s*(?:@\s*0+)?$/;
+  /** Where the picture lies in its element, and how large a pixel of it is shown. */
+  function picture() {
+    const video = $("preview"), { clientWidth: width, clientHeight: height } = video;
+    const scale = Math.min(width / video.videoWidth, height / video.videoHeight);
+    return { scale, left: (width - video.videoWidth * scale) / 2, top: (height - video.videoHeight * scale) / 2 };
+  }
+  function press(name) {
+    pointing = name;
+    for (const id of ["point", "point-not"]) $(id).setAttribute("aria-pressed", String(id === name));
+    $("sample").classList.toggle("aimed", Boolean(name));
+    $("preview").controls = !name;
+    if (name) { $("preview").pause(); $("preview").currentTime = Number($("start_s").value) || 0; }
+    dot();
+  }
+  function dot() {
+    const video = $("preview");
+    if (!video.videoWidth) { $("dots").replaceChildren(); return; }
+    const { scale, left, top } = picture();
+    $("dots").replaceChildren(...$("points").value.split(";").map((one) => one.trim().match(POINT)).filter(Boolean).map((found) => {
+      const mark = document.createElement("i");
+      mark.className = found[1] ? "not" : "on";
+      mark.style.setProperty("left", `${left + found[2] * scale}px`);
+      mark.style.setProperty("top", `${top + found[3] * scale}px`);
+      return mark;
+    }));
+  }
+  function aim(event) {
+    const video = $("preview"), box = video.getBoundingClientRect(), { scale, left, top } = picture();
+    const x = Math.round((event.clientX - box.left - left) / scale), y = Math.round((event.clientY - box.top - top) / scale);
+    if (x < 0 || y < 0 || x >= video.videoWidth || y >= video.videoHeight) return;
+    const before = $("points").value.trim().replace(/;$/, "");
+    $("points").value = `${before ? `${before}; ` : ""}${pointing === "point-not" ? "not " : ""}${x},${y}`;
+    dot();
+  }
+
   // -- before and after ----------------------------------------------------------------------------------------
   const time = (seconds) => `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
   let share = 50;
@@ -103,7 +143,6 @@
     const tell = () => {
       $("play").textContent = after.paused ? "Play" : "Pause";
       $("mute").textContent = after.muted ? "Sound on" : "Sound off";
-      $("mute").setAttribute("aria-pressed", String(after.muted));
       if (after.duration) $("seek").value = (1000 * after.currentTime) / after.duration;
       $("clock").textContent = `${time(after.currentTime)} / ${time(after.duration || 0)}`;
     };
@@ -162,7 +201,11 @@
     if (event.target.id === "result") chosen();
   });
   document.addEventListener("click", (event) => {
-    if (event.target.id !== "upload-stop" || !sending) return;
+    const { id } = event.target;
+    if (id === "point" || id === "point-not") press(pointing === id ? "" : id);
+    else if (id === "point-none") { $("points").value = ""; dot(); }
+    else if (id === "preview" && pointing) { event.preventDefault(); aim(event); }
+    if (id !== "upload-stop" || !sending) return;
     sending.abort();
     waits = false;
     over();
@@ -179,6 +222,9 @@
   compare();
   const form = $("edit");
   if (form) {
+    $("points").addEventListener("input", dot);
+    $("preview").addEventListener("loadedmetadata", dot);
+    addEventListener("resize", dot);
     const uri = $("sent").value;
     if (uri) { named(uri); show(`/api/uploads/${uri.replace(/^upload:/, "")}`); }
     else if ($("result") && $("result").value) chosen();

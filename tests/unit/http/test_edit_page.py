@@ -142,3 +142,17 @@ def test_with_keys_an_edit_is_its_owners_alone(tmp_path: Path, migrated_file: Pa
         assert "there is no video to edit" in sent(shop, None, 422, other, result=f"job:{job_id}")
         sent(shop, clip, 403, reader)
     shop.ledger.close()
+
+
+def test_points_and_boxes_are_written_as_people_write_them(shop: Shop, clip: bytes) -> None:
+    text = "120,80; not 40,30.5@2"
+    job_id = sent(shop, clip, mask_prompt="", points=text, boxes="100, 60,140,100").rpartition("/")[2]
+    request = shop.status(job_id)["edit"]["request"]  # type: ignore[index, call-overload]
+    assert [(at["x"], at["y"], at["frame"], at["inside"]) for at in request["points"]] == [
+        (120, 80, 0, True), (40, 30.5, 2, False)]
+    assert request["boxes"] == [{"frame": 0, "left": 100, "top": 60, "right": 140, "bottom": 100}]
+    again = {tag.get("name"): tag.get("value") for tag in Page(page_of(shop, f"/edit?from={job_id}")).all("input")}
+    assert (again["points"], again["boxes"]) == (text, "100,60,140,100")
+    for wrong in ("120", "a,b", "1,2,3", "1.2.3,4", "120,80@x"):
+        assert "120,80; not 40,30@24" in whys(sent(shop, clip, 422, points=wrong), "points"), wrong
+    assert "0 to 191 across" in whys(sent(shop, clip, 422, mask_prompt="", points="500,3"), "points")
