@@ -56,8 +56,11 @@ async def submit(request: Request, desk: TheDesk, caller: TheCaller) -> Response
     """Queue the edit and go to its page; or the form again, with what is wrong at its field. Videos are kept."""
     with ExitStack() as stack:
         arrivals = Arrivals(desk, stack)
-        values = await read_form(arriving(request), request.headers.get("content-type", ""), (VIDEO, MASKS),
-                                 arrivals.room)
+        try:
+            values = await read_form(arriving(request), request.headers.get("content-type", ""), (VIDEO, MASKS),
+                                     arrivals.room)
+        except InvalidDocument as error:
+            return await _form(desk, caller, {}, error.problems)
         # A switch that is off is not sent.
         written = {**dict.fromkeys(SWITCHES, "false"),
                    **{name: text for name, text in values.items() if text.strip() and name != TOKEN}}

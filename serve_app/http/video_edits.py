@@ -62,7 +62,10 @@ async def edit_video(request: Request, desk: TheDesk, caller: TheCaller) -> Resp
 async def _values(request: Request, desk: Desk, arrivals: Arrivals) -> Mapping[str, JsonValue]:
     kind = request.headers.get("content-type", "")
     if kind.partition(";")[0].strip().lower() == FORM_TYPE:
-        return {**await read_form(arriving(request), kind, (VIDEO, MASKS), arrivals.room)}
+        try:
+            return {**await read_form(arriving(request), kind, (VIDEO, MASKS), arrivals.room)}
+        except InvalidDocument as error:
+            raise refused_field(VIDEO, error.problems[0].problem, error.problems[0].nearest) from None
     return (await asyncio.to_thread(read_fields, await short_body(request, desk), kind)).values
 
 
