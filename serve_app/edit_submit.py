@@ -29,8 +29,10 @@ from workflows.types import Artifact, Json, MediaType, digest
 
 KIND = "edit"
 """Of a job that edits a video."""
-REQUEST, WARNINGS, FRAMES = "edit", "warnings", "frames"
-"""Of a job's document: the request as it was, what was said of the source, and how many frames are edited."""
+REQUEST, WARNINGS, FRAMES, VIDEO = "edit", "warnings", "frames", "video"
+"""Of a job's document: the request as it was, what was said of the source, how many frames are edited, and the result
+as clients of OpenAI's API have it.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,12 +81,18 @@ def edit_job(request: EditRequest, store: Store, *, tracker: Hand = CLASSICAL, e
     nodes = plan_edit(request, part, assets, size=(source.width_px, source.height_px), tracker=tracker, editor=editor)
     warnings = source_warnings(request, source)
     document: dict[str, Json] = {REQUEST: request.model_dump(mode="json"), WARNINGS: list(warnings),
-                                 FRAMES: part.frames}
+                                 FRAMES: part.frames, VIDEO: _video(request, part, source)}
     identity = digest([[node.id, node.kind.value, node.lane, list(node.deps), dict(node.payload)] for node in nodes])
     known = given.get(request.input_video_path)
     new = NewJob(id=request.job_id, kind=KIND, document=document, document_digest=identity, nodes=nodes,
                  title=f"{request.edit_prompt.strip()} in {known.name if known else Path(video).name}"[:200])
     return EditSubmission(new=new, part=part, source=source, warnings=warnings)
+
+
+def _video(request: EditRequest, part: Part, source: SourceVideo) -> dict[str, Json]:
+    width_px, height_px = source.width_px - source.width_px % 2, source.height_px - source.height_px % 2
+    return {"prompt": request.edit_prompt, "model": request.editor, "seconds": f"{float(part.frames / part.fps):g}",
+            "size": f"{width_px}x{height_px}"}
 
 
 def video_key(sha256: str) -> str:

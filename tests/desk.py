@@ -50,6 +50,7 @@ TWO_SHOTS: dict[str, Json] = {"title": "Two", "shots": [
 ROUTES = {
     "/api/pictures": {"post"}, "/api/pictures/{picture_id}": {"get"},
     "/api/uploads": {"post"}, "/api/uploads/{upload_id}": {"get"}, "/api/edits": {"post"},
+    "/api/jobs/{job_id}/source": {"get"}, "/api/jobs/{job_id}/thumbnail": {"get"},
     "/api/jobs/{job_id}/mask": {"get"}, "/api/jobs/{job_id}/report": {"get"}, "/api/jobs/{job_id}/plot": {"get"},
     "/api/films": {"post"}, "/api/films/{job_id}/promote": {"post"}, "/api/films/{job_id}/shots/{shot_id}": {"patch"},
     "/api/jobs": {"get"},
@@ -68,7 +69,7 @@ ROUTES = {
     "/v1/models": {"get"}, "/v1/models/{model}": {"get"}, "/v1/videos": {"get", "post"},
     "/v1/videos/{video_id}": {"get", "delete"}, "/v1/videos/{video_id}/content": {"get"},
     "/v1/images/generations": {"post"}, "/v1/images/{image_id}/content": {"get"},
-    "/v1/videos/{video_id}/cancel": {"post"}, "/v1/videos/{video_id}/remix": {"post"},
+    "/v1/videos/edits": {"post"}, "/v1/videos/{video_id}/cancel": {"post"}, "/v1/videos/{video_id}/remix": {"post"},
 }
 
 

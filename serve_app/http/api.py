@@ -14,6 +14,7 @@ from pydantic.json_schema import models_json_schema
 from serve_app.http import (
     access,
     batches,
+    edit_ui,
     edits,
     films,
     images,
@@ -23,6 +24,7 @@ from serve_app.http import (
     problems,
     system,
     uploads,
+    video_edits,
     videos,
     webhooks,
 )
@@ -53,8 +55,10 @@ def build_api(desk: Desk) -> FastAPI:
                   dependencies=[Depends(access.own_jobs_only)])
     app.state.desk = desk
     for router in (films.router, pictures.router, uploads.router, edits.router, jobs.router, jobs.files, system.router,
-                   webhooks.router, openai.router, videos.router, images.router, batches.router):
+                   webhooks.router, openai.router, videos.router, video_edits.router,
+                   images.router, batches.router):
         app.include_router(router)
+    app.include_router(edit_ui.router)
     install_page(app)
     problems.install(app)
     # The last one added is passed first: the guard, then CORS, then keys.

@@ -9,6 +9,7 @@ import json
 import uuid
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
@@ -25,17 +26,19 @@ from serve_app.http.idempotency import IdempotencyKey, fingerprint, once, reserv
 from serve_app.http.problems import Refused, refused_document
 from serve_app.http.schemas import Accepted
 from serve_app.http.uploads import Arrivals
+from serve_app.service.access import Caller
 from serve_app.service.desk import Desk
 from serve_app.service.edits import EditDraft, EditFile, named_videos, read_wish
 from serve_app.service.films import Order, read_json
 from serve_app.service.links import job_links
+from serve_app.service.results import RESULT, no_result
 from serve_app.service.uploads import SCHEME
 from workflows.durable.replies import Stored
 from workflows.durable.rows import Limits
 from workflows.edit import EditRequest
-from workflows.errors import InvalidDocument, Problem
+from workflows.errors import InvalidDocument, Problem, UnknownJob
 from workflows.source import decode_text
-from workflows.types import Json
+from workflows.types import Artifact, Json, MediaType
 
 router = APIRouter(tags=["edits"])
 
@@ -45,6 +48,8 @@ FIELD_OF = {VIDEO: "input_video_path", MASKS: MASKS, "input_video_path": "input_
 TEXTS = frozenset(name for name, field in EditRequest.model_fields.items()
                   if isinstance(field.annotation, type) and issubclass(field.annotation, str))
 """Fields that are text; others are written as JSON in a form."""
+CONTAINERS = ((b"ftyp", MediaType.MP4), (b"\x1a\x45\xdf\xa3", MediaType.MKV))
+"""What stands in the first bytes of a file -> its type."""
 BODY: dict[str, Any] = {"requestBody": {"required": True, "content": {
     JSON_TYPE: {"schema": {"$ref": "#/components/schemas/EditWish"}, "examples": {"recolour": {"value": {
         "input_video_path": "upload:ID", "mask_prompt": "red ball", "edit_prompt": "make it blue"}}}},
@@ -63,13 +68,13 @@ async def create_edit(request: Request, desk: TheDesk, caller: TheCaller, ask: A
     value.
     """
     try:
-        fields = await _fields(request, desk)
+        fields = await with_results(desk, caller, await _fields(request, desk))
         wish = read_wish(fields)
     except InvalidDocument as error:
         raise refused_document(error) from None
 
     async def make(token: str) -> Mapping[str, Json]:
-        draft = await _drafted(desk, wish)
+        draft = await drafted(desk, wish)
         await admit(desk, ask.webhook_url)
         row = await asyncio.to_thread(desk.edits.submit, draft, Order(
             token=token, priority=ask.priority, key_id=caller.key_id, webhook_url=ask.webhook_url,
@@ -80,7 +85,7 @@ async def create_edit(request: Request, desk: TheDesk, caller: TheCaller, ask: A
                 "document_digest": row.document_digest, "links": {**job_links(row.id)}}
 
     if ask.dry_run:
-        draft = await _drafted(desk, wish)
+        draft = await drafted(desk, wish)
         await admit(desk, ask.webhook_url)
         return JSONResponse(await asyncio.to_thread(desk.edits.preview, draft))
     if idempotency_key is None:
@@ -90,6 +95,25 @@ async def create_edit(request: Request, desk: TheDesk, caller: TheCaller, ask: A
     if isinstance(found, Stored):
         return accepted(found.body, replayed=True)
     return accepted(await once(desk.replies, found, make))
+
+
+@router.head("/api/jobs/{job_id}/source", include_in_schema=False)
+@router.get("/api/jobs/{job_id}/source", response_class=Response, responses={**FILE_DOC, **refusals(404, 416, 422)},
+            summary="What an edit is made of")
+async def source(request: Request, job_id: JobId, desk: TheDesk) -> Response:
+    """The video as it was given, whole."""
+    found = await asyncio.to_thread(desk.results.source, job_id)
+    artifact = await asyncio.to_thread(_typed, desk, found.artifact)
+    return await artifact_response(request, desk.store, artifact, f"{job_id}-source")
+
+
+@router.head("/api/jobs/{job_id}/thumbnail", include_in_schema=False)
+@router.get("/api/jobs/{job_id}/thumbnail", response_class=Response, responses={**FILE_DOC, **refusals(404, 416, 422)},
+            summary="A small picture of a job's video")
+async def thumbnail(request: Request, job_id: JobId, desk: TheDesk) -> Response:
+    """Its first frame (PNG), at most 320 px long; of an edit that is not finished, the first of what it is made of."""
+    artifact = await asyncio.to_thread(desk.files.thumbnail, job_id)
+    return await artifact_response(request, desk.store, artifact, f"{job_id}-thumbnail")
 
 
 @router.head("/api/jobs/{job_id}/mask", include_in_schema=False)
@@ -127,7 +151,7 @@ async def _fields(request: Request, desk: Desk) -> dict[str, Json]:
     content_type = request.headers.get("content-type", "")
     kind = content_type.partition(";")[0].strip().lower()
     if kind == JSON_TYPE:
-        value = await asyncio.to_thread(read_json, decode_text(await _short_body(request, desk)), "edit.json")
+        value = await asyncio.to_thread(read_json, decode_text(await short_body(request, desk)), "edit.json")
         if not isinstance(value, dict):
             raise Refused(400, "invalid-json", 'the body is an object of fields, as in {"edit_prompt": "..."}')
         return value
@@ -137,10 +161,10 @@ async def _fields(request: Request, desk: Desk) -> dict[str, Json]:
     with ExitStack() as stack:
         arrivals = Arrivals(desk, stack)
         values = await read_form(arriving(request), content_type, tuple(FIELD_OF), arrivals.room)
-        return await asyncio.to_thread(_form_fields, values, arrivals)
+        return await asyncio.to_thread(form_fields, values, arrivals)
 
 
-async def _short_body(request: Request, desk: Desk) -> bytes:
+async def short_body(request: Request, desk: Desk) -> bytes:
     """A body without a video. The guard has let it through as if it might hold one."""
     most, body = desk.settings.max_body_kb * 1000, bytearray()
     async for piece in arriving(request):
@@ -150,7 +174,8 @@ async def _short_body(request: Request, desk: Desk) -> bytes:
     return bytes(body)
 
 
-def _form_fields(values: Mapping[str, str], arrivals: Arrivals) -> dict[str, Json]:
+def form_fields(values: Mapping[str, str], arrivals: Arrivals) -> dict[str, Json]:
+    """The fields that a form says; its videos are stored, and named by their ids. Blocking. Raises InvalidDocument."""
     named = {FIELD_OF.get(name, name): text for name, text in values.items()}
     fields: dict[str, Json] = {name: text if name in TEXTS else _value(text) for name, text in named.items()}
     problems: list[Problem] = []
@@ -169,6 +194,14 @@ def _form_fields(values: Mapping[str, str], arrivals: Arrivals) -> dict[str, Jso
     return fields
 
 
+def _typed(desk: Desk, video: Artifact) -> Artifact:
+    """A user's video by the type that its first bytes say, so that browsers play it."""
+    with desk.store.open(video) as stream:
+        head = stream.read(8)
+    found = next((media_type for start, media_type in CONTAINERS if start in head), video.media_type)
+    return replace(video, media_type=found)
+
+
 def _value(text: str) -> Json:
     """What a form's text means; text that is no JSON stays what it is, and is refused as such at its field."""
     try:
@@ -177,11 +210,26 @@ def _value(text: str) -> Json:
         return text
 
 
-async def _drafted(desk: Desk, wish: EditRequest) -> EditDraft:
-    def drafted() -> EditDraft:
+async def with_results(desk: Desk, caller: Caller, fields: Mapping[str, Json]) -> dict[str, Json]:
+    """The fields with a `job:ID` in place of a video taken as that job's video. Raises InvalidDocument."""
+    named = {field: str(fields[field]).removeprefix(RESULT) for field in ("input_video_path", MASKS)
+             if str(fields.get(field, "")).startswith(RESULT)}
+    found: dict[str, Json] = {}
+    for field, job_id in named.items():
+        try:
+            await desk.access.require_own(caller, job_id)
+        except UnknownJob as error:
+            raise no_result(field, error) from None
+        found[field] = await asyncio.to_thread(desk.results.adopt, job_id, field)
+    return {**fields, **found}
+
+
+async def drafted(desk: Desk, wish: EditRequest) -> EditDraft:
+    """Look at the videos and plan. Raises Refused with every problem."""
+    def look() -> EditDraft:
         return desk.edits.draft(wish, named_videos(wish, desk.uploads))
 
     try:
-        return await asyncio.to_thread(drafted)
+        return await asyncio.to_thread(look)
     except InvalidDocument as error:
         raise refused_document(error) from None

@@ -22,7 +22,7 @@ READING = frozenset({"GET", "HEAD", "OPTIONS"})
 HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?")
 PICTURE_PATHS = frozenset({"/api/pictures", "/v1/videos"})
 """Bodies sent to these may hold a picture."""
-VIDEO_PATHS = frozenset({"/api/uploads", "/api/edits"})
+VIDEO_PATHS = frozenset({"/api/uploads", "/api/edits", "/v1/videos/edits", "/edit"})
 """Bodies sent to these may hold a video, and are not held in memory."""
 BATCH_PATH = "/api/batches"
 """Bodies sent to this hold many films."""

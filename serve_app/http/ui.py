@@ -96,7 +96,7 @@ async def front(desk: TheDesk, caller: TheCaller, status: str = "",
     if status and status not in set(JobStatus):
         raise Refused(422, "invalid-request", f"there is no status {status!r}; one of {', '.join(JobStatus)}")
     page = await asyncio.to_thread(Pages(desk, caller).films, JobStatus(status) if status else None, cursor)
-    return _page("list.html", {"page": page, "statuses": tuple(JobStatus), "words": JOB_WORDS})
+    return page_reply("list.html", {"page": page, "statuses": tuple(JobStatus), "words": JOB_WORDS})
 
 
 @router.get("/new")
@@ -118,7 +118,7 @@ async def check(request: Request, desk: TheDesk) -> Response:
     fields = await _fields(request)
     draught = await asyncio.to_thread(Pages(desk).check, _text(fields), _form(fields.get("form", "storyboard")))
     if _is_fragment(request):
-        return _page("_check.html", {"draught": draught})
+        return page_reply("_check.html", {"draught": draught})
     return _editor(draught)
 
 
@@ -134,25 +134,27 @@ async def submit(request: Request, desk: TheDesk, caller: TheCaller) -> Response
         draught = await asyncio.to_thread(Pages(desk).check, text, form)
         return _editor(draught, 422)
     desk.submitted(job_id)
-    return _to(job_id)
+    return to_job(job_id)
 
 
 @router.get("/films/{job_id}")
 async def film(job_id: JobId, desk: TheDesk) -> Response:
-    """A film: its shots, steps, takes and log."""
-    return _page("film.html", {"film": await Pages(desk).film(job_id)})
+    """A film: its shots, steps, takes and log; or an edit of a video: its stages, mask and result."""
+    page = await Pages(desk).film(job_id)
+    return page_reply("edit.html" if page.edit else "film.html", {"film": page})
 
 
 @router.get("/films/{job_id}/now")
 async def now(job_id: JobId, desk: TheDesk) -> Response:
     """Its status, place in the queue, time left, warnings and errors: a part of the page."""
-    return _page("_now.html", {"film": await Pages(desk).film(job_id)})
+    page = await Pages(desk).film(job_id)
+    return page_reply("_edit_now.html" if page.edit else "_now.html", {"film": page})
 
 
 @router.get("/films/{job_id}/log")
 async def film_log(job_id: JobId, desk: TheDesk) -> Response:
     """The lines of its log: a part of the page."""
-    return _page("_log.html", {"lines": await asyncio.to_thread(Pages(desk).log, job_id), "job_id": job_id})
+    return page_reply("_log.html", {"lines": await asyncio.to_thread(Pages(desk).log, job_id), "job_id": job_id})
 
 
 @router.get("/films/{job_id}/shots/{shot_id}")
@@ -162,35 +164,35 @@ async def shot(job_id: JobId, shot_id: ShotId, desk: TheDesk) -> Response:
     card = page.shot(shot_id)
     if card is None:
         raise Refused(404, "unknown-part", f"this film has no shot {shot_id!r}")
-    return _page("_shot.html", {"film": page, "shot": card})
+    return page_reply("_shot.html", {"film": page, "shot": card})
 
 
 @router.post("/films/{job_id}/cancel")
 async def cancel(job_id: JobId, desk: TheDesk) -> Response:
     """End it at the next step."""
     await desk.cancel(job_id)
-    return _to(job_id)
+    return to_job(job_id)
 
 
 @router.post("/films/{job_id}/retry")
 async def retry(job_id: JobId, desk: TheDesk) -> Response:
     """Run all that did not succeed."""
     await desk.retry(job_id, (), force=False)
-    return _to(job_id)
+    return to_job(job_id)
 
 
 @router.post("/films/{job_id}/promote")
 async def promote(job_id: JobId, desk: TheDesk) -> Response:
     """Make all drafts final."""
     await desk.promote(job_id, ())
-    return _to(job_id)
+    return to_job(job_id)
 
 
 @router.post("/films/{job_id}/shots/{shot_id}/promote")
 async def promote_shot(job_id: JobId, shot_id: ShotId, desk: TheDesk) -> Response:
     """Make one draft final."""
     await desk.promote(job_id, (shot_id,))
-    return _to(job_id)
+    return to_job(job_id)
 
 
 @router.post("/films/{job_id}/delete")
@@ -207,7 +209,7 @@ async def change(request: Request, job_id: JobId, shot_id: ShotId, desk: TheDesk
     changes: dict[str, Json] = {"prompt": fields.get("prompt", "").strip(),
                                 "caption": fields.get("caption", "").strip() or None}
     await desk.change_shot(job_id, shot_id, changes)
-    return _to(job_id)
+    return to_job(job_id)
 
 
 @router.post("/films/{job_id}/shots/{shot_id}/retry")
@@ -215,37 +217,39 @@ async def again(job_id: JobId, shot_id: ShotId, desk: TheDesk) -> Response:
     """A shot that failed runs again; one that succeeded gets a new take."""
     card = (await Pages(desk).film(job_id)).shot(shot_id)
     await desk.retry(job_id, (shot_id,), force=card is not None and card.status.value == "succeeded")
-    return _to(job_id)
+    return to_job(job_id)
 
 
 @router.post("/films/{job_id}/shots/{shot_id}/takes/{number}")
 async def choose(job_id: JobId, shot_id: ShotId, number: int, desk: TheDesk) -> Response:
     """Show an earlier take; nothing is rendered for it."""
     await desk.change_shot(job_id, shot_id, {RESTORE: number})
-    return _to(job_id)
+    return to_job(job_id)
 
 
-def _page(template: str, shown: Mapping[str, Any], status: int = 200,
-          headers: Mapping[str, str] | None = None) -> Response:
+def page_reply(template: str, shown: Mapping[str, Any], status: int = 200,
+               headers: Mapping[str, str] | None = None) -> Response:
+    """A template with what it shows, under the page's policy."""
     content = ENVIRONMENT.get_template(template).render(dict(shown))
     # What somebody wrote may hold half a character.
     return HTMLResponse(content.encode("utf-8", "replace"), status, {**HEADERS, **(headers or {})})
 
 
 def _editor(draught: Draught, status: int = 200) -> Response:
-    return _page("new.html", {"draught": draught, "token": uuid.uuid4().hex}, status)
+    return page_reply("new.html", {"draught": draught, "token": uuid.uuid4().hex}, status)
 
 
-def _to(job_id: str) -> Response:
+def to_job(job_id: str) -> Response:
+    """On to a job's page."""
     return RedirectResponse(film_url(job_id), 303, {"Cache-Control": "no-store"})
 
 
 def _refusal(request: Request, status: int, text: str) -> Response:
     shown = {"status": status, "title": TITLES.get(status, "Something went wrong"), "text": text}
     if _is_fragment(request):
-        return _page("_notice.html", shown, status, {
+        return page_reply("_notice.html", shown, status, {
             "HX-Retarget": "#notice", "HX-Reswap": "innerHTML", "HX-Reselect": "#problem"})
-    return _page("error.html", shown, status)
+    return page_reply("error.html", shown, status)
 
 
 def _said(error: ReelrayError | HTTPException | RequestValidationError) -> tuple[int, str]:

@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from configs.model_card import Task
+from serve_app.edit_submit import KIND as EDIT
 from serve_app.http.access import TheCaller
 from serve_app.http.artifacts import FILE_DOC, artifact_response
 from serve_app.http.deps import TheDesk
@@ -21,8 +22,9 @@ from serve_app.service.desk import Desk
 from serve_app.service.files import ShotFile
 from serve_app.service.films import Order
 from serve_app.service.pictures import SCHEME
+from serve_app.service.video_edits import THEIRS
 from serve_app.service.videos import SHOT, Videos, rows_progress, video_json
-from serve_app.service.wishes import ImageReference, VideoWish
+from serve_app.service.wishes import FIELD_OF, ImageReference, VideoWish
 from workflows.durable.rows import JobRow
 from workflows.errors import InvalidDocument
 from workflows.types import Json
@@ -66,7 +68,7 @@ async def create_video(request: Request, desk: TheDesk, caller: TheCaller) -> Re
     except InvalidDocument as error:
         raise refused_wish(error) from None
     desk.submitted(row.id)
-    return await _shown(desk, row)
+    return await shown_video(desk, row)
 
 
 @router.get("", summary="List videos", responses=REFUSALS)
@@ -88,7 +90,7 @@ async def list_videos(
 @router.get("/{video_id}", summary="Show a video", responses=REFUSALS)
 async def retrieve_video(video_id: VideoId, desk: TheDesk) -> Response:
     """The video object; the header `openai-poll-after-ms` says when to ask again."""
-    return await _shown(desk, await asyncio.to_thread(_videos(desk).find, video_id))
+    return await shown_video(desk, await asyncio.to_thread(_videos(desk).find, video_id))
 
 
 @router.delete("/{video_id}", summary="Forget a video", responses=REFUSALS)
@@ -107,22 +109,25 @@ async def cancel_video(video_id: VideoId, desk: TheDesk) -> Response:
     """
     row = await asyncio.to_thread(_videos(desk).find, video_id)
     await desk.cancel(row.id)
-    return await _shown(desk, await asyncio.to_thread(_videos(desk).find, video_id))
+    return await shown_video(desk, await asyncio.to_thread(_videos(desk).find, video_id))
 
 
 @router.post("/{video_id}/remix", summary="Remix a video", openapi_extra=BODY, responses=REFUSALS)
 async def remix_video(request: Request, video_id: VideoId, desk: TheDesk, caller: TheCaller) -> Response:
-    """Queue a new video with another prompt and everything else as this one has it, its seed and picture too."""
-    await asyncio.to_thread(_videos(desk).find, video_id)
+    """Queue a new video with another prompt and everything else as this one has it, its seed and picture too; an edit
+    is made once more of the same video.
+    """
+    old = await asyncio.to_thread(_videos(desk).find, video_id)
     fields = await asyncio.to_thread(read_fields, await request.body(), request.headers.get("content-type", ""))
     prompt = read_wish(RemixWish, fields.values, REMIX_ADVICE).prompt
     order = Order(token=uuid.uuid4().hex, key_id=caller.key_id)
     try:
-        row = await asyncio.to_thread(_videos(desk).remix, video_id, prompt, order)
+        remix = desk.video_edits.remix if old.kind == EDIT else _videos(desk).remix
+        row = await asyncio.to_thread(remix, video_id, prompt, order)
     except InvalidDocument as error:
-        raise refused_wish(error) from None
+        raise refused_wish(error, THEIRS if old.kind == EDIT else FIELD_OF) from None
     desk.submitted(row.id)
-    return await _shown(desk, row)
+    return await shown_video(desk, row)
 
 
 @router.get("/{video_id}/content", summary="Download a video", response_class=Response,
@@ -142,6 +147,8 @@ async def video_content(
         artifact = await asyncio.to_thread(desk.files.video, row.id)
     elif variant == "spritesheet":
         artifact = await asyncio.to_thread(desk.files.spritesheet, row.id)
+    elif row.kind == EDIT:
+        artifact = await asyncio.to_thread(desk.files.thumbnail, row.id)
     else:
         artifact = await asyncio.to_thread(desk.files.of_shot, row.id, SHOT, ShotFile.THUMBNAIL)
     return await artifact_response(request, desk.store, artifact, row.id)
@@ -166,7 +173,8 @@ def _videos(desk: Desk) -> Videos:
     return Videos(desk.ledger, desk.films)
 
 
-async def _shown(desk: Desk, row: JobRow) -> Response:
+async def shown_video(desk: Desk, row: JobRow) -> Response:
+    """The video object, as a reply."""
     headers = {} if row.status.is_terminal else {"openai-poll-after-ms": str(POLL_MS)}
     return JSONResponse(await _object(desk, row), headers=headers)
 

@@ -56,7 +56,21 @@ VIDEO_ADVICE: Mapping[str, str] = {
     "characters": "describe them in the prompt, or send the film to POST /api/films with `characters`",
 }
 
-
+_OF_THE_VIDEO = "an edit keeps it as the video has it; leave it out"
+EDIT_ADVICE: Mapping[str, str] = {
+    **{name: advice for name, advice in VIDEO_ADVICE.items() if advice is not _START and advice is not _SILENT},
+    **dict.fromkeys(("size", "fps"), _OF_THE_VIDEO),
+    **dict.fromkeys(("seconds", "duration"), "the part is said by start_s and end_s"),
+    **dict.fromkeys(("num_frames", "frames"), _KNOB.format("max_frames")),
+    **dict.fromkeys(("source_video", "video_reference", "input_video", "reference_url"), _KNOB.format("video")),
+    **dict.fromkeys(("mask", "video_noise_mask"), "say mask_prompt, or send masks as mask_video"),
+    **dict.fromkeys(("input_reference", "image", "image_url", "image_reference"),
+                    "no picture guides an edit here; say it in the prompt"),
+    **dict.fromkeys(("source_audio", "audio_reference", "audio_noise_mask", "generate_sound", "sound_duration"),
+                    "the sound stays as it is, or goes with keep_audio=false"),
+    "strength": _KNOB.format("image_guidance_scale"),
+    "characters": "describe them in the prompt",
+}
 IMAGE_ADVICE: Mapping[str, str] = {
     **COMMON_ADVICE, "style": "say it in the prompt", "background": "pictures are opaque; leave it out",
     "num_images": _KNOB.format("n"), "num_outputs_per_prompt": _KNOB.format("n"), "partial_images": _ONE_ANSWER,
@@ -83,10 +97,10 @@ def read_wish(kind: type[W], fields: Mapping[str, JsonValue], advice: Mapping[st
     return wish
 
 
-def refused_wish(error: InvalidDocument) -> Refused:
-    """What the model cannot do, in the request's own words."""
+def refused_wish(error: InvalidDocument, names: Mapping[str, str] = FIELD_OF) -> Refused:
+    """What the model cannot do, in the request's own words; `names`: what it calls our fields."""
     details = [Detail(detail=f"{found.problem}{_nearest(found.nearest)}", nearest=found.nearest, code="invalid_value",
-                      parameter=FIELD_OF.get(found.field, found.field)) for found in error.problems]
+                      parameter=names.get(found.field, found.field)) for found in error.problems]
     # Several pictures are several shots, and what is wrong with all is said once.
     return refused(list(dict.fromkeys(details)))
 

@@ -21,8 +21,10 @@ from serve_app.service.hub import Hub
 from serve_app.service.links import job_links
 from serve_app.service.metrics import Metrics, batches_by_state, webhook_deliveries
 from serve_app.service.pictures import Pictures
+from serve_app.service.results import Results
 from serve_app.service.streams import Streams
 from serve_app.service.uploads import Uploads
+from serve_app.service.video_edits import VideoEdits
 from serve_app.service.views import Sources, Views, summary_json
 from serve_app.service.webhooks import Webhooks
 from serve_app.webhooks.guard import Guard
@@ -97,6 +99,8 @@ class Desk:
         self.edits = edits_of(settings, ports.ledger, ports.store, self.forecast)
         self.batches = BatchDesk(ports.ledger, self.forecast)
         self.files = Files(ports.ledger, ports.store, self.takes)
+        self.results = Results(ports.ledger, self.files, self.uploads)
+        self.video_edits = VideoEdits(self.edits, self.results, self.uploads)
         self.hub = Hub(ports.ledger, self.overview, ports.board, window=settings.http.window)
         self.views = Views(Sources(ledger=ports.ledger, overview=self.overview, takes=self.takes,
                                    forecast=self.forecast, live=self.hub.live))

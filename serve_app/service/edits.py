@@ -10,9 +10,9 @@ from enum import StrEnum
 from pathlib import PurePath
 
 from configs.load import edit_cards, load_cards
-from configs.model_card import ModelCard
+from configs.model_card import EDIT_TASKS, ModelCard, Task
 from configs.settings import Settings
-from serve_app.edit_submit import FRAMES, KIND, REQUEST, EditSubmission, Given, edit_job
+from serve_app.edit_submit import FRAMES, KIND, REQUEST, VIDEO, EditSubmission, Given, edit_job
 from serve_app.service.films import Order
 from serve_app.service.forecast import Forecast
 from serve_app.service.links import edit_file_url, video_url
@@ -91,11 +91,14 @@ class Edits:
         submission = edit_job(request, self._store, tracker=tracker, editor=editor, given=given or {})
         return EditDraft(request=request, submission=submission)
 
-    def submit(self, draft: EditDraft, order: Order) -> JobRow:
-        """Queue it."""
+    def submit(self, draft: EditDraft, order: Order, facts: Mapping[str, Json] | None = None) -> JobRow:
+        """Queue it; `facts` are told of it to clients of OpenAI's API."""
         new = draft.submission.new
         job_id = f"{slug_of(draft.request.edit_prompt)}-{order.token[:10]}"
-        document = {**new.document, REQUEST: {**_shown(draft.request), "job_id": job_id}}
+        told = new.document[VIDEO]
+        assert isinstance(told, dict)
+        document = {**new.document, REQUEST: {**_shown(draft.request), "job_id": job_id},
+                    VIDEO: {**told, **(facts or {})}}
         return self._ledger.submit(replace(
             new, id=job_id, document=document, priority=order.priority, key_id=order.key_id,
             webhook_url=order.webhook_url, limits=order.limits))
@@ -119,6 +122,14 @@ class Edits:
         if found is None:
             raise UnknownPart(job_id=job_id, problem=f"is {job.status.value}; there is no {what.value}, or not yet")
         return found
+
+    def cards_for(self, field: str) -> tuple[str, ...]:
+        """Names that a request may give as its `tracker` or `editor` here, the one without weights first."""
+        tracks = field == "tracker"
+        able = self._able(field) if self._started is not None else {
+            name for name, card in self._cards.items()
+            if (card.tasks == (Task.TRACK,) if tracks else set(card.tasks) & set(EDIT_TASKS))}
+        return CLASSICAL.card, *sorted(able)
 
     def _require_started(self, request: EditRequest) -> None:
         if self._started is None:

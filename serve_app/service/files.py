@@ -60,6 +60,17 @@ class Files:
         problem = f"is {job.status.value}; " + (f"there is no {what}" if over else f"the {what} is not made yet")
         raise UnknownPart(job_id=job_id, problem=problem)
 
+    def thumbnail(self, job_id: str) -> Artifact:
+        """A small PNG of the edited video; while that is not made, of the video as it was given.
+
+        Raises UnknownJob, and UnknownPart for a film that is not made.
+        """
+        nodes = self._ledger.nodes(job_id)
+        given = next((node.payload["source"] for node in nodes if node.kind is NodeKind.EXTRACT), None)
+        is_saved = any(node.kind is NodeKind.SAVE and node.artifact for node in nodes)
+        shown = self.video(job_id) if is_saved or not isinstance(given, dict) else Artifact.from_json(given)
+        return self._thumbnail(shown)
+
     def spritesheet(self, job_id: str) -> Artifact:
         """Frames of the film in a grid, as JPEG. Raises UnknownJob, and UnknownPart while there is no film."""
         return made_of(self._store, self.video(job_id), "spritesheet", {
@@ -91,7 +102,8 @@ class Files:
 
     def _thumbnail(self, source: Artifact) -> Artifact:
         def write(path: Path, to: Path) -> None:
-            frame_HWC = first_frame(path) if source.media_type is MediaType.MP4 else read_picture(path)
+            is_picture = source.media_type in (MediaType.PNG, MediaType.JPEG)
+            frame_HWC = read_picture(path) if is_picture else first_frame(path)
             write_png(thumbnail(frame_HWC, THUMBNAIL_PX), to)
 
         return made_of(self._store, source, "thumbnail", {"longer_side_px": THUMBNAIL_PX}, MediaType.PNG, write)

@@ -38,6 +38,11 @@ def shot_file_url(job_id: str, shot_id: str, what: str, *, take: int | None = No
     return url if take is None else f"{url}?take={take}"
 
 
+def thumbnail_url(job_id: str) -> str:
+    """A small picture of a job's video."""
+    return f"{job_url(job_id)}/thumbnail"
+
+
 def picture_url(picture_id: str) -> str:
     """An uploaded picture."""
     return f"/api/pictures/{picture_id}"

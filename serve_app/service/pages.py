@@ -11,11 +11,13 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
+from serve_app.edit_submit import KIND
 from serve_app.service.access import ANYBODY, Caller
 from serve_app.service.desk import Desk
+from serve_app.service.edit_pages import EditPages, EditView
 from serve_app.service.files import ShotFile
 from serve_app.service.films import Draft, Order, Sent
-from serve_app.service.links import shot_file_url
+from serve_app.service.links import shot_file_url, thumbnail_url
 from workflows.errors import InvalidDocument, JobConflict, Problem
 from workflows.storyboard import Shot, Storyboard, dump_storyboard
 from workflows.tiers import Tier
@@ -26,6 +28,7 @@ PAGE_JOBS = 24
 JOB_WORDS = {
     JobStatus.QUEUED: "Waiting", JobStatus.RUNNING: "Rendering", JobStatus.SUCCEEDED: "Finished",
     JobStatus.PARTIAL: "Shots missing", JobStatus.FAILED: "Failed", JobStatus.CANCELLED: "Cancelled"}
+EDIT_WORDS = {JobStatus.RUNNING: "Editing", JobStatus.PARTIAL: "Without its report"}
 SHOT_WORDS = {
     NodeStatus.PENDING: "Waiting", NodeStatus.RUNNING: "Rendering", NodeStatus.SUCCEEDED: "Finished",
     NodeStatus.FAILED: "Failed", NodeStatus.SKIPPED: "Skipped", NodeStatus.CANCELLED: "Cancelled"}
@@ -105,6 +108,8 @@ class FilmPage:
     shots: tuple[ShotCard, ...]
     video: str
     """URL of the film; empty before there is one."""
+    edit: EditView | None = None
+    """Of an edit of a video."""
 
     @property
     def is_active(self) -> bool:
@@ -114,7 +119,7 @@ class FilmPage:
     @property
     def word(self) -> str:
         """Its status, for people."""
-        return JOB_WORDS[self.status]
+        return self.edit.word if self.edit else JOB_WORDS[self.status]
 
     @property
     def url(self) -> str:
@@ -147,6 +152,8 @@ class ListedFilm:
     shots: int
     made: str
     poster: str
+    is_edit: bool = False
+    """It edits a video; its `shots` are chunks."""
 
     @property
     def url(self) -> str:
@@ -156,7 +163,7 @@ class ListedFilm:
     @property
     def word(self) -> str:
         """Its status, for people."""
-        return JOB_WORDS[self.status]
+        return EDIT_WORDS.get(self.status, JOB_WORDS[self.status]) if self.is_edit else JOB_WORDS[self.status]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,7 +238,8 @@ class Pages:
         seen = await self._desk.views.job(job_id)
         board = await asyncio.to_thread(self._storyboard, job_id)
         shots = {} if board is None else {shot.id: shot for shot in board.shots}
-        return film_page(json.loads(seen.body), shots)
+        job = json.loads(seen.body)
+        return film_page(job, shots, await asyncio.to_thread(EditPages(self._desk).view, job) if job["edit"] else None)
 
     def films(self, status: JobStatus | None, cursor: str) -> ListPage:
         """Some jobs. Blocking. Raises InvalidDocument for a wrong cursor."""
@@ -240,7 +248,8 @@ class Pages:
         films = tuple(
             ListedFilm(id=job["id"], title=job["title"] or job["id"], status=JobStatus(job["status"]),
                        percent=100 * job["progress"], shots=job["shots"], made=when(job["created_at"]),
-                       poster=_poster(job["id"], posters.get(job["id"], "")))
+                       poster=thumbnail_url(job["id"]) if job["kind"] == KIND else _poster(
+                           job["id"], posters.get(job["id"], "")), is_edit=job["kind"] == KIND)
             for job in found["jobs"])
         return ListPage(films=films, status=status, next_cursor=found["next_cursor"], is_first=not cursor)
 
@@ -302,8 +311,8 @@ def _poster(job_id: str, shot_id: str) -> str:
     return shot_file_url(job_id, shot_id, ShotFile.THUMBNAIL.value) if shot_id else ""
 
 
-def film_page(job: Mapping[str, Any], shots: Mapping[str, Shot]) -> FilmPage:
-    """A status reply, with what the storyboard says of its shots."""
+def film_page(job: Mapping[str, Any], shots: Mapping[str, Shot], edit: EditView | None = None) -> FilmPage:
+    """A status reply, with what the storyboard says of its shots, or what an edit has beside."""
     status = JobStatus(job["status"])
     started, finished = job["started_at"], job["finished_at"]
     video = job["video"]
@@ -315,7 +324,7 @@ def film_page(job: Mapping[str, Any], shots: Mapping[str, Shot]) -> FilmPage:
         errors=tuple(job["errors"].items()),
         shots=tuple(shot_card(job, shot, shots.get(shot["id"]), number)
                     for number, shot in enumerate(job["shots"], start=1)),
-        video=f"{video['url']}?v={video['sha256'][:12]}" if video else "")
+        video=f"{video['url']}?v={video['sha256'][:12]}" if video else "", edit=edit)
 
 
 def shot_card(job: Mapping[str, Any], shot: Mapping[str, Any], written: Shot | None, number: int) -> ShotCard:

@@ -24,7 +24,7 @@ from workflows.edit_ports import SourceVideo
 from workflows.errors import InvalidDocument, MediaError, Problem, UnknownUpload
 from workflows.media.source import describe
 from workflows.store import Store
-from workflows.types import Json
+from workflows.types import Artifact, Json
 
 SCHEME = "upload:"
 """What an uploaded video's id has before it in a request: `upload:ID`."""
@@ -116,6 +116,11 @@ class Uploads:
         made = (self._store.manifest(found.key) or {}).get("made")
         name = made.get("name") if isinstance(made, dict) else ""
         return Given(artifact=found, name=str(name or "a video"))
+
+    def adopt(self, artifact: Artifact, name: str) -> str:
+        """Take in a video of the store as if it had been uploaded; what a request calls it. Raises ArtifactMissing."""
+        stored_video(self._store.fetch(artifact), artifact.sha256, self._store, _safe(name))
+        return f"{SCHEME}{artifact.sha256}"
 
     def named(self, field: str, place: str) -> Given:
         """The video that a request names, `upload:ID` or an address that the settings allow.

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from serve_app.edit_submit import KIND as EDIT
 from serve_app.service.films import Draft, Films, Order, Sent
 from serve_app.service.wishes import VideoWish
 from serve_app.submit import plan_digest
@@ -19,6 +20,8 @@ from workflows.types import JobStatus, Json
 
 VIDEO = "video"
 """Kind of the jobs that hold one."""
+KINDS = (VIDEO, EDIT)
+"""Edits of videos are videos to these clients, whoever made them."""
 SHOT = "s1"
 """The only shot."""
 STATUS = {JobStatus.QUEUED: "queued", JobStatus.RUNNING: "in_progress", JobStatus.SUCCEEDED: "completed",
@@ -61,7 +64,7 @@ class Videos:
     def find(self, video_id: str) -> JobRow:
         """Its job. Raises UnknownJob, for jobs that are no videos too."""
         row = self._ledger.job(video_id)
-        if row.kind != VIDEO:
+        if row.kind not in KINDS:
             raise UnknownJob(job_id=video_id)
         return row
 
@@ -72,7 +75,7 @@ class Videos:
         """
         cursor = cursor_after(self.find(after)) if after else ""
         ask = self._ledger.jobs_from_oldest if oldest_first else self._ledger.jobs
-        found = ask(kind=VIDEO, limit=limit, cursor=cursor, key_id=key_id)
+        found = ask(kind=KINDS, limit=limit, cursor=cursor, key_id=key_id)
         nodes = self._ledger.nodes_of_jobs([row.id for row in found.jobs])
         return VideoPage(videos=tuple((row, nodes[row.id]) for row in found.jobs), has_more=bool(found.next_cursor))
 
@@ -92,7 +95,8 @@ def rows_progress(row: JobRow, nodes: Sequence[NodeRow], floor: float) -> float:
 
 def video_json(row: JobRow, nodes: Sequence[NodeRow], progress: float) -> dict[str, Json]:
     """The video object; `progress` of a job that is not over, 0..1."""
-    status = STATUS[row.status]
+    # An edit without its report is a video all the same.
+    status = "completed" if row.kind == EDIT and row.status is JobStatus.PARTIAL else STATUS[row.status]
     facts = row.document["video"]
     assert isinstance(facts, dict)
     failed = status == "failed"

@@ -9,6 +9,7 @@ from pathlib import Path
 from playwright.sync_api import Page, sync_playwright
 
 from tests.browser.conftest import CHROMIUM, Served
+from tests.edit_clips import red_ball, write_source
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -24,8 +25,28 @@ def take(page: Page, name: str, *, tall: bool = False) -> None:
     page.screenshot(path=DOCS / f"{name}.jpg", type="jpeg", quality=80, full_page=tall)
 
 
+def edit(page: Page, clip: Path) -> None:
+    """A video that was edited, with the divider over what was changed."""
+    page.goto("/edit")
+    page.locator("#video").set_input_files(clip)
+    page.locator("#mask_prompt").fill("red ball")
+    page.locator("#edit_prompt").fill("make it green")
+    page.locator("#make").click()
+    page.wait_for_url("**/films/*")
+    page.wait_for_selector("#film[data-status=succeeded]", timeout=240_000)
+    page.locator("#seek").fill("220")
+    page.locator("#divider").press("Home")
+    for _ in range(15):
+        page.locator("#divider").press("ArrowRight")
+    page.locator("h1").click()
+    page.locator("#mask").scroll_into_view_if_needed()
+    page.wait_for_timeout(1500)
+    page.evaluate("document.querySelector('#mask-video').pause()")
+    take(page, "page_edit", tall=True)
+
+
 def pictures(server: Served) -> None:
-    """The editor with a mistake, a film being made, the same finished: dark, and on a phone."""
+    """The editor with a mistake, a film being made, the same finished: dark, and on a phone; an edit of a video."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
 
@@ -51,6 +72,8 @@ def pictures(server: Served) -> None:
             other.wait_for_selector("#film[data-status=succeeded]", timeout=240_000)
         take(night, "page_done_dark", tall=True)
         take(phone, "page_phone")
+        ball = red_ball(96, width_px=960, height_px=480)
+        edit(page, write_source(ball.frames_THWC, server.place / "ball.mp4"))
         browser.close()
 
 

@@ -151,15 +151,16 @@ class Ledger:
                 found[row["job_id"]].append(NodeRow.of(row))
         return {job_id: tuple(found[job_id]) for job_id in job_ids}
 
-    def jobs(self, status: JobStatus | None = None, *, kind: str = "", limit: int = 50, cursor: str = "",
-             key_id: str = "") -> Page:
-        """Jobs, newest first, of one status, one kind and one API key where given.
+    def jobs(self, status: JobStatus | None = None, *, kind: str | Collection[str] = "", limit: int = 50,
+             cursor: str = "", key_id: str = "") -> Page:
+        """Jobs, newest first, of one status, one kind (or one of several) and one API key where given.
 
         `cursor` continues where an earlier page ended; InvalidDocument when it is not one.
         """
         return self._page(_wanted(status, kind, key_id), limit, cursor, oldest_first=False)
 
-    def jobs_from_oldest(self, *, kind: str = "", limit: int = 50, cursor: str = "", key_id: str = "") -> Page:
+    def jobs_from_oldest(self, *, kind: str | Collection[str] = "", limit: int = 50, cursor: str = "",
+                         key_id: str = "") -> Page:
         """As `jobs`, the other way round."""
         return self._page(_wanted(None, kind, key_id), limit, cursor, oldest_first=True)
 
@@ -241,12 +242,12 @@ def insert_job(connection: sa.Connection, new: NewJob) -> None:
                                      data={"nodes": len(rows)})])
 
 
-def _wanted(status: JobStatus | None, kind: str, key_id: str) -> sa.Select[tuple[object, ...]]:
+def _wanted(status: JobStatus | None, kind: str | Collection[str], key_id: str) -> sa.Select[tuple[object, ...]]:
     wanted = sa.select(job)
     if status is not None:
         wanted = wanted.where(job.c.status == status.value)
     if kind:
-        wanted = wanted.where(job.c.kind == kind)
+        wanted = wanted.where(job.c.kind.in_((kind,) if isinstance(kind, str) else kind))
     return wanted.where(job.c.key_id == key_id) if key_id else wanted
 
 

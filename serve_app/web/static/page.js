@@ -33,7 +33,7 @@
   function shotMoved(data) {
     const shot = data.shot, card = $(`shot-${shot.id}`);
     grow(100 * data.progress);
-    if (!card) return;
+    if (!card) { refresh("now"); return; } // chunks of an edit have no cards
     card.querySelector(".going progress").value = 100 * shot.progress;
     card.querySelector(".going").hidden = shot.status !== "running";
     if (shot.message) card.querySelector(".says").textContent = shot.message === "done" ? "next step …" : shot.message;
@@ -49,12 +49,12 @@
     shot_update: shotMoved,
     progress(data) {
       const stage = $("stage");
-      if (data.storyboard) refresh("now"); else if (stage) stage.textContent = data.message;
+      if (data.storyboard || document.querySelector(".stages")) refresh("now"); else if (stage) stage.textContent = data.message;
     },
     image_generated(data) { refresh(`shot-${data.storyboard_id}`); },
     stage_update() {
       refresh("now");
-      if (!document.querySelector(".board")) later.set("film", later.get("film") || setTimeout(() => { later.delete("film"); refreshFilm(); }, 400));
+      if (!document.querySelector(".board, .stages")) later.set("film", later.get("film") || setTimeout(() => { later.delete("film"); refreshFilm(); }, 400));
     },
     warning() { refresh("now"); },
     error() { refresh("now"); },
@@ -202,7 +202,8 @@
       time.textContent = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" }).format(new Date(time.dateTime));
     }
     const film = $("film");
-    if (film && film.dataset.word) document.title = `${film.dataset.word}: ${film.querySelector("h1").textContent}`;
+    const badge = document.querySelector("#now .badge");
+    if (film && badge) document.title = `${badge.textContent}: ${film.querySelector("h1").textContent}`;
     grow(0);
     showStill();
     number();
