@@ -112,7 +112,7 @@ def test_a_killed_director_and_a_killed_editor_edit_no_finished_chunk_again_and_
     for process in (running.processes(":director")[0], hands(running)[0]):
         os.kill(process.pid, signal.SIGKILL)
     assert running.wait("both-killed").status is JobStatus.SUCCEEDED
-    assert len(running.events("both-killed", EventType.JOB_STARTED)) == 2
+    assert len(running.events("both-killed", EventType.JOB_STARTED)) >= 2
     starts = [event.node_id for event in running.events("both-killed", EventType.NODE_STARTED)]
     assert all(starts.count(node) == 1 for node in done)
     assert any(starts.count(node) == 2 for node in EDITS), "what was cut off is edited again"

@@ -229,5 +229,6 @@
     if (uri) { named(uri); show(`/api/uploads/${uri.replace(/^upload:/, "")}`); }
     else if ($("result") && $("result").value) chosen();
     else if ($("video").files.length) send($("video").files[0]); // chosen before this script was there
+    else show("");
   }
 })();
