@@ -80,10 +80,39 @@ class ReplicaSettings(Frozen):
     """How many replicas of one model card run, and with what."""
 
     replicas: Count = 1
+    """With `min_replicas` the most."""
+    min_replicas: Annotated[int, Field(ge=0)] | None = None
+    """Fewest; between it and `replicas` their number follows the work that waits (`models.scaling`), and with 0 no GPU
+    is held when there is none. Unset: always `replicas`."""
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Labels of the machines that they may run on, e.g. `{pool: spot}`; what Ray's label selectors understand."""
     num_gpus: Annotated[float, Field(ge=0)] | None = None
     """GPUs per replica; unset: the card's own number, or else by its peak (`models.gpu_memory_gb`)."""
     num_cpus: Annotated[float, Field(ge=0)] | None = None
     """CPUs per replica; unset: the card's own number."""
+
+    @model_validator(mode="after")
+    def _fewest_is_not_the_most(self) -> ReplicaSettings:
+        if self.min_replicas is not None and self.min_replicas > self.replicas:
+            raise ValueError(f"min_replicas {self.min_replicas} is more than replicas {self.replicas}; "
+                             f"nearest {self.replicas}")
+        return self
+
+    @property
+    def at_start(self) -> int:
+        """How many are started with the application."""
+        return self.replicas if self.min_replicas is None else self.min_replicas
+
+
+class ScalingSettings(Frozen):
+    """How the number of replicas follows the work, for cards with `min_replicas`."""
+
+    finish_within_s: Seconds = 600.0
+    """As many replicas as finish what is ready in this time; a new machine and a loaded model must be worth it."""
+    idle_s: Annotated[float, Field(ge=0)] = 300.0
+    """Replicas that are too many for this long are stopped; a clip in the making is handed over at its next step."""
+    look_s: Seconds = 2.0
+    """How often the work is counted."""
 
 
 class CheckpointSettings(Frozen):
@@ -123,6 +152,7 @@ class ModelsSettings(Frozen):
     default_replicas: ReplicaSettings = ReplicaSettings()
     by_card: dict[str, ReplicaSettings] = Field(default_factory=dict)
     """Exceptions by card name."""
+    scaling: ScalingSettings = ScalingSettings()
     torch_threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads per replica; 0 shares the machine's cores evenly."""
     stall_s: Seconds = 300.0
@@ -161,10 +191,18 @@ class RaySettings(Frozen):
 
     address: str = ""
     """Address of a running cluster (`host:port`); empty starts one on this machine."""
+    several_machines: bool = False
+    """The cluster has several machines, or will get them, and all of them must reach database and store. That a cluster
+    has more than one now is found out; say it of one that grows."""
     num_cpus: Annotated[int, Field(ge=1)] | None = None
     """Logical CPUs of a cluster started here; unset: what the machine has, at least 4."""
     num_gpus: Annotated[int, Field(ge=0)] | None = None
     """Logical GPUs of a cluster started here; unset: what the machine has."""
+    max_gpus: Annotated[float, Field(ge=0)] | None = None
+    """GPUs of a joined cluster that grows, when it is as large as it can be; unset: it has all that it will have."""
+    service_labels: dict[str, str] = Field(default_factory=dict)
+    """Labels of the machines that Director, HTTP and media work may run on, e.g. `{pool: head}`: not on machines with
+    GPUs, which would never be idle then."""
     dashboard: bool = False
     dashboard_port: Annotated[int, Field(ge=1024, le=65535)] = 8265
     object_store_mb: Annotated[int, Field(ge=80)] = 256
@@ -356,6 +394,8 @@ class Settings(Frozen):
     """SQLAlchemy URL; empty: SQLite under `data_dir`."""
     store_url: str = ""
     """fsspec URL of the artifact store; empty: a directory under `data_dir`."""
+    store_is_shared: bool = False
+    """The store is a directory that every machine of the cluster has mounted under the same path (NFS, EFS)."""
     cpu_slots: Count = 2
     """Captions, interpolations and compositions at the same time, per Director."""
     log_format: Literal["text", "json"] = "text"

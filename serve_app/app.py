@@ -55,11 +55,11 @@ def build(settings: Settings, *, cluster: Mapping[str, float], only: Iterable[st
     chat = _model(ChatDeployment, writer, settings, cluster) if writer else None
     media = serve.deployment(
         MediaDeployment, name="media", max_ongoing_requests=settings.cpu_slots, graceful_shutdown_timeout_s=5,
-        ray_actor_options={"num_cpus": 0.5},
+        ray_actor_options={"num_cpus": 0.5, **_where(settings.ray.service_labels)},
     ).bind(settings)
     director = serve.deployment(
         DirectorDeployment, name=DIRECTOR, max_ongoing_requests=1000, health_check_period_s=2,
-        graceful_shutdown_timeout_s=10, ray_actor_options={"num_cpus": 0.1},
+        graceful_shutdown_timeout_s=10, ray_actor_options={"num_cpus": 0.1, **_where(settings.ray.service_labels)},
     ).bind(settings, models, media, tuple(only), chat, edits=hands)
     if not http:
         return director
@@ -67,7 +67,8 @@ def build(settings: Settings, *, cluster: Mapping[str, float], only: Iterable[st
     return serve.deployment(
         serve.ingress()(IngressDeployment), name="ingress", num_replicas=settings.http.replicas,
         max_ongoing_requests=1000, health_check_period_s=2, graceful_shutdown_timeout_s=2,
-        graceful_shutdown_wait_loop_s=0.2, ray_actor_options={"num_cpus": 0.1},
+        graceful_shutdown_wait_loop_s=0.2,
+        ray_actor_options={"num_cpus": 0.1, **_where(settings.ray.service_labels)},
     ).bind(settings, director, APP_NAME)
 
 
@@ -79,8 +80,12 @@ def _model(model: type, card: AnyCard, settings: Settings, cluster: Mapping[str,
         health_check_period_s=2, graceful_shutdown_timeout_s=settings.models.drain_s,
         graceful_shutdown_wait_loop_s=0.2, request_router_config=ROUTER,
         ray_actor_options={"num_gpus": gpus_of(card, settings, cluster), "num_cpus": num_cpus,
-                           **_compiler(card, settings)},
+                           **_compiler(card, settings), **_where(replicas.labels)},
     ).bind(card, settings)
+
+
+def _where(labels: Mapping[str, str]) -> dict[str, Any]:
+    return {"label_selector": dict(labels)} if labels else {}
 
 
 def _compiler(card: AnyCard, settings: Settings) -> dict[str, Any]:

@@ -16,12 +16,15 @@ ROUNDING = 1e-6
 
 def check_resources(settings: Settings, cards: Iterable[AnyCard], cluster: Mapping[str, float]) -> None:
     """Refuse what could never be scheduled, naming what the cluster has."""
-    have = cluster.get("GPU", 0.0)
+    have = max_gpus(settings, cluster)
     wanted: list[float] = []
+    largest = 0.0
     for card in cards:
         replicas = settings.models.replica_of(card.name)
         gpus = gpus_of(card, settings, cluster)
-        wanted += [gpus] * replicas.replicas
+        # Those of cards that start without any come and go, if need be one card after the other.
+        wanted += [gpus] * replicas.at_start
+        largest = max(largest, gpus)
         if gpus > 1 and gpus != int(gpus):
             raise ImpossibleResources(
                 problem=f"card {card.name} asks for {gpus:g} GPUs per replica; above 1 only whole numbers; "
@@ -32,21 +35,28 @@ def check_resources(settings: Settings, cards: Iterable[AnyCard], cluster: Mappi
             raise ImpossibleResources(
                 problem=f"card {card.name} asks for {gpus:g} GPUs per replica, but its `parallel` shares a call out "
                 f"among {card.parallel.degree}; nearest valid: {where}{card.parallel.degree}")
-    if gpus_taken(wanted) > have:
+    if gpus_taken(wanted) > have or largest > have:
+        wanted = wanted if gpus_taken(wanted) > have else [largest]
         split = "" if sum(wanted) > have else f", and no part may lie on two of them, so {gpus_taken(wanted):g}"
-        shares = ", ".join(f"{c.name} {settings.models.replica_of(c.name).replicas} x {gpus_of(c, settings, cluster):g}"
+        shares = ", ".join(f"{c.name} {settings.models.replica_of(c.name).at_start} x {gpus_of(c, settings, cluster):g}"
                            for c in cards)
+        limit = "has" if settings.ray.max_gpus is None else "can have (ray.max_gpus)"
         # More GPUs in Ray's book than there are is no help to models that insist on a real one.
         logical = "" if settings.models.device == "cuda" else ", or give it logical GPUs with --set ray.num_gpus=N"
         raise ImpossibleResources(
-            problem=f"the models need {sum(wanted):g} GPUs ({shares}){split} but the cluster has {have:g}; lower "
+            problem=f"the models need {sum(wanted):g} GPUs ({shares}){split} but the cluster {limit} {have:g}; lower "
             "models.default_replicas.replicas or num_gpus, name one card for several tasks, or `placeholder` for a "
             f"task that no film of yours needs (--set models.text_to_image=placeholder){logical}")
 
 
+def max_gpus(settings: Settings, cluster: Mapping[str, float]) -> float:
+    """GPUs that the cluster has, or can have."""
+    return max(cluster.get("GPU", 0.0), settings.ray.max_gpus or 0.0)
+
+
 def gpus_of(card: AnyCard, settings: Settings, cluster: Mapping[str, float]) -> float:
     """GPUs per replica; none where `device: auto` meets a cluster without GPUs."""
-    if settings.models.device == "cpu" or (settings.models.device == "auto" and not cluster.get("GPU")):
+    if settings.models.device == "cpu" or (settings.models.device == "auto" and not max_gpus(settings, cluster)):
         return settings.models.replica_of(card.name).num_gpus or 0.0
     return share_of(card, settings.models).gpus
 

@@ -57,6 +57,26 @@ def test_logical_gpus_are_proposed_only_to_models_that_can_do_without(device: st
     assert "name one card for several tasks, or `placeholder` for a task" in str(caught.value)
 
 
+GROWS = ("ray.address=auto", "ray.max_gpus=4", "models.device=cuda")
+
+
+@pytest.mark.parametrize("replicas", ["{replicas: 8}", "{replicas: 64, min_replicas: 0}",
+                                      "{replicas: 99, min_replicas: 8}"])
+def test_a_cluster_that_grows_is_measured_by_what_it_can_become(replicas: str) -> None:
+    build(settings_of(*GROWS, f"models.default_replicas={replicas}"), cluster=NO_GPU)
+
+
+@pytest.mark.parametrize(("replicas", "text"), [
+    ("{replicas: 9}", "the models need 4.5 GPUs (sketch 9 x 0.5) but the cluster can have (ray.max_gpus) 4"),
+    ("{replicas: 20, min_replicas: 10}", "the models need 5 GPUs (sketch 10 x 0.5) but the cluster can have"),
+    ("{replicas: 8, min_replicas: 0, num_gpus: 5}", "the models need 5 GPUs (sketch 0 x 5) but the cluster can have"),
+])
+def test_what_not_even_the_grown_cluster_has_is_refused(replicas: str, text: str) -> None:
+    with pytest.raises(ImpossibleResources) as caught:
+        build(settings_of(*GROWS, f"models.default_replicas={replicas}"), cluster=NO_GPU)
+    assert text in str(caught.value)
+
+
 def test_what_fits_is_not_refused() -> None:
     settings = settings_of()
     cards = {card.name: card for card in casting(settings, load_cards(settings)).values()}
