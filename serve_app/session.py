@@ -21,7 +21,7 @@ from serve_app.cluster import start_ray
 from serve_app.gpus import with_gpu_memory
 from serve_app.ingress import ActorBoard
 from serve_app.models import adapters, weights
-from serve_app.sharing import require_shared
+from serve_app.sharing import machines_of, require_shared
 from workflows.errors import InvalidDocument, Problem, StartFailed
 
 STOP_TIMEOUT_S = 15.0
@@ -97,7 +97,7 @@ class Session:
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         self.dashboard = start_ray(settings.ray)
         try:
-            require_shared(settings, machines=sum(node["Alive"] for node in ray.nodes()))
+            require_shared(settings, machines=machines_of(ray.nodes()))
             cluster = ray.cluster_resources()
             if settings.ray.address and not http:
                 require_no_service()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 from configs.settings import Settings
 from workflows.errors import InvalidSettings
 
@@ -9,6 +12,11 @@ LOCAL = frozenset({"", "file", "local"})
 """fsspec's names for the file system of the machine that asks."""
 PROCESS = "memory"
 """Its name for what only one process has."""
+
+
+def machines_of(nodes: Iterable[Mapping[str, Any]]) -> int:
+    """How many of these nodes (`ray.nodes()`) are alive."""
+    return sum(bool(node["Alive"]) for node in nodes)
 
 
 def require_shared(settings: Settings, *, machines: int = 1) -> None:
