@@ -26,9 +26,11 @@ from serve_app.deployments import (
     EditDeployment,
     MediaDeployment,
     ModelDeployment,
+    model_deployment,
 )
 from serve_app.director import calls_at_once
 from serve_app.ingress import IngressDeployment
+from serve_app.scaling_policy import autoscaling_of
 
 APP_NAME = "reelray"
 DIRECTOR = "director"
@@ -75,8 +77,11 @@ def build(settings: Settings, *, cluster: Mapping[str, float], only: Iterable[st
 def _model(model: type, card: AnyCard, settings: Settings, cluster: Mapping[str, float]) -> serve.Application:
     replicas = settings.models.replica_of(card.name)
     num_cpus = card.resources.num_cpus if replicas.num_cpus is None else replicas.num_cpus
+    scales = replicas.min_replicas is not None
     return serve.deployment(
-        model, name=f"model-{card.name}", num_replicas=replicas.replicas, max_ongoing_requests=calls_at_once(card),
+        model, name=model_deployment(card.name), max_ongoing_requests=calls_at_once(card),
+        num_replicas=None if scales else replicas.replicas,
+        autoscaling_config=autoscaling_of(card.name, settings) if scales else None,
         health_check_period_s=2, graceful_shutdown_timeout_s=settings.models.drain_s,
         graceful_shutdown_wait_loop_s=0.2, request_router_config=ROUTER,
         ray_actor_options={"num_gpus": gpus_of(card, settings, cluster), "num_cpus": num_cpus,
