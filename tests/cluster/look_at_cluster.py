@@ -1,4 +1,4 @@
-"""Joins a cluster and writes one JSON line per look: seconds, GPU nodes alive, replicas of one deployment by state.
+"""Joins a cluster and writes one JSON line per look: GPU nodes alive, replicas of one deployment by state.
 
 A process of its own, since a process can be in one Ray only: `python -m tests.cluster.look_at_cluster ADDRESS NAME`.
 """
@@ -23,6 +23,7 @@ def main(address: str, deployment: str) -> None:
         part = None if found is None else found.deployments.get(deployment)
         print(json.dumps({
             "at_s": time.time(),
+            "serves": found is not None and found.status != "DELETING",
             "nodes": sum(bool(node["Alive"]) and node["Resources"].get("GPU", 0) > 0 for node in ray.nodes()),
             "replicas": {} if part is None else {str(state): count for state, count in part.replica_states.items()},
         }), flush=True)

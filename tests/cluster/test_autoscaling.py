@@ -30,15 +30,18 @@ from workflows.types import JobStatus, NodeStatus, Priority
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.postgres]
 
-NODES, FILMS, SHOTS, STEPS = 3, 3, 4, 150
+NODES, FILMS, STEPS = 3, 3, 100
+ONE_MORE = "title: One more\nsize: 128x128\nfps: 8\ndefaults: {frames: 9, steps: 4}\nshots: [{prompt: a red ball}]\n"
 COLOURS = ["red", "blue", "green", "yellow"]
 SCALES = ["models.default_replicas={min_replicas: 0, replicas: 3, num_gpus: 1, num_cpus: 0.5}",
           "models.scaling.finish_within_s=4", "models.scaling.idle_s=4", "models.scaling.look_s=0.5"]
 
 
 def film(number: int) -> str:
-    """Four shots that nobody has rendered."""
-    shots = "".join(f"  - prompt: a {colour} ball moves right over a white background\n" for colour in COLOURS[:SHOTS])
+    """Four shots that nobody has rendered; in one film one of them takes ten times as long as the others."""
+    shots = "".join(f"  - prompt: a {colour} ball moves right over a white background\n" for colour in COLOURS)
+    if number == 0:
+        shots += f"    steps: {10 * STEPS}\n"
     return (f"title: Film {number}\nsize: 128x128\nfps: 8\nseed: {number}\n"
             f"defaults: {{frames: 9, steps: {STEPS}}}\nshots:\n{shots}")
 
@@ -81,6 +84,27 @@ def process(*words: str, log: Path) -> subprocess.Popen[str]:
                                 start_new_session=True)
 
 
+def reelray(place: Place, *command: str, log: str) -> subprocess.Popen[str]:
+    """A command of the command line, with the place's settings."""
+    return process("-c", "from serve_app.cli import main; main()", command[0], "--profile", "ci", *place.words,
+                   *command[1:], log=place.directory / log)
+
+
+def see_refused(place: Place, looks: Looks) -> None:
+    """What a second command on this cluster is told, while the first goes on."""
+    (place.directory / "film.yaml").write_text(ONE_MORE)
+    at_all, beside = (
+        reelray(place, "serve", "--address", place.cluster.address, "--set", "database_url=", "--set",
+                "ray.several_machines=false", "--set", f"http.port={free_ports(1)[0]}", log="at_all.log"),
+        reelray(place, "render", str(place.directory / "film.yaml"), "--set", f"ray.address={place.cluster.address}",
+                log="beside.log"))
+    looks.until(lambda line: None not in (at_all.poll(), beside.poll()), 240)
+    assert at_all.returncode and beside.returncode
+    told = [" ".join((place.directory / name).read_text().split()) for name in ("at_all.log", "beside.log")]
+    assert f"the cluster has {NODES + 1} machines, and the database is a SQLite file" in told[0]
+    assert "reelray serves on this cluster already" in told[1]
+
+
 class Looks:
     """What was seen of the cluster, with the work of the database beside it."""
 
@@ -104,6 +128,10 @@ class Looks:
             assert time.monotonic() < end, f"{timeout_s} s passed; last seen: {self.lines[-1]}"
             time.sleep(0.5)
 
+    def first(self, replicas: int) -> int:
+        """Number of the first look that saw so many."""
+        return next(number for number, line in enumerate(self.lines) if running(line) == replicas)
+
     def most(self, what: Callable[[dict[str, Any]], int]) -> int:
         return max(what(line) for line in self.lines)
 
@@ -121,8 +149,7 @@ def submit(looks: Looks, settings: Settings) -> None:
 
 
 def test_gpu_nodes_come_for_a_batch_of_films_and_go_after_it(place: Place) -> None:
-    serving = process("-c", "from serve_app.cli import main; main()", "serve", "--profile", "ci", *place.words,
-                      "--address", place.cluster.address, log=place.directory / "serve.log")
+    serving = reelray(place, "serve", "--address", place.cluster.address, log="serve.log")
     seeing = process("-m", "tests.cluster.look_at_cluster", place.cluster.address, "model-sketch",
                      log=place.directory / "looks.log")
     looks = Looks(place.directory / "looks.log", place.settings)
@@ -132,18 +159,25 @@ def test_gpu_nodes_come_for_a_batch_of_films_and_go_after_it(place: Place) -> No
         assert serving.poll() is None
         looks.until(lambda line: line["nodes"] == 0, 60)
         submit(looks, place.settings)
+        looks.until(lambda line: running(line) == NODES, 180)
+        see_refused(place, looks)
         looks.until(lambda line: not line["ready"] + line["running"], 600)
         looks.until(lambda line: all(looks.ledger.job(f"film-{number}").status.is_terminal
                                      for number in range(FILMS)), 60)
         looks.until(lambda line: line["nodes"] == 0 and running(line) == 0, 180)
+        assert looks.lines[-1]["serves"]
+        serving.terminate()
+        assert serving.wait(timeout=60) == 0
+        looks.until(lambda line: not line["serves"], 60)
     finally:
         for one in (serving, seeing):
             one.terminate()
             one.wait(timeout=60)
         if file := os.environ.get("TIMELINE_FILE"):
             Path(file).write_text(json.dumps(looks.lines))
-        print((place.directory / "serve.log").read_text()[-3000:])
     assert looks.most(running) == NODES == looks.most(lambda line: line["nodes"])
+    # The long shot was still rendered when there were fewer again.
+    assert any(running(line) < NODES and line["running"] for line in looks.lines[looks.first(NODES):])
     for number in range(FILMS):
         job = looks.ledger.job(f"film-{number}")
         nodes = looks.ledger.nodes(job.id)
