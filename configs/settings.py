@@ -172,6 +172,13 @@ class RaySettings(Frozen):
     temp_dir: Path | None = None
     namespace: str = "reelray"
 
+    @model_validator(mode="after")
+    def _what_starts_here_does_not_grow(self) -> RaySettings:
+        if self.max_gpus is not None and not self.address:
+            raise ValueError("max_gpus is of a cluster that is joined, and none is; nearest valid: address too, or "
+                             f"num_gpus {self.max_gpus:g} for logical GPUs here")
+        return self
+
 
 class HttpSettings(Frozen):
     """The HTTP service that `reelray serve` starts."""

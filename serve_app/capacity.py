@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from configs.chat_card import AnyCard
 from configs.memory import share_of
@@ -10,6 +12,8 @@ from configs.model_card import ModelCard
 from configs.settings import Settings
 from workflows.errors import ImpossibleResources
 
+OPERATOR = re.compile(r"!|in\(")
+"""Beginnings of what Ray's label selectors understand beside a plain value."""
 ROUNDING = 1e-6
 """Shares are hundredths, and their sums only nearly."""
 
@@ -47,6 +51,24 @@ def check_resources(settings: Settings, cards: Iterable[AnyCard], cluster: Mappi
             problem=f"the models need {sum(wanted):g} GPUs ({shares}){split} but the cluster {limit} {have:g}; lower "
             "models.default_replicas.replicas or num_gpus, name one card for several tasks, or `placeholder` for a "
             f"task that no film of yours needs (--set models.text_to_image=placeholder){logical}")
+
+
+def check_labels(settings: Settings, nodes: Iterable[Mapping[str, Any]]) -> None:
+    """Refuse labels that no machine has: Serve would wait for one for ever. `nodes` as `ray.nodes()` gives them.
+
+    Machines that a growing cluster is still to get cannot be asked, so replicas' labels are checked where it does not
+    grow, and those of Director, HTTP and media work always: the machines that they need must be there from the start.
+    """
+    have = [dict(node.get("Labels") or {}) for node in nodes if node["Alive"]]
+    asked = {"ray.service_labels": settings.ray.service_labels}
+    if settings.ray.max_gpus is None:
+        asked["models.default_replicas.labels"] = settings.models.default_replicas.labels
+        asked |= {f"models.by_card.{card}.labels": own.labels for card, own in settings.models.by_card.items()}
+    for setting, labels in asked.items():
+        plain = {name: value for name, value in labels.items() if not OPERATOR.match(value)}
+        if not any(plain.items() <= own.items() for own in have):
+            raise ImpossibleResources(problem=f"{setting}: no machine of the cluster has the labels {plain}; start one "
+                                      "with `ray start ... --labels=NAME=VALUE`, or leave the setting out")
 
 
 def max_gpus(settings: Settings, cluster: Mapping[str, float]) -> float:

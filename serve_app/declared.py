@@ -11,6 +11,7 @@ from ray import serve
 from configs.base import Frozen
 from configs.load import load_settings
 from serve_app.app import build
+from serve_app.capacity import check_labels
 from serve_app.gpus import with_gpu_memory
 from serve_app.serving import require_keys
 from serve_app.sharing import machines_of, require_shared
@@ -32,7 +33,9 @@ def application(args: Declared) -> serve.Application:
     Raises SettingsError, InvalidSettings, ImpossibleResources: Serve shows the text as the deployment's message.
     """
     settings = load_settings(args.profile, args.set)
-    require_shared(settings, machines=machines_of(ray.nodes()))
+    nodes = ray.nodes()
+    require_shared(settings, machines=machines_of(nodes))
+    check_labels(settings, nodes)
     require_keys(open_workplace(settings))
     cluster = ray.cluster_resources()
     return build(with_gpu_memory(settings, cluster), cluster=cluster, http=True)

@@ -16,7 +16,7 @@ from ray.serve.schema import LoggingConfig
 from configs.load import cards_in_use
 from configs.settings import HttpSettings, Settings
 from serve_app.app import APP_NAME, DIRECTOR, build
-from serve_app.capacity import told_shares
+from serve_app.capacity import check_labels, told_shares
 from serve_app.cluster import start_ray
 from serve_app.gpus import with_gpu_memory
 from serve_app.ingress import ActorBoard
@@ -97,7 +97,9 @@ class Session:
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         self.dashboard = start_ray(settings.ray)
         try:
-            require_shared(settings, machines=machines_of(ray.nodes()))
+            nodes = ray.nodes()
+            require_shared(settings, machines=machines_of(nodes))
+            check_labels(settings, nodes)
             cluster = ray.cluster_resources()
             if settings.ray.address and not http:
                 require_no_service()

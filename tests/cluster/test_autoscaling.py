@@ -59,17 +59,17 @@ class Place:
 
 @pytest.fixture
 def place(tmp_path: Path, postgres_url: str) -> Iterator[Place]:
-    (free_port,) = free_ports(1)
-    overrides = [
-        f"data_dir={tmp_path / 'state'}", f"database_url={postgres_url}", f"store_url={tmp_path / 'films'}",
-        "store_is_shared=true", "ray.several_machines=true", f"ray.max_gpus={NODES}", "models.device=auto",
-        "ray.service_labels={pool: head}", "models.checkpoints.share=1", "models.checkpoints.interval_s=0",
-        "models.drain_s=60", "models.torch_threads=1", "engine.attempts=1", f"http.port={free_port}",
-        *SCALES]
     cluster = FakeCluster(
         {"gpu": {"resources": {"CPU": 1, "GPU": 1}, "labels": {"pool": "gpu"}, "node_config": {}, "min_workers": 0,
                  "max_workers": NODES}},
         head={"resources": {"CPU": 4}, "labels": {"pool": "head"}}, idle_s=5)
+    overrides = [
+        f"data_dir={tmp_path / 'state'}", f"database_url={postgres_url}", f"store_url={tmp_path / 'films'}",
+        "store_is_shared=true", "ray.several_machines=true", f"ray.max_gpus={NODES}", "models.device=auto",
+        "ray.service_labels={pool: head}", "models.checkpoints.share=1", "models.checkpoints.interval_s=0",
+        "models.drain_s=60", "models.torch_threads=1", "engine.attempts=1", f"http.port={free_ports(1)[0]}",
+        f"ray.address={cluster.address}",
+        *SCALES]
     words = [word for override in overrides for word in ("--set", override)]
     try:
         yield Place(cluster=cluster, settings=load_settings("ci", overrides, {}), words=words, directory=tmp_path)
@@ -99,7 +99,8 @@ def see_refused(place: Place, looks: Looks) -> None:
         reelray(place, "render", str(place.directory / "film.yaml"), "--set", f"ray.address={place.cluster.address}",
                 log="beside.log"))
     looks.until(lambda line: None not in (at_all.poll(), beside.poll()), 240)
-    assert at_all.returncode and beside.returncode
+    assert at_all.returncode
+    assert beside.returncode
     told = [" ".join((place.directory / name).read_text().split()) for name in ("at_all.log", "beside.log")]
     assert f"the cluster has {NODES + 1} machines, and the database is a SQLite file" in told[0]
     assert "reelray serves on this cluster already" in told[1]
@@ -155,11 +156,11 @@ def test_gpu_nodes_come_for_a_batch_of_films_and_go_after_it(place: Place) -> No
     looks = Looks(place.directory / "looks.log", place.settings)
     try:
         looks.until(lambda line: serving.poll() is not None
-                    or "ready; Ctrl-C" in (place.directory / "serve.log").read_text(), 180)
+                    or "ready; Ctrl-C" in (place.directory / "serve.log").read_text(), 300)
         assert serving.poll() is None
         looks.until(lambda line: line["nodes"] == 0, 60)
         submit(looks, place.settings)
-        looks.until(lambda line: running(line) == NODES, 180)
+        looks.until(lambda line: running(line) == NODES, 300)
         see_refused(place, looks)
         looks.until(lambda line: not line["ready"] + line["running"], 600)
         looks.until(lambda line: all(looks.ledger.job(f"film-{number}").status.is_terminal

@@ -11,7 +11,7 @@ from configs.load import SettingsError, casting, edit_cards, load_cards, load_se
 from configs.model_card import Task
 from configs.settings import Settings
 from serve_app.app import build
-from serve_app.capacity import check_resources, gpus_of
+from serve_app.capacity import check_labels, check_resources, gpus_of
 from serve_app.director import lane_capacity
 from serve_app.session import require_free
 from workflows.errors import ImpossibleResources, StartFailed
@@ -75,6 +75,30 @@ def test_what_not_even_the_grown_cluster_has_is_refused(replicas: str, text: str
     with pytest.raises(ImpossibleResources) as caught:
         build(settings_of(*GROWS, f"models.default_replicas={replicas}"), cluster=NO_GPU)
     assert text in str(caught.value)
+
+
+HEAD = {"Alive": True, "Labels": {"pool": "head", "ray.io/node-id": "f"}}
+GONE = {"Alive": False, "Labels": {"pool": "spot"}}
+
+
+@pytest.mark.parametrize("overrides", [
+    (), ("ray.service_labels={pool: head}",), ("ray.service_labels={pool: '!spot'}",),
+    (*GROWS, "models.default_replicas={labels: {pool: spot}}")])
+def test_labels_that_a_machine_has_or_may_get_are_taken(overrides: tuple[str, ...]) -> None:
+    check_labels(settings_of(*overrides), [HEAD, GONE])
+
+
+@pytest.mark.parametrize(("overrides", "setting"), [
+    (("ray.service_labels={pool: spot}",), "ray.service_labels"),
+    ((*GROWS, "ray.service_labels={pool: spot}"), "ray.service_labels"),
+    (("models.by_card.sketch={labels: {pool: spot}}",), "models.by_card.sketch.labels"),
+])
+def test_labels_that_no_machine_has_are_refused_before_serve_waits_for_one(
+    overrides: tuple[str, ...], setting: str,
+) -> None:
+    with pytest.raises(ImpossibleResources) as caught:
+        check_labels(settings_of(*overrides), [HEAD, GONE])
+    assert f"{setting}: no machine of the cluster has the labels {{'pool': 'spot'}}" in str(caught.value)
 
 
 def test_what_fits_is_not_refused() -> None:
