@@ -34,6 +34,7 @@ from serve_app.scaling_policy import autoscaling_of
 
 APP_NAME = "reelray"
 DIRECTOR = "director"
+INGRESS = "ingress"
 
 # Serve retries a full replica after 25 ms, then 50, up to 0.5 s; a GPU would idle that long between two shots.
 ROUTER = RequestRouterConfig(initial_backoff_s=0.01, max_backoff_s=0.05)
@@ -67,7 +68,7 @@ def build(settings: Settings, *, cluster: Mapping[str, float], only: Iterable[st
         return director
     # Every open event stream is a request that goes on; Serve's limit of five would shut out the sixth client.
     return serve.deployment(
-        serve.ingress()(IngressDeployment), name="ingress", num_replicas=settings.http.replicas,
+        serve.ingress()(IngressDeployment), name=INGRESS, num_replicas=settings.http.replicas,
         max_ongoing_requests=1000, health_check_period_s=2, graceful_shutdown_timeout_s=2,
         graceful_shutdown_wait_loop_s=0.2,
         ray_actor_options={"num_cpus": 0.1, **_where(settings.ray.service_labels)},

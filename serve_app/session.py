@@ -15,7 +15,7 @@ from ray.serve.schema import LoggingConfig
 
 from configs.load import cards_in_use
 from configs.settings import HttpSettings, Settings
-from serve_app.app import APP_NAME, DIRECTOR, build
+from serve_app.app import APP_NAME, DIRECTOR, INGRESS, build
 from serve_app.capacity import check_labels, told_shares
 from serve_app.cluster import start_ray
 from serve_app.gpus import with_gpu_memory
@@ -72,9 +72,11 @@ def require_weights(settings: Settings) -> None:
 
 
 def require_no_service() -> None:
-    """Refuse to put one command's application in the place of a service that runs on the joined cluster."""
+    """Refuse to put one command's application in the place of a service that runs on the joined cluster. What another
+    command has left behind there is replaced.
+    """
     found = serve.status().applications.get(APP_NAME)
-    if found is not None and found.status != "DELETING":
+    if found is not None and found.status != "DELETING" and INGRESS in found.deployments:
         raise StartFailed(problem="reelray serves on this cluster already, and only one can; give the command to it "
                                   "with --server URL, or stop `reelray serve` there")
 

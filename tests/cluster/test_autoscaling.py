@@ -25,6 +25,7 @@ from workflows.durable.backlog import Backlogs
 from workflows.durable.ledger import Ledger
 from workflows.durable.rows import EventType, NewJob
 from workflows.plan import plan_film
+from workflows.store import Store
 from workflows.storyboard import parse_storyboard
 from workflows.types import JobStatus, NodeStatus, Priority
 
@@ -141,6 +142,18 @@ def running(line: dict[str, Any]) -> int:
     return int(line["replicas"].get("RUNNING", 0))
 
 
+def resumed_after_steps(place: Place, looks: Looks) -> list[int]:
+    """Of the clips that went on at a checkpoint; whether Serve stops the replica at work is its own choice."""
+    store = Store(place.settings.store)
+    found = []
+    for number in range(FILMS):
+        for node in looks.ledger.nodes(f"film-{number}"):
+            made = (store.manifest(node.key) or {}).get("made")
+            step = made.get("resumed_after_step") if isinstance(made, dict) else None
+            found += [int(str(step))] if step else []
+    return found
+
+
 def submit(looks: Looks, settings: Settings) -> None:
     for number in range(FILMS):
         board = parse_storyboard(film(number))
@@ -175,6 +188,7 @@ def test_gpu_nodes_come_for_a_batch_of_films_and_go_after_it(place: Place) -> No
             one.terminate()
             one.wait(timeout=60)
         if file := os.environ.get("TIMELINE_FILE"):
+            looks.lines[-1]["resumed_after_steps"] = resumed_after_steps(place, looks)
             Path(file).write_text(json.dumps(looks.lines))
     assert looks.most(running) == NODES == looks.most(lambda line: line["nodes"])
     # The long shot was still rendered when there were fewer again.
