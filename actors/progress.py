@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import ray
@@ -69,6 +70,8 @@ class ProgressBoard:
         """Per job: the newest sequence number that fell out of the ring."""
         self._cancelled: set[str] = set()
         self._waiters: dict[str, list[asyncio.Future[None]]] = {}
+        self._backlogs: dict[str, tuple[float, Mapping[str, float]]] = {}
+        """Per model card: when it was told, and the numbers."""
 
     async def report(self, records: Sequence[ProgressRecord]) -> Receipt:
         """Take a batch of records."""
@@ -103,6 +106,16 @@ class ProgressBoard:
         self._dropped.pop(job_id, None)
         self._cancelled.discard(job_id)
         self._wake({job_id})
+
+    async def tell_backlogs(self, backlogs: Mapping[str, Mapping[str, float]]) -> None:
+        """How much work waits for each model card, by whoever counts it."""
+        for card, numbers in backlogs.items():
+            self._backlogs[card] = (time.monotonic(), numbers)
+
+    async def backlog(self, card: str) -> tuple[float, Mapping[str, float]]:
+        """How many seconds ago it was counted, and the numbers; empty when it never was."""
+        told_s, numbers = self._backlogs.get(card, (0.0, {}))
+        return time.monotonic() - told_s, numbers
 
     async def ping(self) -> str:
         """The epoch."""
@@ -172,6 +185,10 @@ class ActorTransport:
     def forget(self, job_id: str) -> None:
         """Hint: the job starts anew; drop its records. Does not wait for an answer."""
         self._hint(lambda actor: actor.forget.remote(job_id))
+
+    def tell_backlogs(self, backlogs: Mapping[str, Mapping[str, float]]) -> None:
+        """Hint: how much work waits for each model card. Does not wait for an answer."""
+        self._hint(lambda actor: actor.tell_backlogs.remote(backlogs))
 
     def _hint(self, call: Callable[[ray.actor.ActorHandle], object]) -> None:
         try:

@@ -11,6 +11,7 @@ from pydantic import Field, IPvAnyNetwork, model_validator
 
 from configs.base import Frozen
 from configs.endpoint import Endpoint
+from configs.replicas import ReplicaSettings, ScalingSettings
 
 Seconds = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -78,16 +79,6 @@ class EngineSettings(Frozen):
         return self
 
 
-class ReplicaSettings(Frozen):
-    """How many replicas of one model card run, and with what."""
-
-    replicas: Count = 1
-    num_gpus: Annotated[float, Field(ge=0)] | None = None
-    """GPUs per replica; unset: the card's own number, or else by its peak (`models.gpu_memory_gb`)."""
-    num_cpus: Annotated[float, Field(ge=0)] | None = None
-    """CPUs per replica; unset: the card's own number."""
-
-
 class CheckpointSettings(Frozen):
     """How often a clip in the making is written down, so that the next attempt goes on there."""
 
@@ -125,6 +116,7 @@ class ModelsSettings(Frozen):
     default_replicas: ReplicaSettings = ReplicaSettings()
     by_card: dict[str, ReplicaSettings] = Field(default_factory=dict)
     """Exceptions by card name."""
+    scaling: ScalingSettings = ScalingSettings()
     torch_threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads per replica; 0 shares the machine's cores evenly."""
     stall_s: Seconds = 300.0
@@ -163,16 +155,31 @@ class RaySettings(Frozen):
 
     address: str = ""
     """Address of a running cluster (`host:port`); empty starts one on this machine."""
+    several_machines: bool = False
+    """The cluster has several machines, or will get them, and all of them must reach database and store. That a cluster
+    has more than one now is found out; say it of one that grows."""
     num_cpus: Annotated[int, Field(ge=1)] | None = None
     """Logical CPUs of a cluster started here; unset: what the machine has, at least 4."""
     num_gpus: Annotated[int, Field(ge=0)] | None = None
     """Logical GPUs of a cluster started here; unset: what the machine has."""
+    max_gpus: Annotated[float, Field(ge=0)] | None = None
+    """GPUs of a joined cluster that grows, when it is as large as it can be; unset: it has all that it will have."""
+    service_labels: dict[str, str] = Field(default_factory=dict)
+    """Labels of the machines that Director, HTTP and media work may run on, e.g. `{pool: head}`: not on machines with
+    GPUs, which would never be idle then."""
     dashboard: bool = False
     dashboard_port: Annotated[int, Field(ge=1024, le=65535)] = 8265
     object_store_mb: Annotated[int, Field(ge=80)] = 256
     """Bytes travel through the artifact store, not through Ray; this can stay small. In 10^6 bytes."""
     temp_dir: Path | None = None
     namespace: str = "reelray"
+
+    @model_validator(mode="after")
+    def _what_starts_here_does_not_grow(self) -> RaySettings:
+        if self.max_gpus is not None and not self.address:
+            raise ValueError("max_gpus is of a cluster that is joined, and none is; nearest valid: address too, or "
+                             f"num_gpus {self.max_gpus:g} for logical GPUs here")
+        return self
 
 
 class HttpSettings(Frozen):
@@ -360,6 +367,8 @@ class Settings(Frozen):
     """SQLAlchemy URL; empty: SQLite under `data_dir`."""
     store_url: str = ""
     """fsspec URL of the artifact store; empty: a directory under `data_dir`."""
+    store_is_shared: bool = False
+    """The store is a directory that every machine of the cluster has mounted under the same path (NFS, EFS)."""
     cpu_slots: Count = 2
     """Captions, interpolations and compositions at the same time, per Director."""
     log_format: Literal["text", "json"] = "text"

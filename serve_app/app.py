@@ -26,12 +26,15 @@ from serve_app.deployments import (
     EditDeployment,
     MediaDeployment,
     ModelDeployment,
+    model_deployment,
 )
 from serve_app.director import calls_at_once
 from serve_app.ingress import IngressDeployment
+from serve_app.scaling_policy import autoscaling_of
 
 APP_NAME = "reelray"
 DIRECTOR = "director"
+INGRESS = "ingress"
 
 # Serve retries a full replica after 25 ms, then 50, up to 0.5 s; a GPU would idle that long between two shots.
 ROUTER = RequestRouterConfig(initial_backoff_s=0.01, max_backoff_s=0.05)
@@ -55,32 +58,40 @@ def build(settings: Settings, *, cluster: Mapping[str, float], only: Iterable[st
     chat = _model(ChatDeployment, writer, settings, cluster) if writer else None
     media = serve.deployment(
         MediaDeployment, name="media", max_ongoing_requests=settings.cpu_slots, graceful_shutdown_timeout_s=5,
-        ray_actor_options={"num_cpus": 0.5},
+        ray_actor_options={"num_cpus": 0.5, **_where(settings.ray.service_labels)},
     ).bind(settings)
     director = serve.deployment(
         DirectorDeployment, name=DIRECTOR, max_ongoing_requests=1000, health_check_period_s=2,
-        graceful_shutdown_timeout_s=10, ray_actor_options={"num_cpus": 0.1},
+        graceful_shutdown_timeout_s=10, ray_actor_options={"num_cpus": 0.1, **_where(settings.ray.service_labels)},
     ).bind(settings, models, media, tuple(only), chat, edits=hands)
     if not http:
         return director
     # Every open event stream is a request that goes on; Serve's limit of five would shut out the sixth client.
     return serve.deployment(
-        serve.ingress()(IngressDeployment), name="ingress", num_replicas=settings.http.replicas,
+        serve.ingress()(IngressDeployment), name=INGRESS, num_replicas=settings.http.replicas,
         max_ongoing_requests=1000, health_check_period_s=2, graceful_shutdown_timeout_s=2,
-        graceful_shutdown_wait_loop_s=0.2, ray_actor_options={"num_cpus": 0.1},
+        graceful_shutdown_wait_loop_s=0.2,
+        ray_actor_options={"num_cpus": 0.1, **_where(settings.ray.service_labels)},
     ).bind(settings, director, APP_NAME)
 
 
 def _model(model: type, card: AnyCard, settings: Settings, cluster: Mapping[str, float]) -> serve.Application:
     replicas = settings.models.replica_of(card.name)
     num_cpus = card.resources.num_cpus if replicas.num_cpus is None else replicas.num_cpus
+    scales = replicas.min_replicas is not None
     return serve.deployment(
-        model, name=f"model-{card.name}", num_replicas=replicas.replicas, max_ongoing_requests=calls_at_once(card),
+        model, name=model_deployment(card.name), max_ongoing_requests=calls_at_once(card),
+        num_replicas=None if scales else replicas.replicas,
+        autoscaling_config=autoscaling_of(card.name, settings) if scales else None,
         health_check_period_s=2, graceful_shutdown_timeout_s=settings.models.drain_s,
         graceful_shutdown_wait_loop_s=0.2, request_router_config=ROUTER,
         ray_actor_options={"num_gpus": gpus_of(card, settings, cluster), "num_cpus": num_cpus,
-                           **_compiler(card, settings)},
+                           **_compiler(card, settings), **_where(replicas.labels)},
     ).bind(card, settings)
+
+
+def _where(labels: Mapping[str, str]) -> dict[str, Any]:
+    return {"label_selector": dict(labels)} if labels else {}
 
 
 def _compiler(card: AnyCard, settings: Settings) -> dict[str, Any]:

@@ -201,13 +201,20 @@ def cancel(
 
 
 @app.command()
-def serve(profile: ProfileOption = "", settings_: SetOption = None, as_json: JsonOption = False) -> None:
+def serve(
+    address: Annotated[str, typer.Option(help="Join the Ray cluster at this address (host:port, or `auto` on one of "
+                                              "its machines); the same as --set ray.address=ADDRESS.")] = "",
+    profile: ProfileOption = "", settings_: SetOption = None, as_json: JsonOption = False,
+) -> None:
     """Serve films over HTTP on this machine until Ctrl-C; every open job goes on.
 
     It listens on 127.0.0.1:8000 and asks nobody who they are; another port: --set http.port=PORT. On another address,
     --set http.host=ADDRESS, it asks for API keys: `reelray keys create NAME` first. docs/security.md tells more.
+
+    With --address the models run on a cluster; one of several machines needs Postgres and a store that all of them
+    reach. docs/cluster.md tells more.
     """
-    place = workplace_of(profile, settings_)
+    place = workplace_of(profile, [*(settings_ or ()), *([f"ray.address={address}"] if address else ())])
     from serve_app.serving import serve_until_stopped
 
     serve_until_stopped(place, screen_of(as_json, live=False))

@@ -7,17 +7,18 @@ worker and the command line import it too, and each would pay seconds for it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import ray
+from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from actors.progress import ActorTransport
 from actors.reporter import Reporter
 from configs.chat_card import ChatCard
-from configs.load import load_cards, scorer_of, story_card
+from configs.load import cards_in_use, load_cards, scorer_of, story_card
 from configs.model_card import ModelCard
 from configs.settings import Settings
 from serve_app.cluster import scratch_dir
@@ -27,11 +28,14 @@ from serve_app.leaving import when_stopping
 from serve_app.media_worker import MediaWorker
 from serve_app.models.embedding import CardEmbedder
 from serve_app.providers.local import Answer, Question
+from serve_app.scaling import Scaled, Scaler, scaled_of
 from serve_app.webhooks.courier import SocketCourier
 from serve_app.webhooks.guard import Guard
 from serve_app.webhooks.postman import Postman
 from serve_app.writers.model import story_writer
 from workflows.checkpoints import CheckpointShelf
+from workflows.durable.backlog import Backlogs
+from workflows.durable.database import Database
 from workflows.durable.ledger import Ledger
 from workflows.ports import RenderCall
 from workflows.store import Store
@@ -144,6 +148,8 @@ class DirectorDeployment(Director):
             board=ActorTransport(settings.progress, settings.ray.namespace),
             writer=story_writer(settings.story, story_card(settings), None if chat is None else ChatHandle(chat)),
         ), only=frozenset(only) or None)
+        scaled = scaled_of(settings, cards_in_use(settings))
+        self._scaling = asyncio.create_task(self._scale(settings, ledger.database, scaled), name="scaler")
         courier = SocketCourier(Guard(settings.webhooks), timeout_s=settings.webhooks.timeout_s)
         self._postman = Postman(ledger.database, courier, settings.webhooks)
         self._posting = asyncio.create_task(self._postman.run(), name="postman")
@@ -151,11 +157,39 @@ class DirectorDeployment(Director):
         # Its jobs are free for the next Director at once, not only when their leases have run out.
         when_stopping(lambda: asyncio.run_coroutine_threadsafe(self.stop(), loop))
 
+    async def _scale(self, settings: Settings, database: Database, scaled: tuple[Scaled, ...]) -> None:
+        """Count the work for replicas that come and go; there is no room for calls before one is seen."""
+        if not scaled:
+            return
+        for one in scaled:
+            self.give_room(one.lane, 0)
+        app_name = serve.get_replica_context().app_name
+        board = ActorTransport(settings.progress, settings.ray.namespace)
+        await Scaler(
+            Backlogs(database), scaled, look_s=settings.models.scaling.look_s, give_room=self.give_room,
+            replicas=lambda: running_replicas(app_name, [one.card for one in scaled]),
+            tell=lambda found: board.tell_backlogs({card: work.to_json() for card, work in found.items()}),
+        ).run()
+
     async def stop(self) -> None:
         """As the Director does; webhooks under way are cut off and sent again by the next one."""
+        self._scaling.cancel()
         await super().stop()
         await self._postman.stop()
         await asyncio.wait([self._posting])
+
+
+def model_deployment(card: str) -> str:
+    """What Serve calls the deployment of a model card."""
+    return f"model-{card}"
+
+
+def running_replicas(app_name: str, cards: Iterable[str]) -> dict[str, int]:
+    """How many replicas of each card take calls now, as Serve says. Blocking."""
+    found = serve.status().applications.get(app_name)
+    parts = {} if found is None else found.deployments
+    return {card: int(parts[name].replica_states.get("RUNNING", 0)) for card in cards
+            if (name := model_deployment(card)) in parts}
 
 
 def open_store(settings: Settings) -> Store:

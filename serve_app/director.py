@@ -71,8 +71,8 @@ class Director:
         cards = load_cards(settings)
         self._cast = casting(settings, cards)
         lanes = lane_capacity(settings, self._cast, edit_cards(settings, cards))
-        self._engine = Engine(ports.ledger, self._steps(), store=ports.store,
-                              dispatcher=Dispatcher(lanes, patience_s=settings.engine.batch_wait_s),
+        self._dispatcher = Dispatcher(lanes, patience_s=settings.engine.batch_wait_s)
+        self._engine = Engine(ports.ledger, self._steps(), store=ports.store, dispatcher=self._dispatcher,
                               settings=settings.engine, only=only)
         self._running = asyncio.get_running_loop().create_task(self._engine.run(), name="engine")
 
@@ -92,6 +92,11 @@ class Director:
         await asyncio.to_thread(self._ports.board.forget, job_id)
         self._engine.wake()
         return chosen
+
+    def give_room(self, lane: str, slots: int) -> None:
+        """Calls in flight that a lane has room for from now on; those that are too many end in their own time."""
+        if self._dispatcher.capacity(lane) != slots:
+            self._dispatcher.resize(lane, slots)
 
     async def stop(self) -> None:
         """Hand everything back: running nodes become pending again, leases are released."""

@@ -24,6 +24,7 @@ from configs.settings import Settings
 from serve_app.capacity import check_resources, told_shares
 from serve_app.gpus import with_gpu_memory
 from serve_app.models import adapters, weights
+from serve_app.sharing import require_shared
 from workflows.durable.ledger import Ledger
 from workflows.errors import ReelrayError
 from workflows.store import Store
@@ -70,7 +71,7 @@ def _gpu(settings: Settings) -> Iterator[Finding]:
             memory_gb = torch.cuda.get_device_properties(index).total_memory / 1e9
             name = torch.cuda.get_device_name(index)
             yield Finding(level="ok", what="GPU", text=f"{index}: {name}, {memory_gb:.0f} GB")
-    elif settings.models.device == "cuda":
+    elif settings.models.device == "cuda" and not settings.ray.address:
         yield Finding(level="fail", what="GPU", text="models.device is cuda but torch sees no GPU; install the driver "
                       "and a CUDA build of torch, or use --profile laptop")
     else:
@@ -111,6 +112,12 @@ def _store(settings: Settings) -> Iterator[Finding]:
     yield Finding(level="ok", what="store", text=f"{settings.store}: written and read back")
     free_gb = shutil.disk_usage(settings.data_dir.expanduser()).free / 1e9
     yield Finding(level="ok" if free_gb > LOW_DISK_GB else "note", what="disk", text=f"{free_gb:.0f} GB free")
+
+
+def _shared(settings: Settings) -> Iterator[Finding]:
+    if settings.ray.several_machines:
+        require_shared(settings)
+        yield Finding(level="ok", what="shared", text="database and store are such that every machine can reach them")
 
 
 def _resources(settings: Settings) -> Iterator[Finding]:
@@ -178,5 +185,5 @@ def _without_password(url: str) -> str:
 
 CHECKS: dict[str, Callable[[Settings], Iterator[Finding]]] = {
     "versions": _versions, "GPU": _gpu, "video tools": _video_tools, "database": _state, "store": _store,
-    "resources": _resources, "models": _cards, "story": _writer,
+    "shared": _shared, "resources": _resources, "models": _cards, "story": _writer,
 }

@@ -15,12 +15,13 @@ from ray.serve.schema import LoggingConfig
 
 from configs.load import cards_in_use
 from configs.settings import HttpSettings, Settings
-from serve_app.app import APP_NAME, DIRECTOR, build
-from serve_app.capacity import told_shares
+from serve_app.app import APP_NAME, DIRECTOR, INGRESS, build
+from serve_app.capacity import check_labels, told_shares
 from serve_app.cluster import start_ray
 from serve_app.gpus import with_gpu_memory
 from serve_app.ingress import ActorBoard
 from serve_app.models import adapters, weights
+from serve_app.sharing import machines_of, require_shared
 from workflows.errors import InvalidDocument, Problem, StartFailed
 
 STOP_TIMEOUT_S = 15.0
@@ -70,6 +71,16 @@ def require_weights(settings: Settings) -> None:
         raise InvalidDocument(problems=tuple(problems))
 
 
+def require_no_service() -> None:
+    """Refuse to put one command's application in the place of a service that runs on the joined cluster. What another
+    command has left behind there is replaced.
+    """
+    found = serve.status().applications.get(APP_NAME)
+    if found is not None and found.status != "DELETING" and INGRESS in found.deployments:
+        raise StartFailed(problem="reelray serves on this cluster already, and only one can; give the command to it "
+                                  "with --server URL, or stop `reelray serve` there")
+
+
 class Session:
     """Ray, the models and the Director, started in the constructor and ended by `close`."""
 
@@ -77,9 +88,10 @@ class Session:
         """Start all and wait until the models are warm; with `http` also what `settings.http` says; without `films`
         nothing that only they need.
 
-        Raises ImpossibleResources, SettingsError, StartFailed.
+        Raises ImpossibleResources, InvalidSettings, SettingsError, StartFailed.
         """
         self._settings = settings
+        require_shared(settings)
         if http:
             require_free(settings.http)
         require_weights(settings)
@@ -87,7 +99,12 @@ class Session:
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         self.dashboard = start_ray(settings.ray)
         try:
+            nodes = ray.nodes()
+            require_shared(settings, machines=machines_of(nodes))
+            check_labels(settings, nodes)
             cluster = ray.cluster_resources()
+            if settings.ray.address and not http:
+                require_no_service()
             # Found out once, here; every process that is started from here is told.
             settings = with_gpu_memory(settings, cluster)
             app = build(settings, cluster=cluster, only=only, http=http, films=films)
@@ -116,9 +133,14 @@ class Session:
         return answer
 
     def close(self) -> None:
-        """Hand running work back to the database, then end Ray."""
+        """Hand running work back to the database, then end Ray; on a joined cluster, the application."""
         try:
             self._director.stop.remote().result(timeout_s=STOP_TIMEOUT_S)
         except Exception:  # noqa: BLE001 - a Director that cannot answer loses its lease by itself
             logging.getLogger(__name__).warning("the Director did not stop in time; its lease will run out")
-        ray.shutdown()
+        try:
+            if self._settings.ray.address:
+                # The cluster stays; without a Director its replicas would hold GPUs for nobody.
+                serve.delete(APP_NAME, _blocking=False)
+        finally:
+            ray.shutdown()

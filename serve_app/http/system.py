@@ -28,7 +28,8 @@ from workflows.types import JobStatus
 log = logging.getLogger(__name__)
 router = APIRouter(tags=["system"])
 
-HEALTHY = "HEALTHY"
+HEALTHY = frozenset({"ok", "HEALTHY", "UPSCALING", "DOWNSCALING"})
+"""A model whose replicas come and go takes work all the while."""
 ANSWER_S = 5.0
 """A cluster that does not answer for so long is not ready."""
 
@@ -77,7 +78,7 @@ async def readyz(desk: TheDesk) -> Response:
     except Exception as error:  # noqa: BLE001 - whatever the cluster's client raises: it cannot say that all is well
         log.warning("the cluster does not answer: %s", error)
         parts["cluster"] = "away"
-    ready = all(state in ("ok", HEALTHY) for state in parts.values())
+    ready = all(state in HEALTHY for state in parts.values())
     status = Readiness.READY if ready else Readiness.STARTING
     return JSONResponse({"status": status.value, "parts": parts}, 200 if ready else 503)
 

@@ -11,7 +11,7 @@ from configs.load import SettingsError, casting, edit_cards, load_cards, load_se
 from configs.model_card import Task
 from configs.settings import Settings
 from serve_app.app import build
-from serve_app.capacity import check_resources, gpus_of
+from serve_app.capacity import check_labels, check_resources, gpus_of
 from serve_app.director import lane_capacity
 from serve_app.session import require_free
 from workflows.errors import ImpossibleResources, StartFailed
@@ -55,6 +55,50 @@ def test_logical_gpus_are_proposed_only_to_models_that_can_do_without(device: st
         build(settings_of(f"models.device={device}", "models.default_replicas.replicas=3"), cluster=ONE_GPU)
     assert ("ray.num_gpus" in str(caught.value)) is hinted
     assert "name one card for several tasks, or `placeholder` for a task" in str(caught.value)
+
+
+GROWS = ("ray.address=auto", "ray.max_gpus=4", "models.device=cuda")
+
+
+@pytest.mark.parametrize("replicas", ["{replicas: 8}", "{replicas: 64, min_replicas: 0}",
+                                      "{replicas: 99, min_replicas: 8}"])
+def test_a_cluster_that_grows_is_measured_by_what_it_can_become(replicas: str) -> None:
+    build(settings_of(*GROWS, f"models.default_replicas={replicas}"), cluster=NO_GPU)
+
+
+@pytest.mark.parametrize(("replicas", "text"), [
+    ("{replicas: 9}", "the models need 4.5 GPUs (sketch 9 x 0.5) but the cluster can have (ray.max_gpus) 4"),
+    ("{replicas: 20, min_replicas: 10}", "the models need 5 GPUs (sketch 10 x 0.5) but the cluster can have"),
+    ("{replicas: 8, min_replicas: 0, num_gpus: 5}", "the models need 5 GPUs (sketch 0 x 5) but the cluster can have"),
+])
+def test_what_not_even_the_grown_cluster_has_is_refused(replicas: str, text: str) -> None:
+    with pytest.raises(ImpossibleResources) as caught:
+        build(settings_of(*GROWS, f"models.default_replicas={replicas}"), cluster=NO_GPU)
+    assert text in str(caught.value)
+
+
+HEAD = {"Alive": True, "Labels": {"pool": "head", "ray.io/node-id": "f"}}
+GONE = {"Alive": False, "Labels": {"pool": "spot"}}
+
+
+@pytest.mark.parametrize("overrides", [
+    (), ("ray.service_labels={pool: head}",), ("ray.service_labels={pool: '!spot'}",),
+    (*GROWS, "models.default_replicas={labels: {pool: spot}}")])
+def test_labels_that_a_machine_has_or_may_get_are_taken(overrides: tuple[str, ...]) -> None:
+    check_labels(settings_of(*overrides), [HEAD, GONE])
+
+
+@pytest.mark.parametrize(("overrides", "setting"), [
+    (("ray.service_labels={pool: spot}",), "ray.service_labels"),
+    ((*GROWS, "ray.service_labels={pool: spot}"), "ray.service_labels"),
+    (("models.by_card.sketch={labels: {pool: spot}}",), "models.by_card.sketch.labels"),
+])
+def test_labels_that_no_machine_has_are_refused_before_serve_waits_for_one(
+    overrides: tuple[str, ...], setting: str,
+) -> None:
+    with pytest.raises(ImpossibleResources) as caught:
+        check_labels(settings_of(*overrides), [HEAD, GONE])
+    assert f"{setting}: no machine of the cluster has the labels {{'pool': 'spot'}}" in str(caught.value)
 
 
 def test_what_fits_is_not_refused() -> None:

@@ -9,7 +9,7 @@ import pytest
 from configs.load import load_settings
 from configs.settings import Settings
 from serve_app.doctor import CHECKS, Finding
-from workflows.errors import ImpossibleResources
+from workflows.errors import ImpossibleResources, InvalidSettings
 
 SVD = ("models.text_to_image=sdxl", "models.text_to_video=svd-xt", "models.image_to_video=svd-xt")
 REMOTE = """
@@ -60,6 +60,15 @@ def test_a_missing_key_hides_no_other_model(tmp_path: Path) -> None:
                      "models.text_to_video=far")
     assert [finding.level for finding in findings] == ["fail", "fail", "ok"]
     assert findings[1].text.startswith("far: painter-1: $NOBODY_SETS_THIS holds no key")
+
+
+def test_a_cluster_is_told_what_its_machines_do_not_share() -> None:
+    assert found("shared") == []
+    with pytest.raises(InvalidSettings, match="SQLite"):
+        found("shared", "ray.several_machines=true")
+    (fine,) = found("shared", "ray.several_machines=true", "database_url=postgresql+psycopg://db/films",
+                    "store_url=s3://films/store")
+    assert fine.level == "ok"
 
 
 def test_more_gpus_than_there_are_is_a_finding() -> None:

@@ -14,7 +14,7 @@ PARTS = {
                    "workflows.progress", "workflows.edit_ports"),
     "doors": ("workflows.edit_doors",),
     "document": ("workflows.",),
-    "dispatch": ("workflows.dispatch", "workflows.estimate"),
+    "dispatch": ("workflows.dispatch", "workflows.estimate", "workflows.scaling"),
     "durable": ("workflows.durable",),
     "store": ("workflows.store", "workflows.checkpoints"),
     "status": ("workflows.status", "workflows.telling", "workflows.edit_status"),
@@ -23,14 +23,15 @@ PARTS = {
     "actors": ("actors",),
     "models": ("serve_app.models",),
     "deployments": ("serve_app.app", "serve_app.deployments", "serve_app.director", "serve_app.media_worker",
-                    "serve_app.handles", "serve_app.ingress", "serve_app.leaving"),
+                    "serve_app.handles", "serve_app.ingress", "serve_app.leaving", "serve_app.scaling",
+                    "serve_app.scaling_policy"),
     "service": ("serve_app.service", "serve_app.http", "serve_app.web", "serve_app.submit",
                 "serve_app.edit_submit"),
     "webhooks": ("serve_app.webhooks",),
     "providers": ("serve_app.providers",),
     "writers": ("serve_app.writers",),
     "commands": ("serve_app.",),
-    "cluster": ("serve_app.cluster", "serve_app.capacity"),
+    "cluster": ("serve_app.cluster", "serve_app.capacity", "serve_app.sharing"),
 }
 
 

@@ -210,3 +210,12 @@ def test_a_finished_node_is_not_sent_again() -> None:
     time.sleep(0.05)
     reporter.close()
     assert transport.sends == before
+
+
+async def test_the_board_says_how_long_ago_work_was_counted() -> None:
+    board = ProgressBoard(ring=4)
+    assert (await board.backlog("sketch"))[1] == {}
+    await board.tell_backlogs({"sketch": {"ready": 3.0}})
+    age_s, numbers = await board.backlog("sketch")
+    assert numbers == {"ready": 3.0}
+    assert 0 <= age_s < 60

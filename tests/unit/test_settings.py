@@ -71,9 +71,11 @@ def test_a_time_limit_of_one_kind_leaves_those_of_the_others() -> None:
     (["models.device=tpu"], "models.device: Input should be 'auto', 'cpu' or 'cuda' (found 'tpu')"),
     (["a.b=[1"], "is not a value"),
     (["engine.timeout_s.clips=9"], "no setting 'engine.timeout_s.clips'; did you mean 'clip'?"),
+    (["models.default_replicas={replicas: 2, min_replicas: 3}"], "min_replicas 3 is more than replicas 2; nearest 2"),
+    (["ray.max_gpus=4"], "max_gpus is of a cluster that is joined, and none is"),
     (["models.by_card.sketch.replica=4"], "models.by_card.sketch.replica: Extra inputs are not permitted"),
 ], ids=["misspelt", "no value", "negative", "heartbeat over lease", "not a number", "not a choice", "bad yaml",
-        "kind", "deep"])
+        "kind", "fewest over most", "grows here", "deep"])
 def test_a_wrong_setting_is_refused_by_name(overrides: list[str], text: str) -> None:
     with pytest.raises(SettingsError) as caught:
         load_settings("laptop", overrides, {})

@@ -182,6 +182,8 @@ class TestSystem:
 
     def test_ready_means_that_every_part_is(self, shop: Shop) -> None:
         assert shop.client.get("/readyz").status_code == 200
+        shop.cluster.states["model-sketch"] = "UPSCALING"  # its replicas come and go
+        assert shop.client.get("/readyz").status_code == 200
         shop.cluster.states["model-sketch"] = "UPDATING"
         reply = shop.client.get("/readyz")
         assert (reply.status_code, ReadyReply.model_validate_json(reply.content).status) == (503, "starting")
