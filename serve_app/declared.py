@@ -1,8 +1,8 @@
 """reelray as a Serve configuration file names it (`serve deploy`, KubeRay's RayService): `import_path:
 serve_app.declared:application`. Serve calls it inside the cluster; nobody keeps a process beside it.
-"""
 
-from __future__ import annotations
+No `from __future__ import annotations` here: Serve looks at the annotation of `args` to know what to make of them.
+"""
 
 import ray
 from pydantic import Field
