@@ -1,4 +1,4 @@
-"""What must be true of a finished job, however often its machines died. Pure: rows, events and steps in, violations out.
+"""What must be true of a finished job, whatever died meanwhile. Pure: rows, events and steps in, violations out.
 
 The event log is append-only and written in the transaction that moved the node, so it is the witness: a claim of a job
 is a `job.started` row, and whatever is committed until the next one was committed under that claim's token.
