@@ -1,6 +1,7 @@
 """`make chaos`: kills at random by a seed, and checks what must be true of every film; 1 when anything is not.
 
     python -m tests.chaos [--seed N] [--kills K] [--jobs J] [--database sqlite|postgres] [--out DIR]
+    python -m tests.chaos matrix [--database sqlite|postgres] [--out DIR]    each component at each moment of a clip
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ def say(text: str) -> None:
 def main() -> int:
     logging.basicConfig(level=logging.ERROR)
     options = _options(sys.argv[1:])
+    if options.what == "matrix":
+        return _matrix(options)
     order = Order(seed=options.seed, kills=options.kills, jobs=options.jobs, database=options.database,
                   compare=options.compare, limit_s=options.minutes * 60, repeat_limit=options.repeat_limit)
     if options.dry_run:
@@ -37,8 +40,18 @@ def main() -> int:
     return 0 if report.is_good(outcome) else 1
 
 
+def _matrix(options: argparse.Namespace) -> int:
+    from tests.chaos import matrix  # torch
+
+    cells = matrix.play_all(options.database, say)
+    say(f"the table is in {matrix.write(options.database, cells, options.out)}")
+    return 1 if any(cell.violations for cell in cells) else 0
+
+
 def _options(words: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="?", choices=("kills", "matrix"), default="kills")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--jobs", type=int, default=4, help="films that are open at the same time")

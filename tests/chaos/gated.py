@@ -1,6 +1,7 @@
 """A real model replica that can be held up at a moment of its work, so that something can be killed exactly then.
 
-A gate is a file: whoever takes `MOMENT.armed` by renaming it stands still until `MOMENT.open` is there, or it dies.
+A gate is a file: whoever takes `MOMENT.armed` by renaming it to `MOMENT.held.PID.WHOSE` stands still until
+`MOMENT.open` is there, or it dies.
 """
 
 from __future__ import annotations
@@ -56,20 +57,22 @@ class Gate:
             old.unlink()
         (self._directory / f"{moment.name}.armed").touch()
 
-    def held_by(self, moment: Moment) -> int | None:
-        """The process that stands there."""
-        held = list(self._directory.glob(f"{moment.name}.held-*"))
-        return int(held[0].name.rpartition("-")[2]) if held else None
+    def held(self, moment: Moment) -> tuple[int, str] | None:
+        """The process that stands there, and the node's id or key."""
+        for path in self._directory.glob(f"{moment.name}.held.*"):
+            _, _, pid, whose = path.name.split(".", 3)
+            return int(pid), whose
+        return None
 
     def open(self, moment: Moment) -> None:
         """Let it go on, if it lives."""
         (self._directory / f"{moment.name}.open").touch()
 
-    def stop_at(self, moment: Moment) -> None:
-        """Called at each moment of each clip."""
+    def stop_at(self, moment: Moment, whose: str) -> None:
+        """Called at each moment of each clip, with its id or key."""
         armed = self._directory / f"{moment.name}.armed"
         try:
-            armed.rename(self._directory / f"{moment.name}.held-{os.getpid()}")
+            armed.rename(self._directory / f"{moment.name}.held.{os.getpid()}.{whose}")
         except FileNotFoundError:
             return
         while not (self._directory / f"{moment.name}.open").exists():
@@ -92,7 +95,7 @@ class GatedStore(Store):
             score: float | None = None) -> Artifact:
         artifact = super().put(key, source, media_type=media_type, manifest=manifest, score=score)
         if media_type is MediaType.MP4:
-            self._gate.stop_at(Moment.AFTER_PUT)
+            self._gate.stop_at(Moment.AFTER_PUT, key)
         return artifact
 
 
@@ -108,9 +111,9 @@ class GatedSink:
         if not record.node_id.endswith(".clip"):
             return
         if record.phase is Phase.DIFFUSION and record.step * 2 >= record.total_steps:
-            self._gate.stop_at(Moment.DENOISING)
+            self._gate.stop_at(Moment.DENOISING, record.node_id)
         if record.phase is Phase.SAVING:
-            self._gate.stop_at(Moment.ENCODING)
+            self._gate.stop_at(Moment.ENCODING, record.node_id)
 
     def end(self, job_id: str, node_id: str) -> None:
         self._sink.end(job_id, node_id)
@@ -136,7 +139,7 @@ class GatedModel:
         return await self._replica.image(call)
 
     async def clip(self, call: RenderCall) -> NodeResult:
-        await asyncio.to_thread(self._gate.stop_at, Moment.BEFORE_START)
+        await asyncio.to_thread(self._gate.stop_at, Moment.BEFORE_START, call.node_id)
         return await self._replica.clip(call)
 
     def _cancel_job(self, job_id: str) -> None:
