@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 import time
 from pathlib import Path
@@ -24,6 +25,9 @@ def say(text: str) -> None:
 
 def main() -> int:
     logging.basicConfig(level=logging.ERROR)
+    # Stopped in order, whoever started it: what it has started itself must not outlive it.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     options = _options(sys.argv[1:])
     if options.what == "matrix":
         return _matrix(options)

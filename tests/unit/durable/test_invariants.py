@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.chaos.crowd import Heard
 from tests.chaos.invariants import Evidence, Rule, Seen, Violation, check, repeated_steps
+from tests.chaos.schedule import schedule
+from tests.chaos.served import Component
 from tests.fakes import FakeStore, ScriptedStep
 from tests.studio import Studio, film
 from workflows.durable.ledger import Ledger
@@ -175,3 +178,18 @@ def test_steps_made_again_are_counted_per_resume_and_held_to_the_limit(evidence:
     assert [str(one) for one in found(replace(evidence, steps=steps, repeat_limit=2))] == [
         "repeated: film/s1.clip: attempt 2 made 3 steps again, more than 2"]
     assert found(replace(evidence, steps=steps)) == [], "no checkpoints, no limit"
+
+
+def test_a_seed_gives_the_same_schedule_again_and_names_only_what_may_be_struck() -> None:
+    only = [Component.DIRECTOR, Component.BOARD]
+    assert schedule(5, 40, only) == schedule(5, 40, only) != schedule(6, 40, only)
+    assert {strike.component for strike in schedule(5, 40, only)} == set(only)
+    assert {strike.component for strike in schedule(5, 400, Component)} == set(Component)
+
+
+def test_what_a_replaced_attempt_tells_late_is_not_counted_as_its_reach() -> None:
+    heard = Heard()
+    for attempt, step in ((1, 3), (1, 9), (2, 8), (1, 20), (2, 30)):
+        heard.note("shot_update", {"shot": {"node": "s1.clip", "attempt": attempt, "step": step, "phase": "diffusion"}})
+    heard.note("shot_update", {"shot": {"node": "s1.clip", "attempt": 2, "step": 0, "phase": ""}})
+    assert repeated_steps(heard.seen()) == {("s1.clip", 2): 1}
