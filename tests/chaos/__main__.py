@@ -47,9 +47,9 @@ def main() -> int:
 def _matrix(options: argparse.Namespace) -> int:
     from tests.chaos import matrix  # torch
 
-    cells = matrix.play_all(options.database, say)
-    say(f"the table is in {matrix.write(options.database, cells, options.out)}")
-    return 1 if any(cell.violations for cell in cells) else 0
+    cells, troubles = matrix.play_all(options.database, say)
+    say(f"the table is in {matrix.write(options.database, cells, troubles, options.out)}")
+    return 1 if troubles or any(cell.violations for cell in cells) else 0
 
 
 def _options(words: list[str]) -> argparse.Namespace:

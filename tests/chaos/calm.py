@@ -14,6 +14,8 @@ from tests.house import House
 from workflows.durable.rows import NodeRow
 from workflows.types import JobStatus, NodeKind, NodeSpec
 
+LIMIT_S = 600.0
+"""For one film, on a machine that does other things too."""
 FILMS = (NodeKind.CLIP, NodeKind.COMPOSE)
 
 
@@ -41,7 +43,7 @@ def calm_frames(jobs: Mapping[str, Sequence[NodeRow]], directory: Path) -> dict[
 
 
 async def _frames(house: House, job_id: str, nodes: Iterable[NodeRow]) -> dict[str, str]:
-    row = await house.render(job_id, [spec_of(node) for node in nodes])
+    row = await house.render(job_id, [spec_of(node) for node in nodes], limit_s=LIMIT_S)
     if row.status is not JobStatus.SUCCEEDED:
         raise RuntimeError(f"the undisturbed {job_id} is {row.status.value}: {row.error}")
     made = house.nodes(job_id).values()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -171,25 +172,31 @@ def floor(kind: str) -> Iterator[Floor]:
         shutil.rmtree(place, ignore_errors=True)
 
 
-def play_all(kind: str, say: Callable[[str], None], *, compare: bool = True) -> list[Cell]:
-    """Every component at every moment."""
-    cells = []
+def play_all(kind: str, say: Callable[[str], None]) -> tuple[list[Cell], list[str]]:
+    """Every component at every moment; the cells, and what became of those that could not be played to their end."""
+    cells: list[Cell] = []
+    troubles: list[str] = []
     with floor(kind) as found:
-        for component in COMPONENTS:
-            for moment in Moment:
-                cells.append(found.play(component, moment, compare=compare))
-                say(f"{kind}: {component.value} killed at {moment.value}: {cells[-1].evidence.job.status.value}, "
-                    f"{len(cells[-1].violations)} violations")
-    return cells
+        for component, moment in itertools.product(COMPONENTS, Moment):
+            name = f"{component.value} killed at {moment.value}"
+            try:
+                cells.append(found.play(component, moment))
+            except TimeoutError as error:
+                troubles.append(f"{name}: {error}")
+                say(troubles[-1])
+                continue
+            say(f"{kind}: {name}: {cells[-1].evidence.job.status.value}, {len(cells[-1].violations)} violations")
+    return cells, troubles
 
 
-def write(kind: str, cells: Sequence[Cell], directory: Path) -> Path:
+def write(kind: str, cells: Sequence[Cell], troubles: Sequence[str], directory: Path) -> Path:
     """The table."""
     rows = [[cell.component.value, cell.moment.value, cell.evidence.job.status.value, _count(cell, Rule.LOST),
              _count(cell, Rule.RESTARTED), cell.repeated, cell.resumed_after or "-", cell.attempts,
              len(cell.violations), "-" if cell.work_s is None else f"{cell.work_s:.1f}", f"{cell.over_s:.1f}"]
             for cell in cells]
     broken = [f"- {violation}" for cell in cells for violation in cell.violations]
+    broken += [f"- not played to its end: {text}" for text in troubles]
     compared = sum(bool(cell.evidence.calm) for cell in cells)
     conclusion = "\n".join([
         f"One film of three clips per line. One of its clips is held at the moment, the component gets SIGKILL, the "
