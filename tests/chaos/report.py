@@ -100,4 +100,13 @@ def _plain(outcome: Outcome) -> dict[str, object]:
                   "repeated_steps": _repeats_of_clips(one)} for one in outcome.evidence],
         "strikes": [{**asdict(hit.strike), "at_s": hit.at_s, "http_s": hit.http_s,
                      "work_s": work_goes_on_s(hit, outcome.evidence)} for hit in outcome.struck],
+        "histories": {one.job.id: _history(one) for one in outcome.evidence
+                      if any(violation.job_id == one.job.id for violation in outcome.violations)},
         "violations": [asdict(violation) for violation in outcome.violations], "troubles": list(outcome.troubles)}
+
+
+def _history(one: Evidence) -> dict[str, object]:
+    """All that was known of a job in which something is broken: the run's files are gone by now."""
+    return {"steps": [asdict(seen) for seen in one.steps],
+            "rows": [{"at_s": event.at_s, "type": event.type.value, "node": event.node_id, "line": event.line,
+                      "data": dict(event.data)} for event in one.events]}
