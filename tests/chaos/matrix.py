@@ -24,14 +24,15 @@ from tests.chaos.gated import Gate, Moment, gate_of
 from tests.chaos.invariants import COMMITS, Evidence, Rule, Violation, check, repeated_steps
 from tests.chaos.monkey import REPEAT_LIMIT, SETTINGS, Databases, database, resumed_at
 from tests.chaos.served import START_S, Component, Served, answers
+from workflows.checkpoints import DIRECTORY, SUFFIX, Kept
 from workflows.durable.ledger import MAX_LIMIT, Ledger
 from workflows.durable.rows import EventRow, EventType
 from workflows.store import Store
 
 GATED = ("-m", "tests.chaos.gated_server")
 COMPONENTS = (Component.DIRECTOR, Component.MODEL, Component.INGRESS, Component.BOARD, Component.SERVER)
-HEADER = ("killed", "moment", "film", "lost", "re-rendered after commit", "steps repeated", "went on after step",
-          "attempts", "violations", "work goes on, s", "film over, s")
+HEADER = ("killed", "moment", "film", "lost", "re-rendered after commit", "steps repeated", "steps kept",
+          "went on after step", "attempts", "violations", "work goes on, s", "film over, s")
 CELL_S = 300.0
 QUIET_S = 120.0
 
@@ -46,6 +47,8 @@ class Cell:
     """The clip that was held, or committed first."""
     evidence: Evidence
     violations: tuple[Violation, ...]
+    kept: int
+    """Steps of the struck clip that were in a checkpoint when the kill came; 0: none were."""
     resumed_after: int
     """Step after which the struck clip was gone on with; 0: it was made at one go."""
     attempts: int
@@ -59,6 +62,24 @@ class Cell:
     def repeated(self) -> int:
         """Steps that were made again, of all clips of the film."""
         return max(repeated_steps(self.evidence.steps).values(), default=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hit:
+    """What was killed, when, and what was being made then."""
+
+    component: Component
+    moment: Moment
+    job_id: str
+    node_id: str
+    at_s: float
+    kept: int
+
+    @property
+    def ends_its_clip(self) -> bool:
+        """The clip's own run died half made, so that another one must go on at its checkpoint."""
+        return (self.component in (Component.MODEL, Component.SERVER)
+                and self.moment in (Moment.DENOISING, Moment.ENCODING))
 
 
 class Floor:
@@ -87,13 +108,14 @@ class Floor:
         listening = threading.Thread(target=listen, args=(client, job_id, heard), daemon=True)
         listening.start()
         pid, node_id = self._reach(moment, job_id)
-        at_s = time.time()
+        kept = kept_steps(self.store.url, next(node.key for node in self.ledger.nodes(job_id) if node.id == node_id))
+        struck = Hit(component=component, moment=moment, job_id=job_id, node_id=node_id, at_s=time.time(), kept=kept)
         self._kill(component, pid)
         self._gate.open(moment)
         self._until(lambda: self.ledger.job(job_id).status.is_terminal, CELL_S, f"{job_id} is over")
         listening.join(CELL_S)
         client.close()
-        return self._judge(component, moment, (job_id, node_id, at_s), heard, compare=compare)
+        return self._judge(struck, heard, compare=compare)
 
     def _reach(self, moment: Moment, job_id: str) -> tuple[int, str]:
         """Wait for the moment; the process that is held there (0: none is) and the clip it is about."""
@@ -113,23 +135,26 @@ class Floor:
         victim = found[pid] if component is Component.MODEL and pid else next(iter(found.values()))
         os.kill(victim.pid, signal.SIGKILL)
 
-    def _judge(self, component: Component, moment: Moment, struck: tuple[str, str, float], heard: Heard, *,
-               compare: bool) -> Cell:
-        job_id, node_id, at_s = struck
-        job, nodes = self.ledger.job(job_id), self.ledger.nodes(job_id)
+    def _judge(self, hit: Hit, heard: Heard, *, compare: bool) -> Cell:
+        job, nodes = self.ledger.job(hit.job_id), self.ledger.nodes(hit.job_id)
         calm = {}
         if compare:
             with tempfile.TemporaryDirectory(dir=self._calm_place) as place:
-                calm = calm_frames({job_id: nodes}, Path(place))[job_id]
-        evidence = Evidence(job=job, nodes=nodes, events=self.ledger.events(job_id, limit=MAX_LIMIT),
+                calm = calm_frames({hit.job_id: nodes}, Path(place))[hit.job_id]
+        evidence = Evidence(job=job, nodes=nodes, events=self.ledger.events(hit.job_id, limit=MAX_LIMIT),
                             steps=heard.seen(), repeat_limit=REPEAT_LIMIT, calm=calm)
-        clip = next(node for node in nodes if node.id == node_id)
-        wanted = {EventType.JOB_STARTED} if component in (Component.DIRECTOR, Component.SERVER) else COMMITS
-        later = [event.at_s - at_s for event in evidence.events if event.type in wanted and event.at_s > at_s]
-        return Cell(component=component, moment=moment, node_id=node_id, evidence=evidence,
-                    violations=tuple(check(evidence, self.store)),
-                    resumed_after=resumed_at(self.store, clip.key), attempts=clip.attempt,
-                    work_s=min(later, default=None), over_s=(job.finished_at_s or at_s) - at_s)
+        clip = next(node for node in nodes if node.id == hit.node_id)
+        resumed_after = resumed_at(self.store, clip.key)
+        violations = check(evidence, self.store)
+        if hit.ends_its_clip and resumed_after < hit.kept:
+            violations.append(Violation(rule=Rule.REPEATED, job_id=hit.job_id, node_id=hit.node_id, words=(
+                f"begun again after step {resumed_after}, though {hit.kept} were in a checkpoint")))
+        wanted = {EventType.JOB_STARTED} if hit.component in (Component.DIRECTOR, Component.SERVER) else COMMITS
+        later = [event.at_s - hit.at_s for event in evidence.events
+                 if event.type in wanted and event.at_s > hit.at_s]
+        return Cell(component=hit.component, moment=hit.moment, node_id=hit.node_id, evidence=evidence,
+                    violations=tuple(violations), kept=hit.kept, resumed_after=resumed_after, attempts=clip.attempt,
+                    work_s=min(later, default=None), over_s=(job.finished_at_s or hit.at_s) - hit.at_s)
 
     def _done_clips(self, job_id: str) -> list[EventRow]:
         return [event for event in self.ledger.events(job_id, limit=MAX_LIMIT)
@@ -147,6 +172,15 @@ class Floor:
             if time.monotonic() > end_s:
                 raise TimeoutError(f"not within {limit_s:g} s: {what}")
             time.sleep(0.05)
+
+
+def kept_steps(store_url: str, key: str) -> int:
+    """Of the furthest checkpoint under a key; 0: there is none. For a store that is a directory."""
+    found = [0]
+    for path in (Path(store_url) / DIRECTORY / key).glob(f"*{SUFFIX}"):
+        with suppress(FileNotFoundError):  # replaced or removed meanwhile
+            found.append(Kept.from_bytes(path.read_bytes()).step)
+    return max(found)
 
 
 def listen(client: Client, job_id: str, heard: Heard) -> None:
@@ -192,7 +226,7 @@ def play_all(kind: str, say: Callable[[str], None]) -> tuple[list[Cell], list[st
 def write(kind: str, cells: Sequence[Cell], troubles: Sequence[str], directory: Path) -> Path:
     """The table."""
     rows = [[cell.component.value, cell.moment.value, cell.evidence.job.status.value, _count(cell, Rule.LOST),
-             _count(cell, Rule.RESTARTED), cell.repeated, cell.resumed_after or "-", cell.attempts,
+             _count(cell, Rule.RESTARTED), cell.repeated, cell.kept or "-", cell.resumed_after or "-", cell.attempts,
              len(cell.violations), "-" if cell.work_s is None else f"{cell.work_s:.1f}", f"{cell.over_s:.1f}"]
             for cell in cells]
     broken = [f"- {violation}" for cell in cells for violation in cell.violations]
@@ -200,8 +234,9 @@ def write(kind: str, cells: Sequence[Cell], troubles: Sequence[str], directory: 
     compared = sum(bool(cell.evidence.calm) for cell in cells)
     conclusion = "\n".join([
         f"One film of three clips per line. One of its clips is held at the moment, the component gets SIGKILL, the "
-        f"clip is let go on if its replica lives. `attempts` and `went on after step` are of that clip. At most "
-        f"{REPEAT_LIMIT} steps may be made again. {compared} films were compared frame by frame with undisturbed ones.",
+        f"clip is let go on if its replica lives. `steps kept` (in a checkpoint when the kill came), `went on "
+        f"after step` and `attempts` are of that clip. No step that was kept may be made again where the clip's own "
+        f"replica dies half way. {compared} films were compared frame by frame with undisturbed ones.",
         "",
         "Violations:" if broken else "Violations: none.", *broken, "", "Again: `python -m tests.chaos matrix`."])
     return write_report(f"matrix_{kind}", f"Each component killed at each moment, on {kind}", HEADER, rows, conclusion,

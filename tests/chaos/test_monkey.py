@@ -29,7 +29,7 @@ def test_ten_kills_by_a_seed_lose_nothing_and_render_nothing_again(tmp_path: Pat
 
 
 @pytest.fixture(scope="module")
-def stage(request: pytest.FixtureRequest) -> Iterator[Floor]:
+def stage() -> Iterator[Floor]:
     with floor("sqlite") as found:
         yield found
 
@@ -42,7 +42,8 @@ def test_death_after_a_checkpoint_and_before_the_result_goes_on_at_the_checkpoin
     cell = stage.play(Component.MODEL, Moment.DENOISING)
     assert cell.violations == ()
     assert cell.evidence.calm
-    assert (cell.attempts, cell.resumed_after > 0) == (2, True)
+    assert cell.attempts >= 2
+    assert cell.resumed_after >= cell.kept > 0
 
 
 @pytest.mark.parametrize("component", [Component.DIRECTOR, Component.MODEL, Component.SERVER],
@@ -52,9 +53,10 @@ def test_death_after_the_result_and_before_its_commit_makes_nothing_again(
     cell = stage.play(component, Moment.AFTER_PUT)
     assert cell.violations == ()
     # What the dead attempt had stored is found: by the Director before it asks, or by the replica before it begins.
-    done = types_of(cell, cell.node_id)
-    assert done[-1] is (EventType.NODE_SUCCEEDED if component is Component.MODEL else EventType.NODE_CACHED)
-    assert {seen.last_step for seen in cell.evidence.steps if (seen.node_id, seen.attempt) == (cell.node_id, 2)} <= {0}
+    made_by = types_of(cell, cell.node_id)[-1]
+    assert made_by is EventType.NODE_CACHED or (made_by, component) == (EventType.NODE_SUCCEEDED, Component.MODEL)
+    later = [seen.last_step for seen in cell.evidence.steps if seen.node_id == cell.node_id and seen.attempt > 1]
+    assert sum(later) == 0, "no later attempt made a step"
 
 
 @pytest.mark.postgres
