@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test test-all lint bench serve clean
+.PHONY: install demo test test-all lint bench chaos serve clean
 
 install: $(STAMP)
 
@@ -43,6 +43,10 @@ serve: install  ## run the models and the Director on this machine; continues ev
 
 bench: install  ## measurements with tables; see tests/bench/reports
 	$(BIN)/python -m tests.bench
+
+chaos: install  ## kill everything by a seed for an hour, check every film; CHAOS="--seed 5 --kills 50" for another run
+	$(BIN)/python -m tests.chaos $(CHAOS)
+	$(BIN)/python -m tests.chaos matrix
 
 clean:
 	rm -rf $(VENV) out build dist .mypy_cache .pytest_cache .ruff_cache

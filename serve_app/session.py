@@ -18,6 +18,7 @@ from configs.settings import HttpSettings, Settings
 from serve_app.app import APP_NAME, DIRECTOR, INGRESS, build
 from serve_app.capacity import check_labels, told_shares
 from serve_app.cluster import start_ray
+from serve_app.deployments import ModelDeployment
 from serve_app.gpus import with_gpu_memory
 from serve_app.ingress import ActorBoard
 from serve_app.models import adapters, weights
@@ -84,9 +85,10 @@ def require_no_service() -> None:
 class Session:
     """Ray, the models and the Director, started in the constructor and ended by `close`."""
 
-    def __init__(self, settings: Settings, *, only: Iterable[str], http: bool = False, films: bool = True) -> None:
+    def __init__(self, settings: Settings, *, only: Iterable[str], http: bool = False, films: bool = True,
+                 model: type = ModelDeployment) -> None:
         """Start all and wait until the models are warm; with `http` also what `settings.http` says; without `films`
-        nothing that only they need.
+        nothing that only they need. `model`: see `serve_app.app.build`.
 
         Raises ImpossibleResources, InvalidSettings, SettingsError, StartFailed.
         """
@@ -107,7 +109,7 @@ class Session:
                 require_no_service()
             # Found out once, here; every process that is started from here is told.
             settings = with_gpu_memory(settings, cluster)
-            app = build(settings, cluster=cluster, only=only, http=http, films=films)
+            app = build(settings, cluster=cluster, only=only, http=http, films=films, model=model)
             self.shares = told_shares(settings, cards_in_use(settings), cluster)
             # Where nothing speaks HTTP there is no proxy, and no port that could be taken.
             serve.start(proxy_location="HeadOnly" if http else "Disabled",

@@ -79,8 +79,8 @@ class House:
         self.models[card.name] = ModelHandle(router, len(replicas))  # type: ignore[arg-type]
         return router
 
-    async def render(self, job_id: str, nodes: Sequence[NodeSpec]) -> JobRow:
-        """Submit a job and run it to its end."""
+    async def render(self, job_id: str, nodes: Sequence[NodeSpec], *, limit_s: float = 60.0) -> JobRow:
+        """Submit a job and run it to its end, which must come within `limit_s`."""
         finisher = Finisher(self.store, EncodeOptions(preset="ultrafast"))
 
         async def finish(call: NodeCall) -> NodeResult:
@@ -93,7 +93,7 @@ class House:
         engine = Engine(self.ledger, steps, store=self.store, settings=QUICK,
                         dispatcher=Dispatcher({"cpu": 2, **dict.fromkeys(self.models, 4)}))
         running = asyncio.create_task(engine.run())
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(limit_s):
             while not (row := self.ledger.job(job_id)).status.is_terminal:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)  # the database sends no signal
         await engine.stop()

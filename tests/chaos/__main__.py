@@ -1,0 +1,72 @@
+"""`make chaos`: kills at random by a seed, and checks what must be true of every film; 1 when anything is not.
+
+    python -m tests.chaos [--seed N] [--kills K] [--jobs J] [--database sqlite|postgres] [--out DIR]
+    python -m tests.chaos matrix [--database sqlite|postgres] [--out DIR]    each component at each moment of a clip
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+import time
+from pathlib import Path
+
+from tests.chaos import report
+from tests.chaos.monkey import REPEAT_LIMIT, Order, run
+from tests.chaos.schedule import schedule
+from tests.chaos.served import Component
+
+
+def say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+
+
+def main() -> int:
+    logging.basicConfig(level=logging.ERROR)
+    # Stopped in order, whoever started it: what it has started itself must not outlive it.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    options = _options(sys.argv[1:])
+    if options.what == "matrix":
+        return _matrix(options)
+    order = Order(seed=options.seed, kills=options.kills, jobs=options.jobs, database=options.database,
+                  compare=options.compare, limit_s=options.minutes * 60, repeat_limit=options.repeat_limit)
+    if options.dry_run:
+        struck = [one for one in Component if one is not Component.DATABASE or order.database == "postgres"]
+        for strike in schedule(order.seed, order.kills, struck):
+            print(strike)
+        return 0
+    outcome = run(order, say)
+    path = report.write(outcome, options.out, f"kills_{order.database}_{order.seed}")
+    say(f"the table is in {path}")
+    return 0 if report.is_good(outcome) else 1
+
+
+def _matrix(options: argparse.Namespace) -> int:
+    from tests.chaos import matrix  # torch
+
+    cells, troubles = matrix.play_all(options.database, say)
+    say(f"the table is in {matrix.write(options.database, cells, troubles, options.out)}")
+    return 1 if troubles or any(cell.violations for cell in cells) else 0
+
+
+def _options(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="?", choices=("kills", "matrix"), default="kills")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--kills", type=int, default=300)
+    parser.add_argument("--jobs", type=int, default=4, help="films that are open at the same time")
+    parser.add_argument("--database", choices=("sqlite", "postgres"), default="sqlite")
+    parser.add_argument("--compare", type=int, default=20, help="films compared with undisturbed ones, frame by frame")
+    parser.add_argument("--minutes", type=float, default=120.0, help="no strike after so long")
+    parser.add_argument("--repeat-limit", type=int, default=REPEAT_LIMIT, help="steps that a resume may make again")
+    parser.add_argument("--out", type=Path, default=Path("out/chaos"))
+    parser.add_argument("--dry-run", action="store_true", help="print the schedule and do nothing")
+    return parser.parse_args(words)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
