@@ -37,6 +37,7 @@ from serve_app.edit_cli import edit
 from serve_app.keys_cli import keys_app
 from serve_app.models_cli import models_app
 from serve_app.options import JsonOption, ProfileOption, ServerOption, SetOption
+from serve_app.upkeep_cli import gc
 from serve_app.webhook_commands import webhooks_app
 from workflows.errors import Fault, InvalidDocument, ReelrayError
 from workflows.tiers import Tier
@@ -228,6 +229,9 @@ def doctor(profile: ProfileOption = "", settings_: SetOption = None, as_json: Js
         out.print(table)
     if any(finding.level == "fail" for finding in findings):
         raise typer.Exit(EXIT_FAILED)
+
+
+app.command()(gc)
 
 
 @profile_app.command("show")
