@@ -37,7 +37,7 @@ from serve_app.edit_cli import edit
 from serve_app.keys_cli import keys_app
 from serve_app.models_cli import models_app
 from serve_app.options import JsonOption, ProfileOption, ServerOption, SetOption
-from serve_app.upkeep_cli import gc
+from serve_app.upkeep_cli import backup, gc, restore
 from serve_app.webhook_commands import webhooks_app
 from workflows.errors import Fault, InvalidDocument, ReelrayError
 from workflows.tiers import Tier
@@ -232,6 +232,8 @@ def doctor(profile: ProfileOption = "", settings_: SetOption = None, as_json: Js
 
 
 app.command()(gc)
+app.command()(backup)
+app.command()(restore)
 
 
 @profile_app.command("show")

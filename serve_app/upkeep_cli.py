@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -22,6 +24,7 @@ JobsOlderOption = Annotated[str, typer.Option(
 YesOption = Annotated[bool, typer.Option("--yes", help="Really delete. Without it only what would go is shown.")]
 SettleOption = Annotated[str, typer.Option(
     help="How long to wait between taking results out of sight and deleting them.")]
+StoreOption = Annotated[bool, typer.Option("--store/--no-store", help="With the stored files, or the state alone.")]
 NoJobsOption = Annotated[bool, typer.Option("--no-jobs", help="Collect even where the database knows no job.")]
 
 
@@ -48,6 +51,52 @@ def gc(
         else:
             survey = collection.survey()
             _show(survey.plan, len(survey.jobs), is_done=False, pardoned=len(survey.plan.pardoned), as_json=as_json)
+
+
+def backup(
+    place: Annotated[Path, typer.Argument(help="Directory, the same one every time; or one file, NAME.tar.")],
+    store: StoreOption = True, profile: ProfileOption = "", settings_: SetOption = None, as_json: JsonOption = False,
+) -> None:
+    """Copy state and store away, while everything runs.
+
+    To a directory that has a backup already only new files are copied. It holds the database's secrets (webhooks'
+    signing keys; of API keys only digests).
+    """
+    from serve_app.upkeep import back_up_to
+
+    done = back_up_to(place, settings_of(profile, settings_), with_store=store)
+    made, rows = done.manifest, sum(done.manifest.rows.values())
+    if as_json:
+        print(json.dumps({"place": str(place), "revision": made.revision, "rows": rows, "files": made.object_count,
+                          "bytes": made.object_bytes, "copied": done.copied, "copied_bytes": done.copied_bytes,
+                          "missing": made.missing}))
+    else:
+        out.print(f"{place}: {made.rows['job']} jobs ({rows} rows), {made.object_count} files "
+                  f"({size_text(made.object_bytes)}), of which {done.copied} are new", highlight=False, soft_wrap=True)
+    if made.missing:
+        err.print(f"{len(made.missing)} results were missing in the store, or damaged, e.g. {made.missing[0]}; jobs "
+                  "that need them make them again", style="yellow", highlight=False, soft_wrap=True)
+
+
+def restore(
+    place: Annotated[Path, typer.Argument(help="What `reelray backup` made.")],
+    store: StoreOption = True, profile: ProfileOption = "", settings_: SetOption = None, as_json: JsonOption = False,
+) -> None:
+    """Bring a backup back, into a new database (SQLite or Postgres) and a new store; open jobs go on there.
+
+    What the settings name must be empty. Digests are checked; a backup of an older reelray is migrated.
+    """
+    from serve_app.upkeep import restore_from
+
+    done = restore_from(place, settings_of(profile, settings_), with_store=store)
+    made = done.manifest
+    if as_json:
+        print(json.dumps({"rows": sum(made.rows.values()), "jobs": made.rows["job"], "revision": made.revision,
+                          "files": made.object_count if store else 0, "written": done.written}))
+        return
+    made_at = time.strftime("%Y-%m-%d %H:%M", time.localtime(made.made_at_s))
+    out.print(f"restored {made.rows['job']} jobs and {made.object_count if store else 0} files as of {made_at}",
+              highlight=False)
 
 
 def _show(plan: Plan, jobs: int, *, is_done: bool, pardoned: int, as_json: bool) -> None:

@@ -10,24 +10,21 @@ removed nothing that is wanted, and the next one goes on or pardons.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from workflows.durable.ledger import Ledger
 from workflows.durable.mentions import ended_jobs, job_count, mentioned, open_keys
 from workflows.errors import InvalidSettings, JobConflict, UnknownJob
-from workflows.types import substitute_key
 from workflows.upkeep.files import StoreFiles
+from workflows.upkeep.related import Related, all_keys, none_related
 from workflows.upkeep.retention import CONDEMNED, Bundle, File, Plan, Wanted, decide
 
 HOUR_S = 3600.0
 DAY_S = 86_400.0
 THREADS = 8
 """Removals at the same time; object stores answer each in tens of milliseconds."""
-
-Related = Callable[[str], Iterable[str]]
-"""Further keys that a digest in a row stands for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +63,7 @@ class Collected:
 class Collection:
     """Of one database and its store. A store belongs to one database: another one's files look unwanted."""
 
-    def __init__(self, ledger: Ledger, files: StoreFiles, bounds: Bounds, related: Related = lambda _: (),
+    def __init__(self, ledger: Ledger, files: StoreFiles, bounds: Bounds, related: Related = none_related,
                  clock: Callable[[], float] = time.time) -> None:
         """Nothing is looked at yet. Raises InvalidSettings for bounds that would take what is in use."""
         if bounds.older_than_s < HOUR_S:
@@ -98,7 +95,7 @@ class Collection:
             if plan.bundles:
                 sleep(self._bounds.settle_s)
             with self._ledger.database.snapshot() as connection:
-                wanted = Wanted(keys=self._all(mentioned(connection)), open_keys=open_keys(connection))
+                wanted = Wanted(keys=all_keys(mentioned(connection), self._related), open_keys=open_keys(connection))
             gone = [bundle for bundle in pool.map(lambda old: self._remove(old, wanted), plan.bundles) if bundle]
             loose = self._still_old(plan, wanted)
             list(pool.map(self._files.remove, [file.path for file in loose]))
@@ -118,7 +115,7 @@ class Collection:
             doomed = () if ended_s is None else ended_jobs(connection, ended_s)
             keys, opened = mentioned(connection, ended_before_s=ended_s), open_keys(connection)
             has_jobs = job_count(connection) > 0
-        plan = decide(files, Wanted(keys=self._all(keys), open_keys=opened),
+        plan = decide(files, Wanted(keys=all_keys(keys, self._related), open_keys=opened),
                       before_s=now_s - self._bounds.older_than_s)
         return Survey(jobs=doomed, plan=plan), has_jobs
 
@@ -154,10 +151,3 @@ class Collection:
     def _tidy(self, removed: Sequence[File]) -> None:
         for directory in {file.path.rpartition("/")[0] for file in removed}:
             self._files.remove_directory(directory)
-
-    def _all(self, mentions: Iterable[str]) -> frozenset[str]:
-        """With the keys that stand behind what rows mention."""
-        found = set(mentions)
-        for name in mentions:
-            found.update(self._related(name) if len(name) == 64 else (substitute_key(name),))
-        return frozenset(found)

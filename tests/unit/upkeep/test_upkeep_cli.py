@@ -1,4 +1,4 @@
-"""`reelray gc` on the command line: it says what would go, and deletes only when told to."""
+"""`reelray gc`, `backup` and `restore` on the command line."""
 
 from __future__ import annotations
 
@@ -44,6 +44,28 @@ def test_it_shows_what_would_go_and_deletes_with_yes(tmp_path: Path, migrated_fi
     told = json.loads(run("gc", "--yes", "--settle", "0s", "--json", *place))
     assert (told["deleted"], told["count"]) == (True, 1)
     assert not Path(artifact.uri).parent.exists()
+
+
+@pytest.mark.parametrize("name", ["backup", "backup.tar"])
+def test_a_backup_goes_to_a_directory_or_to_one_file_and_comes_back(
+    name: str, tmp_path: Path, migrated_file: Path,
+) -> None:
+    for place in ("here", "there"):
+        (tmp_path / place).mkdir()
+        shutil.copy(migrated_file, tmp_path / place / "state.db")
+    ledger = Ledger(f"sqlite:///{tmp_path / 'here' / 'state.db'}")
+    ledger.submit(film("kept"))
+    ledger.log("kept", "needs " + "3f" + "0" * 30)
+    ledger.close()
+    (tmp_path / "source").write_bytes(b"pixels")
+    store = Store(str(tmp_path / "here" / "artifacts"))
+    store.put("3f" + "0" * 30, tmp_path / "source", media_type=MediaType.PNG, manifest={})
+    here, there = ("--set", f"data_dir={tmp_path / 'here'}"), ("--set", f"data_dir={tmp_path / 'there'}")
+    told = json.loads(run("backup", str(tmp_path / name), "--json", *here))
+    assert (told["files"], told["copied"], told["missing"]) == (2, 2, [])
+    assert json.loads(run("restore", str(tmp_path / name), "--json", *there))["written"] == 2
+    assert "kept" in run("jobs", *there)
+    assert Store(str(tmp_path / "there" / "artifacts")).find("3f" + "0" * 30)
 
 
 def test_spans_and_sizes_are_words() -> None:
