@@ -7,10 +7,8 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
 
 import cv2
 import imageio_ffmpeg
@@ -22,28 +20,16 @@ from configs.load import SettingsError, api_key, cards_in_use
 from configs.model_card import ModelCard
 from configs.settings import Settings
 from serve_app.capacity import check_resources, told_shares
+from serve_app.findings import Finding
 from serve_app.gpus import with_gpu_memory
 from serve_app.models import adapters, weights
 from workflows.durable.ledger import Ledger
 from workflows.errors import ReelrayError
 from workflows.store import Store
-from workflows.types import Json, MediaType, digest
+from workflows.types import MediaType, digest
 
 PACKAGES = ("reelray", "ray", "torch", "diffusers", "transformers", "av", "opencv-python-headless", "sqlalchemy")
 LOW_DISK_GB = 5.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One thing that was looked at."""
-
-    level: Literal["ok", "note", "fail"]
-    what: str
-    text: str
-
-    def to_json(self) -> dict[str, Json]:
-        """As plain data."""
-        return {"level": self.level, "what": self.what, "text": self.text}
 
 
 def examine(settings: Settings) -> list[Finding]:
@@ -70,7 +56,7 @@ def _gpu(settings: Settings) -> Iterator[Finding]:
             memory_gb = torch.cuda.get_device_properties(index).total_memory / 1e9
             name = torch.cuda.get_device_name(index)
             yield Finding(level="ok", what="GPU", text=f"{index}: {name}, {memory_gb:.0f} GB")
-    elif settings.models.device == "cuda":
+    elif settings.models.device == "cuda" and not settings.ray.address:
         yield Finding(level="fail", what="GPU", text="models.device is cuda but torch sees no GPU; install the driver "
                       "and a CUDA build of torch, or use --profile laptop")
     else:

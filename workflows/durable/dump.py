@@ -1,4 +1,4 @@
-"""All rows of a database as lines of JSON, and back into an empty one, SQLite or Postgres. Knows the metadata, no table.
+"""All rows of a database as lines of JSON, and back into an empty one, SQLite or Postgres. Knows no table by name.
 
 A table is one line `{"table": name, "columns": [...]}`, then one array per row. The tables are those of the code, so a
 new one is in the next dump without a word here. Reading is one snapshot; writing is one transaction, which makes
