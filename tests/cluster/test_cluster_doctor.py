@@ -32,8 +32,8 @@ def two_nodes() -> Iterator[Cluster]:
 def doctor(cluster: Cluster, place: Path, *overrides: str) -> tuple[int, list[dict[str, Any]], str]:
     sets = [f"data_dir={place}", "models.text_to_image=placeholder", "models.text_to_video=placeholder",
             "models.image_to_video=placeholder", *overrides]
-    command = [sys.executable, "-c", "from serve_app.cli import main; main()", "doctor", "--address", cluster.address, "--json",
-               *(word for one in sets for word in ("--set", one))]
+    command = [sys.executable, "-c", "from serve_app.cli import main; main()", "doctor", "--address",
+               cluster.address, "--json", *(word for one in sets for word in ("--set", one))]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False,
                           env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
     return done.returncode, json.loads(done.stdout) if done.stdout else [], done.stderr

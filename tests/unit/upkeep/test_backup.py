@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from tests.upkeep import StoringStep, stored
 from workflows.durable.dump import lines
 from workflows.durable.keys import Keys, Role
 from workflows.durable.ledger import Ledger
+from workflows.durable.migrations.migrate import revision_of
 from workflows.durable.rows import NewJob
 from workflows.durable.tables import metadata
 from workflows.errors import ArtifactCorrupt, InvalidSettings
@@ -25,25 +27,33 @@ from workflows.types import JobStatus, NodeCall, NodeKind, NodeResult, NodeSpec
 from workflows.upkeep.backup import BackedUp, back_up
 from workflows.upkeep.files import StoreFiles
 from workflows.upkeep.restore import restore
+from workflows.upkeep.shelf import read_lines, write_lines, write_manifest
 
+LATER = ("concurrency", "attempt_timeout_s")
+"""Columns of `job` that came after revision 0003."""
 KEY = "3f" + "0" * 30
 
 
-@pytest.fixture
-def ledger(database_url: str) -> Iterator[Ledger]:
-    with closing(Ledger(database_url)) as ledger:
-        yield ledger
+MOVES = ["sqlite to sqlite", *(pytest.param(move, marks=[pytest.mark.postgres, pytest.mark.slow])
+                               for move in ("sqlite to postgres", "postgres to sqlite"))]
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
-def target(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
-    """An empty database elsewhere."""
-    url = f"sqlite:///{tmp_path / 'target.db'}"
-    if request.param == "postgres":
-        server: PostgresServer = request.getfixturevalue("postgres_server")
-        url = server.create()
-    with closing(Ledger(url)) as target:
-        yield target
+def opened(kind: str, path: Path, request: pytest.FixtureRequest) -> Ledger:
+    """An empty database of that kind."""
+    if kind == "sqlite":
+        path.write_bytes(request.getfixturevalue("migrated_file").read_bytes())
+        return Ledger(f"sqlite:///{path}")
+    server: PostgresServer = request.getfixturevalue("postgres_server")
+    return Ledger(server.create())
+
+
+@pytest.fixture(params=MOVES)
+def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Ledger, Ledger]]:
+    """A database to be backed up and an empty one elsewhere."""
+    old, _, new = request.param.split()
+    with (closing(opened(old, tmp_path / "state.db", request)) as ledger,
+          closing(opened(new, tmp_path / "target.db", request)) as target):
+        yield ledger, target
 
 
 @pytest.fixture
@@ -83,8 +93,9 @@ def with_all_sorts(ledger: Ledger, store: Store, scratch: Path) -> None:
 
 
 async def test_a_job_that_was_half_done_is_finished_elsewhere_and_no_finished_shot_is_rendered_twice(
-    ledger: Ledger, target: Ledger, store: Store, tmp_path: Path,
+    pair: tuple[Ledger, Ledger], store: Store, tmp_path: Path,
 ) -> None:
+    ledger, target = pair
     step, scratch = StoringStep(store, tmp_path), tmp_path
     studio = Studio(ledger=ledger, store=store, step=step)  # type: ignore[arg-type] - a store for a fake one
     reached, backed_up = asyncio.Event(), asyncio.Event()
@@ -116,8 +127,9 @@ async def test_a_job_that_was_half_done_is_finished_elsewhere_and_no_finished_sh
 
 
 def test_every_row_comes_back_as_it_was_and_numbers_are_never_given_twice(
-    ledger: Ledger, target: Ledger, store: Store, tmp_path: Path,
+    pair: tuple[Ledger, Ledger], store: Store, tmp_path: Path,
 ) -> None:
+    ledger, target = pair
     with_all_sorts(ledger, store, tmp_path)
     manifest = make(ledger, store, tmp_path / "backup").manifest
     restore(tmp_path / "backup", target, StoreFiles(store.url))
@@ -127,6 +139,32 @@ def test_every_row_comes_back_as_it_was_and_numbers_are_never_given_twice(
     target.log("film", "after the restore")
     # The events of the deleted job had numbers too.
     assert target.events("film")[-1].seq > manifest.sequences["event"] > last
+
+
+def test_a_backup_of_an_earlier_release_is_restored_and_migrated(
+    pair: tuple[Ledger, Ledger], store: Store, tmp_path: Path,
+) -> None:
+    """As revision 0003 had made it: without the tables of webhooks and the columns of limits."""
+    local, target = pair
+    local.submit(film())
+    manifest = make(local, store, tmp_path / "backup").manifest
+    kept: list[str] = []
+    places: list[int] = []
+    for line in read_lines(tmp_path / "backup" / manifest.state):
+        value = json.loads(line)
+        if isinstance(value, dict):
+            is_old = value["table"] in ("job", "node", "event", "take", "reply", "api_key", "usage")
+            places = [at for at, name in enumerate(value["columns"]) if name not in LATER]
+            value["columns"] = [value["columns"][at] for at in places]
+        else:
+            value = [value[at] for at in places]
+        kept += [json.dumps(value)] if is_old else []
+    sha256 = write_lines(tmp_path / "backup" / manifest.state, kept)
+    write_manifest(tmp_path / "backup", replace(manifest, revision="0003", state_sha256=sha256, sequences={"event": 1}))
+    restore(tmp_path / "backup", target, StoreFiles(store.url))
+    assert rows_of(target) == rows_of(local)
+    with target.database.read() as connection:
+        assert revision_of(connection) == manifest.revision
 
 
 def test_addresses_in_rows_become_those_of_the_new_store(local: Ledger, store: Store, tmp_path: Path) -> None:
