@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from tests.fakes import FakeStore, ScriptedStep
 from tests.studio import Studio, film
 from tests.upkeep import StoringStep, stored
 from workflows.checkpoints import CheckpointShelf, Kept
@@ -20,13 +22,7 @@ from workflows.durable.rows import EventType, NewJob
 from workflows.durable.tables import job, reply
 from workflows.errors import InvalidSettings
 from workflows.store import Store
-from workflows.types import (
-    NodeKind,
-    NodeSpec,
-    content_key,
-    digest,
-    substitute_key,
-)
+from workflows.types import JobStatus, NodeKind, NodeSpec, content_key, digest, substitute_key
 from workflows.upkeep.collect import DAY_S, Bounds, Collected, Collection
 from workflows.upkeep.files import StoreFiles
 from workflows.upkeep.retention import CONDEMNED
@@ -89,8 +85,8 @@ def test_whatever_jobs_there_are_only_the_unmentioned_goes(tmp_path: Path, migra
         root.mkdir()
         (root / "state.db").write_bytes(migrated_file.read_bytes())
         ledger, store = Ledger(f"sqlite:///{root / 'state.db'}"), Store(str(root / "store"))
-        artifacts = [stored(store, digest(f"{seed} {number}")[:32], root) for number in range(30)]
-        mentioned = draw.sample(artifacts, 12)
+        artifacts = [stored(store, digest(f"{seed} {number}")[:32], root) for number in range(20)]
+        mentioned = draw.sample(artifacts, 8)
         places = ("document", "payload", "substitute", "reply", "event")
         for number, artifact in enumerate(mentioned):
             _mention(ledger, draw.choice(places), f"job-{seed}-{number}", artifact.key, store, root)
@@ -101,7 +97,7 @@ def test_whatever_jobs_there_are_only_the_unmentioned_goes(tmp_path: Path, migra
         done = collect(ledger, store)
         left = {artifact.key for artifact in artifacts if store.find(artifact.key)}
         assert left == wanted, seed
-        assert len(done.removed.bundles) == 30 - len(wanted)
+        assert len(done.removed.bundles) == 20 - len(wanted)
         assert collect(ledger, store).removed.goes() == {}
         ledger.close()
 
@@ -124,6 +120,80 @@ def _mention(ledger: Ledger, place: str, job_id: str, key: str, store: Store, sc
         with ledger.database.write() as connection:
             connection.execute(sa.insert(reply).values(scope="x", key=job_id, digest="d", token="t", body={"a": [key]},
                                                        created_at=0, touched_at=0))
+
+
+class FadingStore(FakeStore):
+    """A result is taken away just after it was found."""
+
+    def find(self, key: str) -> Artifact | None:
+        found = super().find(key)
+        if found is not None and key in self.fading:
+            self.fading.remove(key)
+            self.lose(key)
+        return found
+
+    fading: set[str]
+
+
+async def test_a_result_that_is_taken_away_between_look_and_commit_is_made_again(
+    ledger: Ledger, tmp_path: Path,
+) -> None:
+    store = FadingStore(tmp_path)
+    studio = Studio(ledger=ledger, store=store, step=ScriptedStep(store))
+    key = content_key(NodeKind.KEYFRAME, {"prompt": "s2"}, ())
+    store.fading = {key}
+    store.keep(key)
+    ledger.submit(film())
+    assert (await studio.render()).status is JobStatus.SUCCEEDED
+    assert studio.step.started().count("s2.keyframe") == 1
+    assert store.find(key) == studio.node("s2.keyframe").artifact
+    assert "s2.keyframe: its result is no longer in the store; it will be made again" in studio.log()
+
+
+@pytest.mark.slow
+async def test_films_that_are_rendered_and_deleted_meanwhile_lose_nothing(
+    tmp_path: Path, ledger: Ledger, scratch: Path,
+) -> None:
+    """Every file counts as old here, and nothing waits between the two steps: only rows protect what is in use.
+
+    Films are deleted and asked for again under the collections, so that their shots are found in the store at every
+    moment of one.
+    """
+    store = Store(str(tmp_path / "store"))
+    step = StoringStep(store, scratch, keeps_name=False)
+    studio = Studio(ledger=ledger, store=store, step=step)  # type: ignore[arg-type]
+    ledger.submit(film("stays", shots=1))
+    removed, until_s = 0, time.monotonic() + 12
+    bounds = QUICK
+
+    async def collect_all() -> None:
+        nonlocal removed
+        while time.monotonic() < until_s:
+            done = await asyncio.to_thread(later(ledger, store, bounds).run)
+            removed += len(done.removed.bundles)
+
+    async def render_all(which: int) -> int:
+        rounds = 0
+        while time.monotonic() < until_s:
+            name = f"film-{which}-{rounds}"
+            ledger.submit(film(name, shots=2 + which))
+            assert (await studio.finish(name)).status is JobStatus.SUCCEEDED, studio.log(name)
+            for node in ledger.nodes(name):
+                assert node.artifact is not None
+                assert store.exists(node.artifact), f"{name}/{node.id} lost its result"
+            # Some stay unmentioned until the next round asks for them.
+            ledger.delete(name)
+            await asyncio.sleep(0.05 * (rounds % 9))
+            rounds += 1
+        return rounds
+
+    async with studio.running():
+        rounds = (await asyncio.gather(collect_all(), *(render_all(which) for which in range(3))))[1:]
+        await studio.finish("stays")
+    assert removed > 0
+    assert all(count > 1 for count in rounds)
+    found = [node for node in ledger.nodes("stays") if node.artifact and store.exists(node.artifact)]
+    assert len(found) == len(ledger.nodes("stays"))
 
 
 def test_a_result_that_is_found_before_and_committed_while_it_waits_is_pardoned(

@@ -49,7 +49,7 @@ def test_files_of_others_are_counted_and_left_alone() -> None:
     assert (plan.strange, plan.bundles, plan.checkpoints) == (len(others), (), ())
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.sets(st.tuples(KEYS, NAMES)), st.dictionaries(KEYS, st.floats(0, 3000)), st.sets(KEYS))
 def test_nothing_wanted_or_young_goes_and_everything_else_does(
     written: set[tuple[str, str]], times: dict[str, float], wanted: set[str],

@@ -46,10 +46,7 @@ def test_it_shows_what_would_go_and_deletes_with_yes(tmp_path: Path, migrated_fi
     assert not Path(artifact.uri).parent.exists()
 
 
-@pytest.mark.parametrize("name", ["backup", "backup.tar"])
-def test_a_backup_goes_to_a_directory_or_to_one_file_and_comes_back(
-    name: str, tmp_path: Path, migrated_file: Path,
-) -> None:
+def test_a_backup_goes_to_one_file_and_comes_back(tmp_path: Path, migrated_file: Path) -> None:
     for place in ("here", "there"):
         (tmp_path / place).mkdir()
         shutil.copy(migrated_file, tmp_path / place / "state.db")
@@ -61,9 +58,9 @@ def test_a_backup_goes_to_a_directory_or_to_one_file_and_comes_back(
     store = Store(str(tmp_path / "here" / "artifacts"))
     store.put("3f" + "0" * 30, tmp_path / "source", media_type=MediaType.PNG, manifest={})
     here, there = ("--set", f"data_dir={tmp_path / 'here'}"), ("--set", f"data_dir={tmp_path / 'there'}")
-    told = json.loads(run("backup", str(tmp_path / name), "--json", *here))
+    told = json.loads(run("backup", str(tmp_path / "backup.tar"), "--json", *here))
     assert (told["files"], told["copied"], told["missing"]) == (2, 2, [])
-    assert json.loads(run("restore", str(tmp_path / name), "--json", *there))["written"] == 2
+    assert json.loads(run("restore", str(tmp_path / "backup.tar"), "--json", *there))["written"] == 2
     assert "kept" in run("jobs", *there)
     assert Store(str(tmp_path / "there" / "artifacts")).find("3f" + "0" * 30)
 
