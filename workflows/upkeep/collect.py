@@ -3,8 +3,10 @@
 The danger is a result that was found in the store just before it is removed and whose row is committed just after. So
 it goes in two steps. First it is *condemned*: its manifest gets another name, and from then on nobody finds it anew.
 Then the collection waits, so that whoever found it before has committed a row, and asks the rows again: what they
-mention by now, or what was written again, is pardoned, and the rest is removed. A collection that dies in between has
-removed nothing that is wanted, and the next one goes on or pardons.
+mention by now, or what was written again, is pardoned, and the rest is removed. A Director looks again after it has
+committed a row with a stored result (`workflows.durable.walk`): each side writes before it looks, so one of them always
+sees the other, however short the wait. A collection that dies in between has removed nothing that is wanted, and the
+next one goes on or pardons.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from workflows.durable.rows import EventType, NewJob
 from workflows.durable.tables import job, reply
 from workflows.errors import InvalidSettings
 from workflows.store import Store
-from workflows.types import JobStatus, NodeKind, NodeSpec, content_key, digest, substitute_key
+from workflows.types import Artifact, JobStatus, NodeKind, NodeSpec, content_key, digest, substitute_key
 from workflows.upkeep.collect import DAY_S, Bounds, Collected, Collection
 from workflows.upkeep.files import StoreFiles
 from workflows.upkeep.retention import CONDEMNED
