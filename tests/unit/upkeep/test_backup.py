@@ -242,10 +242,15 @@ def test_what_is_not_empty_not_whole_or_newer_is_refused_and_nothing_is_written(
             restore(backup, target, StoreFiles(str(tmp_path / "new")))
         (backup / "backup.json").write_text(json.dumps(said))
         victim = next((backup / "store").rglob("*.mp4"))
+        whole = victim.read_bytes()
         victim.write_bytes(b"x" * victim.stat().st_size)
         with pytest.raises(ArtifactCorrupt):
             restore(backup, target, StoreFiles(str(tmp_path / "new")))
         assert rows_of(target) == [line for line in rows_of(local) if line.startswith("{")]
+        # One that stopped half-way is run again, to the same places.
+        victim.write_bytes(whole)
+        restore(backup, target, StoreFiles(str(tmp_path / "new")))
+        assert len(rows_of(target)) == len(rows_of(local))
     with closing(Ledger(f"sqlite:///{tmp_path / 'nothing.db'}")) as target, pytest.raises(
             InvalidSettings, match="is no whole backup"):
         restore(tmp_path, target, StoreFiles(store.url))
