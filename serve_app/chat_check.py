@@ -9,7 +9,7 @@ from pathlib import Path
 
 from configs.chat_card import ChatCard
 from configs.memory import Share
-from serve_app.doctor import Finding
+from serve_app.findings import Finding
 from serve_app.models import weights
 from serve_app.models.repo import index_of
 from workflows.errors import ReelrayError

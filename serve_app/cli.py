@@ -38,6 +38,7 @@ from serve_app.edit_cli import edit
 from serve_app.keys_cli import keys_app
 from serve_app.models_cli import models_app
 from serve_app.options import JsonOption, ProfileOption, ServerOption, SetOption
+from serve_app.upkeep_cli import backup, gc, restore
 from serve_app.webhook_commands import webhooks_app
 from workflows.errors import Fault, InvalidDocument, ReelrayError
 from workflows.tiers import Tier
@@ -221,13 +222,24 @@ def serve(
 
 
 @app.command()
-def doctor(profile: ProfileOption = "", settings_: SetOption = None, as_json: JsonOption = False) -> None:
-    """Check this machine: versions, GPU, video tools, fonts, state, store, model files."""
-    settings = settings_of(profile, settings_)
+def doctor(
+    address: Annotated[str, typer.Option(help="Check every node of the Ray cluster there, HOST:PORT, too; default: the "
+                                              "one that the settings join, if any.")] = "",
+    profile: ProfileOption = "", settings_: SetOption = None, as_json: JsonOption = False,
+) -> None:
+    """Check this machine: versions, GPU, video tools, fonts, state, store, model files; and a cluster, node by node.
+
+    Of each node: its versions, GPUs, store, database and clock. What fails is said with what to do; exit code 1 then.
+    """
+    settings = settings_of(profile, [*(settings_ or ()), *([f"ray.address={address}"] if address else [])])
     prepare_environment(settings)
     from serve_app.doctor import examine
 
     findings = examine(settings)
+    if settings.ray.address:
+        from serve_app.cluster_doctor import examine_cluster
+
+        findings += examine_cluster(settings)
     if as_json:
         print(json.dumps([finding.to_json() for finding in findings], ensure_ascii=False, indent=1))
     else:
@@ -237,6 +249,11 @@ def doctor(profile: ProfileOption = "", settings_: SetOption = None, as_json: Js
         out.print(table)
     if any(finding.level == "fail" for finding in findings):
         raise typer.Exit(EXIT_FAILED)
+
+
+app.command()(gc)
+app.command()(backup)
+app.command()(restore)
 
 
 @profile_app.command("show")

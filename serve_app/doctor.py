@@ -7,10 +7,8 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
 
 import cv2
 import imageio_ffmpeg
@@ -22,29 +20,17 @@ from configs.load import SettingsError, api_key, cards_in_use
 from configs.model_card import ModelCard
 from configs.settings import Settings
 from serve_app.capacity import check_resources, told_shares
+from serve_app.findings import Finding
 from serve_app.gpus import with_gpu_memory
 from serve_app.models import adapters, weights
 from serve_app.sharing import require_shared
 from workflows.durable.ledger import Ledger
 from workflows.errors import ReelrayError
 from workflows.store import Store
-from workflows.types import Json, MediaType, digest
+from workflows.types import MediaType, digest
 
 PACKAGES = ("reelray", "ray", "torch", "diffusers", "transformers", "av", "opencv-python-headless", "sqlalchemy")
 LOW_DISK_GB = 5.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One thing that was looked at."""
-
-    level: Literal["ok", "note", "fail"]
-    what: str
-    text: str
-
-    def to_json(self) -> dict[str, Json]:
-        """As plain data."""
-        return {"level": self.level, "what": self.what, "text": self.text}
 
 
 def examine(settings: Settings) -> list[Finding]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from configs.model_card import EDIT_TASKS, FILM_TASKS, ModelCard, Task
-from serve_app.doctor import Finding
+from serve_app.findings import Finding
 from serve_app.models import adapters, pipelines, quantise, weights
 from serve_app.models.editors import editor_class
 from serve_app.models.studio import open_studio

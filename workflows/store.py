@@ -126,11 +126,7 @@ class Store:
                             score=score)
         body = json.dumps({"artifact": artifact.to_json(), "made": dict(manifest)}, indent=1, ensure_ascii=False)
         if self._is_local:
-            directory = Path(target).parent
-            directory.mkdir(parents=True, exist_ok=True)
-            _replace(Path(target), lambda tmp: shutil.copyfile(source, tmp))
-            _replace(directory / MANIFEST, lambda tmp: tmp.write_text(body, encoding="utf-8"))
-            _sync_directory(directory)
+            _commit(source, Path(target), body)
         else:  # object stores: one put is atomic
             self._fs.put_file(str(source), target)
             self._fs.pipe_file(self._path(key, MANIFEST), body.encode())
@@ -178,6 +174,22 @@ def _mapping(value: Json) -> Mapping[str, Json]:
     if not isinstance(value, dict):
         raise ArtifactCorrupt(uri=MANIFEST, expected="a JSON object", found=type(value).__name__)
     return value
+
+
+def _commit(source: Path, target: Path, manifest: str) -> None:
+    """Bytes, then manifest, in the target's directory."""
+    for last in (False, False, True):
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _replace(target, lambda tmp: shutil.copyfile(source, tmp))
+            _replace(target.parent / MANIFEST, lambda tmp: tmp.write_text(manifest, encoding="utf-8"))
+        except FileNotFoundError:
+            # A collection may remove a directory that has become empty just before something is written to it.
+            if last or not source.exists():
+                raise
+        else:
+            _sync_directory(target.parent)
+            return
 
 
 def _replace(target: Path, write: Callable[[Path], object]) -> None:

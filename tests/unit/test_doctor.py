@@ -8,7 +8,8 @@ import pytest
 
 from configs.load import load_settings
 from configs.settings import Settings
-from serve_app.doctor import CHECKS, Finding
+from serve_app.doctor import CHECKS
+from serve_app.findings import Finding
 from workflows.errors import ImpossibleResources, InvalidSettings
 
 SVD = ("models.text_to_image=sdxl", "models.text_to_video=svd-xt", "models.image_to_video=svd-xt")

@@ -18,6 +18,7 @@ PARTS = {
     "durable": ("workflows.durable",),
     "store": ("workflows.store", "workflows.checkpoints"),
     "status": ("workflows.status", "workflows.telling", "workflows.edit_status"),
+    "upkeep": ("workflows.upkeep",),
     "media": ("workflows.media",),
     "stages": ("workflows.stages",),
     "actors": ("actors",),

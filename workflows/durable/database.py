@@ -61,6 +61,8 @@ class Database:
         # Two faces of one pool; the begin hook reads which.
         self._reader = self._engine.execution_options(begin="BEGIN")
         self._writer = self._engine.execution_options(begin="BEGIN IMMEDIATE")
+        self._looker = self._engine.execution_options(isolation_level="REPEATABLE READ") if self.is_postgres else (
+            self._reader)
         try:
             self._open()
         except BaseException:
@@ -71,6 +73,14 @@ class Database:
     def read(self) -> Iterator[sa.Connection]:
         """One consistent look; never waits for a writer."""
         with self._reader.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def snapshot(self) -> Iterator[sa.Connection]:
+        """One consistent look however many statements it takes and however long; never waits for a writer."""
+        with self._looker.begin() as connection:
+            if self.is_postgres:
+                connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
             yield connection
 
     @contextmanager

@@ -163,7 +163,12 @@ class Walk:
             return await self._fail(node, self._judge(obstacle, node, refusals=0))
         stored = None if node.kind in graph.FAN_OUT else await self._find(key)
         if stored is not None:
-            return await self._succeed(node, Done(result=NodeResult(artifact=stored), cached=True), key)
+            settled = await self._succeed(node, Done(result=NodeResult(artifact=stored), cached=True), key)
+            if not await self._is_gone(key):
+                return settled
+            # Taken away between look and commit. A collection looks at rows after it has taken a result out of sight:
+            # whoever has committed and still finds it is seen by every collection that could remove it.
+            node = await self._shop.patience.insist(self._shop.journal.reopen, self._claim, settled.node)
         so_far, job = _SoFar(), self._claim.job
         while True:
             # Until the result is committed: that is what the batch's limit counts, and a pause must not come between.
@@ -292,6 +297,13 @@ class Walk:
             await self._shop.patience.insist(
                 self._shop.journal.log, self._claim, f"store cannot be asked for {key}: {error}", Level.WARNING)
             return None
+
+    async def _is_gone(self, key: str) -> bool:
+        """Whether the store surely has no result; one that cannot be asked may have it."""
+        try:
+            return await asyncio.to_thread(self._shop.store.find, key) is None
+        except Exception:  # noqa: BLE001 - whatever a store's client raises
+            return False
 
     async def _mend(self) -> None:
         """Open succeeded nodes again whose artifact has left the store while something open needs it."""

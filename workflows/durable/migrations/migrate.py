@@ -12,6 +12,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
+from workflows.durable.tables import metadata
 from workflows.errors import InvalidSettings
 
 SERIAL = 7_733_801
@@ -35,6 +36,29 @@ def is_current(connection: sa.Connection, name: str) -> bool:
             problem=f"database {name} is at revision {', '.join(sorted(found - known))}, newer than this reelray "
                     f"(revision {newest}); upgrade reelray, or use another database")
     return found == {newest}
+
+
+def revision_of(connection: sa.Connection) -> str:
+    """The revision of a database, empty for one without tables."""
+    context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
+    return ", ".join(sorted(context.get_current_heads()))
+
+
+def is_known(revision: str) -> bool:
+    """Whether this code can bring a database of that revision up to date."""
+    return revision in _revisions()[1]
+
+
+def rebuild(connection: sa.Connection, revision: str) -> None:
+    """Make the tables of an earlier revision in place of those there, which must hold nothing."""
+    with _one_at_a_time:
+        if connection.dialect.name == "postgresql":
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(SERIAL)))
+        metadata.drop_all(connection)
+        connection.execute(sa.text(f"DROP TABLE IF EXISTS {VERSION_TABLE}"))
+        config = _config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
 
 
 def upgrade(connection: sa.Connection, name: str) -> None:
