@@ -5,11 +5,13 @@ from __future__ import annotations
 import queue
 import signal
 import sys
+from collections.abc import Callable
 
 from serve_app.log_lines import JobLog, LogScreen, log_in_json
 from serve_app.screen import Screen
 from serve_app.session import Session
 from serve_app.workplace import Workplace
+from workflows.durable.database import is_down
 from workflows.durable.keys import Keys
 from workflows.durable.overview import Overview
 from workflows.durable.rows import JobRow
@@ -43,13 +45,37 @@ def serve_until_stopped(place: Workplace, screen: Screen) -> None:
         screen.note("ready; Ctrl-C stops, and what is unfinished goes on at the next start")
         known: dict[str, JobRow] = {}
         history = JobLog(Overview(place.ledger.database), sys.stdout)
+        in_json = place.settings.log_format == "json"
+        telling = Telling(history.tell if in_json else lambda: _tell_changes(place, screen, known), screen.note)
         while not _came(stops):
-            if place.settings.log_format == "json":
-                history.tell()
-            else:
-                _tell_changes(place, screen, known)
+            telling.look()
     finally:
         session.close()
+
+
+class Telling:
+    """Tells what is new in the database; while that is away it says so once, and waits as the Director does."""
+
+    def __init__(self, tell: Callable[[], object], note: Callable[[str], object]) -> None:
+        """`tell` reads the database and says what is new; `note` takes a line for people."""
+        self._tell = tell
+        self._note = note
+        self._is_away = False
+
+    def look(self) -> None:
+        """Once. Raises what `tell` raises, unless it is that the database cannot be reached."""
+        try:
+            self._tell()
+        except Exception as error:
+            if not is_down(error):
+                raise
+            if not self._is_away:
+                self._note("the database is away; jobs go on when it is back")
+            self._is_away = True
+            return
+        if self._is_away:
+            self._note("the database is back")
+        self._is_away = False
 
 
 def _came(stops: queue.SimpleQueue[int]) -> bool:

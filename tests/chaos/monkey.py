@@ -134,8 +134,11 @@ class Monkey:
         last_s = time.time()
         for strike in strikes:
             time.sleep(strike.gap_s)
-            if strike.after_commit and not self._until(lambda last=last_s: self._last_commit_s() > last, COMMIT_S):
+            if strike.after_commit and not self._until(lambda last=last_s: self._went_on_since(last), COMMIT_S):
                 self.troubles.append(f"nothing was committed for {COMMIT_S:g} s before strike {strike.number}")
+            if not self._served.is_running:
+                self.troubles.append(f"the server ended by itself before strike {strike.number}:\n{self._served.log()}")
+                self._served.start()
             if time.monotonic() > end_s:
                 self._say(f"the time is over before strike {strike.number}")
                 return
@@ -187,6 +190,10 @@ class Monkey:
         # Asked through the ingress and its database; not the health of all parts.
         if self._until(lambda: answers(self._served.port, "/api/jobs?limit=1"), VICTIM_S):
             self._answered[number] = time.time() - at_s
+
+    def _went_on_since(self, at_s: float) -> bool:
+        """A node was committed, or nobody is there any more who could."""
+        return self._last_commit_s() > at_s or not self._served.is_running
 
     def _last_commit_s(self) -> float:
         wanted = sa.select(sa.func.max(event.c.at)).where(event.c.type.in_([kind.value for kind in COMMITS]))

@@ -106,6 +106,11 @@ class Served:
                 raise RuntimeError(f"the server did not start:\n{self.log()}")
             time.sleep(0.3)
 
+    @property
+    def is_running(self) -> bool:
+        """The command has not ended by itself."""
+        return self._process is not None and self._process.poll() is None
+
     def log(self, lines: int = 40) -> str:
         """The last lines of the newest life."""
         text = (self.place / f"server-{self.starts - 1}.log").read_text(errors="replace")
