@@ -22,16 +22,16 @@ demo: install  ## render the example film on this machine; needs no GPU
 SIDE_BY_SIDE := tests/unit tests/wire
 ONE_BY_ONE := tests $(SIDE_BY_SIDE:%=--ignore=%)
 SPREAD := -n logical --maxprocesses 4 --dist loadfile
-FAST := "not slow and not chaos and not gpu and not bench"
-ALL := "not gpu and not bench"
+FAST := not slow and not chaos and not gpu and not bench
+ALL ?= not gpu and not bench
 
 test: install  ## fast tests, a few minutes on two cores
-	$(BIN)/python -m pytest -m $(FAST) $(SPREAD) $(SIDE_BY_SIDE)
-	$(BIN)/python -m pytest -m $(FAST) $(ONE_BY_ONE)
+	$(BIN)/python -m pytest -m "$(FAST)" $(SPREAD) $(SIDE_BY_SIDE)
+	$(BIN)/python -m pytest -m "$(FAST)" $(ONE_BY_ONE)
 
 test-all: install  ## every test that needs no GPU
-	$(BIN)/python -m pytest -m $(ALL) $(SPREAD) $(SIDE_BY_SIDE)
-	$(BIN)/python -m pytest -m $(ALL) $(ONE_BY_ONE)
+	$(BIN)/python -m pytest -m "$(ALL)" $(SPREAD) $(SIDE_BY_SIDE)
+	$(BIN)/python -m pytest -m "$(ALL)" $(ONE_BY_ONE)
 
 lint: install
 	$(BIN)/ruff check .
