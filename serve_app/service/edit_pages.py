@@ -15,7 +15,7 @@ from serve_app.edit_submit import KIND
 from serve_app.service.desk import Desk
 from serve_app.service.edit_places import BOXES, POINTS, text_of
 from serve_app.service.edits import EditFile
-from serve_app.service.links import job_url, thumbnail_url
+from serve_app.service.links import job_url
 from serve_app.service.results import RESULT, Result
 from serve_app.service.uploads import SCHEME
 from workflows.edit import EditRequest, Instances
@@ -127,7 +127,6 @@ class EditView:
     mask: str
     report: str
     plot: str
-    thumbnail: str
     numbers: tuple[tuple[str, str], ...]
     """What the report says, for people."""
 
@@ -178,7 +177,7 @@ class EditPages:
             mask=_versioned(job, edit["mask_url"], NodeKind.PREVIEW),
             report=_versioned(job, edit["report_url"], NodeKind.REPORT),
             plot=_versioned(job, edit["plot_url"], NodeKind.PLOT),
-            thumbnail=thumbnail_url(job["id"]), numbers=self._numbers(job["id"]) if edit["report_url"] else ())
+            numbers=self._numbers(job["id"]) if edit["report_url"] else ())
 
     def _numbers(self, job_id: str) -> tuple[tuple[str, str], ...]:
         try:
