@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -16,6 +17,7 @@ import ray
 from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingPolicy
 
 from actors.progress import ACTOR_NAME
+from configs.replicas import ScalingSettings
 from configs.settings import Settings
 from workflows.scaling import Backlog, Rule, decide
 
@@ -34,7 +36,8 @@ def autoscaling_of(card: str, settings: Settings) -> AutoscalingConfig:
         min_replicas=replicas.at_start, max_replicas=replicas.replicas, upscale_delay_s=0, downscale_delay_s=0,
         downscale_to_zero_delay_s=0,
         policy=AutoscalingPolicy(policy_function="serve_app.scaling_policy:BacklogPolicy", policy_kwargs={
-            "card": card, "namespace": settings.ray.namespace, **settings.models.scaling.model_dump()}))
+            "card": card, "namespace": settings.ray.namespace,
+            "scaling": settings.models.scaling.model_dump()}))
 
 
 async def ask_board(card: str, namespace: str) -> tuple[float, Mapping[str, float]]:
@@ -47,30 +50,30 @@ async def ask_board(card: str, namespace: str) -> tuple[float, Mapping[str, floa
 class BacklogPolicy:
     """One per deployment, made by Serve from `policy_kwargs`."""
 
-    def __init__(self, card: str, namespace: str, finish_within_s: float, idle_s: float, look_s: float, *,
-                 ask: Callable[[str, str], Awaitable[tuple[float, Mapping[str, float]]]] = ask_board) -> None:
-        """`card`: whose work counts; the three numbers as in `ScalingSettings`; `ask` is a test's to replace."""
+    def __init__(self, card: str, namespace: str, scaling: Mapping[str, float], *,
+                 ask: Callable[[str, str], Awaitable[tuple[float, Mapping[str, float]]]] = ask_board,
+                 clock: Callable[[], float] = time.monotonic) -> None:
+        """`card`: whose work counts; `scaling`: the numbers of `ScalingSettings`; `ask` and `clock` are a test's."""
         self._ask_board = ask
+        self._clock = clock
         self._card = card
         self._namespace = namespace
-        self._finish_within_s = finish_within_s
-        self._idle_s = idle_s
-        self._look_s = look_s
+        self._scaling = ScalingSettings.model_validate(scaling)
         self._backlog: Backlog | None = None
         self._told_s = 0.0
-        self._asked_s = -look_s
+        self._asked_s = -math.inf
         self._asking: asyncio.Task[None] | None = None
 
     def __call__(self, context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
         """Replicas there should be, and what Serve is to keep for the next call."""
-        at_s = time.monotonic()
-        if at_s - self._asked_s >= self._look_s and (self._asking is None or self._asking.done()):
+        at_s = self._clock()
+        if at_s - self._asked_s >= self._scaling.look_s and (self._asking is None or self._asking.done()):
             self._asked_s = at_s
             self._asking = asyncio.get_running_loop().create_task(self._ask())
-        if self._backlog is None or at_s - self._told_s > self._look_s * STALE_LOOKS:
+        if self._backlog is None or at_s - self._told_s > self._scaling.look_s * STALE_LOOKS:
             return context.target_num_replicas, {}
         rule = Rule(least=context.capacity_adjusted_min_replicas, most=context.capacity_adjusted_max_replicas,
-                    finish_within_s=self._finish_within_s, idle_s=self._idle_s)
+                    finish_within_s=self._scaling.finish_within_s, idle_s=self._scaling.idle_s)
         decision = decide(self._backlog, rule, now=context.target_num_replicas,
                           too_many_since_s=context.policy_state.get(TOO_MANY_SINCE), at_s=at_s)
         return decision.replicas, {TOO_MANY_SINCE: decision.too_many_since_s}
@@ -83,4 +86,4 @@ class BacklogPolicy:
             return
         if numbers:
             self._backlog = Backlog.from_json(numbers)
-            self._told_s = time.monotonic() - age_s
+            self._told_s = self._clock() - age_s

@@ -100,7 +100,7 @@ def test_a_card_with_min_replicas_is_deployed_with_our_policy_and_no_patience_of
     assert (config.min_replicas, config.max_replicas) == (0, 6)
     assert (config.upscale_delay_s, config.downscale_delay_s, config.downscale_to_zero_delay_s) == (0, 0, 0)
     assert config.policy.get_policy().__name__ == "BacklogPolicy"
-    assert config.policy.policy_kwargs["idle_s"] == 7
+    assert config.policy.policy_kwargs["scaling"]["idle_s"] == 7
     build(settings, cluster={"CPU": 8.0})  # starts with none, so no GPU is missing
 
 
@@ -119,12 +119,15 @@ class SaidBoard:
 
 async def decisions(*answers: tuple[float, dict[str, float]] | None, now: int) -> list[int]:
     """What the policy says before it has heard anything, and after each answer."""
-    policy = BacklogPolicy("sketch", "films", finish_within_s=300, idle_s=0, look_s=0.001, ask=SaidBoard(*answers).ask)
+    at_s = 0.0
+    policy = BacklogPolicy("sketch", "films", {"finish_within_s": 300, "idle_s": 0, "look_s": 1},
+                           ask=SaidBoard(*answers, None).ask, clock=lambda: at_s)
     found = []
-    for _ in range(len(answers) + 1):
+    for look in range(len(answers) + 1):
+        at_s = float(look)
         replicas, _state = policy(cast(AutoscalingContext, Asked(now)))
         found.append(replicas)
-        await asyncio.sleep(0.002)
+        await asyncio.sleep(0)  # the question is asked and answered
     return found
 
 
