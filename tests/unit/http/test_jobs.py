@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
+from serve_app.http.edit_schemas import AnyJobReply
 from serve_app.http.health_schemas import ReadyReply
 from serve_app.http.schemas import (
     CapacityReply,
     ChangeReply,
     JobList,
-    JobReply,
     LogReply,
     ModelList,
     Problem,
@@ -24,7 +24,7 @@ from workflows.types import JobStatus, NodeStatus, Stage
 def test_a_queued_job_tells_its_place_and_nothing_it_cannot_know(shop: Shop) -> None:
     first, second = shop.submit(), shop.submit()
     assert [shop.status(job_id)["queue_position"] for job_id in (first, second)] == [1, 2]
-    job = JobReply.model_validate(shop.status(first))
+    job = AnyJobReply.model_validate(shop.status(first))
     assert (job.status, job.stage, job.progress, job.eta, job.video) == (
         JobStatus.QUEUED, Stage.IMAGES, 0, None, None)
     assert [(shot.id, shot.status, shot.files.clip) for shot in job.shots] == [
@@ -33,7 +33,7 @@ def test_a_queued_job_tells_its_place_and_nothing_it_cannot_know(shop: Shop) -> 
 
 def test_a_finished_job_shows_its_shots_and_where_its_files_are(shop: Shop) -> None:
     job_id = shop.film()
-    job = JobReply.model_validate(shop.status(job_id))
+    job = AnyJobReply.model_validate(shop.status(job_id))
     assert (job.kind, job.status, job.progress, job.queue_position) == ("film", JobStatus.SUCCEEDED, 1.0, None)
     assert job.video is not None
     assert job.video.url == f"/api/jobs/{job_id}/video"
@@ -46,7 +46,7 @@ def test_a_finished_job_shows_its_shots_and_where_its_files_are(shop: Shop) -> N
 def test_a_second_job_of_known_shapes_has_an_estimate(shop: Shop) -> None:
     shop.film()
     other = shop.submit({**TWO_SHOTS, "seed": 99})
-    eta = JobReply.model_validate(shop.status(other)).eta
+    eta = AnyJobReply.model_validate(shop.status(other)).eta
     assert eta is not None
     assert 0 <= eta.p50_s <= eta.p90_s  # in tenths of a second, and these shots take none
 
@@ -54,7 +54,7 @@ def test_a_second_job_of_known_shapes_has_an_estimate(shop: Shop) -> None:
 def test_a_shot_that_failed_shows_why_and_retry_runs_exactly_it(shop: Shop) -> None:
     shop.painter.failing = True
     job_id = shop.film()
-    job = JobReply.model_validate(shop.status(job_id))
+    job = AnyJobReply.model_validate(shop.status(job_id))
     assert (job.status, job.errors) == (JobStatus.PARTIAL, {"s2": "s2.clip: it burned"})
     shop.painter.failing = False
     reply = shop.client.post(f"/api/jobs/{job_id}/retry")
@@ -72,7 +72,7 @@ def test_retry_takes_a_selection_and_new_takes_and_says_when_there_is_nothing_to
     assert forced.json()["nodes"] == ["s1.keyframe", "s1.clip", "compose"]
     shop.render(job_id)
     assert shop.painter.made == ["s1.keyframe", "s1.clip", "compose"]
-    [take] = JobReply.model_validate(shop.status(job_id)).shots[0].takes
+    [take] = AnyJobReply.model_validate(shop.status(job_id)).shots[0].takes
     assert (take.number, take.selected, take.clip) == (1, False, f"/api/jobs/{job_id}/shots/s1/clip?take=1")
 
 

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from configs.load import CARDS_DIR
-from serve_app.http.schemas import ChangeReply, JobReply
+from serve_app.http.edit_schemas import AnyJobReply
+from serve_app.http.schemas import ChangeReply
 from tests.desk import Shop, open_shop
 from workflows.types import JobStatus
 
@@ -45,7 +46,7 @@ def keys(shop: Shop, job_id: str) -> dict[str, str]:
 
 
 def tiers(shop: Shop, job_id: str) -> list[str]:
-    job = JobReply.model_validate(shop.status(job_id), strict=False)
+    job = AnyJobReply.model_validate(shop.status(job_id), strict=False)
     return [shot.tier.value for shot in job.shots]
 
 

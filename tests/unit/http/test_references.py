@@ -11,7 +11,7 @@ import yaml
 
 from configs.load import CARDS_DIR, casting, load_cards, load_settings
 from serve_app.client import ApiError, Client
-from serve_app.http.schemas import JobReply
+from serve_app.http.edit_schemas import AnyJobReply
 from serve_app.service.films import local_films
 from serve_app.submit import film_job, storyboard_document
 from tests.desk import Shop, open_shop
@@ -153,7 +153,7 @@ def test_a_score_is_shown_in_the_reply_and_on_the_page(shop: Shop, tmp_path: Pat
     shop.render("film")
     first, second = shop.status("film")["shots"]  # type: ignore[misc]
     assert (first["consistency"], second["consistency"]) == (0.874, None)  # type: ignore[index,call-overload]
-    assert JobReply.model_validate(shop.status("film")).shots[0].consistency == 0.874
+    assert AnyJobReply.model_validate(shop.status("film")).shots[0].consistency == 0.874
     assert "consistency 0.87" in shop.client.get("/films/film").text
 
 
@@ -194,7 +194,7 @@ def film_with_retakes(shop: Shop, directory: Path, tier: str = "final") -> None:
 def test_takes_that_scores_decide_about_are_shown_and_chosen_by_hand(measuring: Shop, tmp_path: Path) -> None:
     shop = measuring
     film_with_retakes(shop, tmp_path)
-    reply = JobReply.model_validate(shop.status("film"))
+    reply = AnyJobReply.model_validate(shop.status("film"))
     first = reply.shots[0]
     assert (first.take, first.consistency, first.scores) == (2, 0.55, {"1": 0.41, "2": 0.55})
     assert reply.warnings == ("shot a: no take scores 0.6 or more (take 1 0.41, take 2 0.55); the film uses take 2",)
@@ -213,18 +213,18 @@ def test_takes_that_scores_decide_about_are_shown_and_chosen_by_hand(measuring: 
     assert shop.painter.made == ["b.clip", "compose"], "take 1 was in the store; what continues it was not"
     [shown] = [node for node in shop.ledger.nodes("film") if node.id == "a.clip"]
     assert shown.artifact == by_id["a.clip"].artifact
-    assert [take.number for take in JobReply.model_validate(shop.status("film")).shots[0].takes] == [1]
+    assert [take.number for take in AnyJobReply.model_validate(shop.status("film")).shots[0].takes] == [1]
     shop.client.patch("/api/films/film/shots/a", json={"restore_take": 1})
     shop.painter.made.clear()
     shop.render("film")
     assert shop.painter.made == []
-    assert JobReply.model_validate(shop.status("film")).shots[0].take == 2
+    assert AnyJobReply.model_validate(shop.status("film")).shots[0].take == 2
     shop.client.patch("/api/films/film/shots/a", json={"take": 1})
     shop.render("film")
     shop.client.patch("/api/films/film/shots/a", json={"take": None})
     shop.render("film")
     assert shop.painter.made == []
-    assert JobReply.model_validate(shop.status("film")).shots[0].take == 2
+    assert AnyJobReply.model_validate(shop.status("film")).shots[0].take == 2
 
 
 def test_promoting_makes_the_take_final_that_was_chosen_and_no_other(measuring: Shop, tmp_path: Path) -> None:

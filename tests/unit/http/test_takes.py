@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from serve_app.http.schemas import ChangeReply, JobReply
+from serve_app.http.edit_schemas import AnyJobReply
+from serve_app.http.schemas import ChangeReply
 from tests.desk import TWO_SHOTS, Shop
 from workflows.types import JobStatus
 
@@ -69,7 +70,7 @@ def test_an_earlier_take_is_shown_again_without_rendering(shop: Shop) -> None:
     assert change(shop, job_id, "s1", {"restore_take": 1}).status_code == 202
     assert rendered(shop, job_id) == [], "all of it was in the store"
     assert shop.client.get(f"/api/jobs/{job_id}/video").content == film
-    takes = JobReply.model_validate(shop.status(job_id)).shots[0].takes
+    takes = AnyJobReply.model_validate(shop.status(job_id)).shots[0].takes
     assert [(take.number, take.selected) for take in takes] == [(1, True), (2, False)]
     change(shop, job_id, "s1", {"restore_take": 2})
     assert rendered(shop, job_id) == []
