@@ -54,7 +54,9 @@ class ApiError(Exception):
     @property
     def passes(self) -> bool:
         """The same request may be answered a little later."""
-        return self.status in (429, 502, 503, 504) or self.code == "request-in-flight"
+        # A 500 that is not reelray's comes of the proxy before it: the replica died while it answered.
+        died = self.status == 500 and self.code == NOT_REELRAY
+        return died or self.status in (429, 502, 503, 504) or self.code == "request-in-flight"
 
 
 class ServerAway(Exception):

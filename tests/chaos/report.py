@@ -89,7 +89,8 @@ def _conclusion(outcome: Outcome) -> str:
         "", f"Again: `python -m tests.chaos --seed {order.seed} --kills {order.kills} --jobs {order.jobs} --database "
             f"{order.database}`. The schedule is the same then; what it hits depends on the machine.",
         "", "Violations: none." if not outcome.violations else "Violations:",
-        *(f"- {violation}" for violation in outcome.violations), *(f"- the run: {text}" for text in outcome.troubles)]
+        *(f"- {violation}" for violation in outcome.violations),
+        *(f"- trouble with the run itself: {text}" for text in outcome.troubles)]
     return "\n".join(told)
 
 

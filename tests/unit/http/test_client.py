@@ -196,6 +196,16 @@ def test_tries_are_bounded(tmp_path: Path) -> None:
     assert 2 < len(server.asked) < 8, "the pauses grow"
 
 
+def test_what_may_be_sent_twice_is_sent_again_when_the_proxy_says_that_its_replica_died(tmp_path: Path) -> None:
+    (tmp_path / "film.json").write_text(json.dumps(TWO_SHOTS))
+    died = httpx2.Response(500, text="Internal Server Error")
+    server = Server(died, httpx2.Response(202, json={"id": "film"}))
+    assert server.client(patience_s=5.0).submit(tmp_path / "film.json") == {"id": "film"}
+    assert len({request.headers["idempotency-key"] for request in server.asked}) == 1
+    with pytest.raises(ApiError, match=r"500 not-reelray"):
+        Server(died).client().retry("film")
+
+
 def test_a_file_of_another_kind_is_refused_as_the_server_would(tmp_path: Path) -> None:
     (tmp_path / "film.docx").write_bytes(b"x")
     with pytest.raises(ApiError, match=r"film\.docx: a film is a file of \.json") as caught:
