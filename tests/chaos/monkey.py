@@ -30,8 +30,8 @@ SETTINGS = (*SAME, "models.checkpoints.share=1", "models.checkpoints.interval_s=
             "engine.attempts=1", "engine.poison_limit=1000", "engine.interruption_limit=1000",
             "engine.max_backoff_s=2")
 REPEAT_LIMIT = 30
-"""K: steps of 40 that may be made again. A checkpoint is due at every step here, and what is made while one is packed and
-written can be lost. 21 were seen once, with forty processes waiting for two cores; why is not known. A weak limit, then:
+"""K: steps of 40 that may be made again. A checkpoint is due at every step here, and what is made while one is packed
+and written can be lost. 21 were seen once, with forty processes waiting for two cores; why is not known. A weak limit:
 that no step is made again which was in a checkpoint is for `tests.chaos.matrix` to show, whatever the load."""
 VICTIM_S = 180.0
 """How long a component may have no process before that is a failure."""
