@@ -13,8 +13,9 @@ from workflows.durable.tables import FILE_CHARS
 from workflows.tiers import Tier
 from workflows.types import JobStatus
 
-Limit = Annotated[int, Field(ge=1, le=MAX_CONCURRENCY)]
-Budget = Annotated[float, Field(ge=0, le=1e12)]
+# Strict: of "5" or true nobody knows what was meant.
+Limit = Annotated[int, Field(strict=True, ge=1, le=MAX_CONCURRENCY)]
+Budget = Annotated[float, Field(strict=True, ge=0, le=1e12)]
 
 
 class BatchFilm(Part):

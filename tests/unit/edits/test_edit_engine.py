@@ -203,7 +203,7 @@ async def test_a_point_in_a_late_chunk_is_followed_back_to_the_beginning(site: S
     path = write_source(late, site.source.with_name("late.mp4"))
     site.source = path
     column, row = np.argwhere(CLIP.masks_THW[38] > 0).mean(axis=0)[::-1]
-    site.submit(mask_prompt="", points=[{"frame": 38, "x": float(column), "y": float(row)}])
+    site.submit(mask_prompt="", points=[{"frame": 38, "x": float(column), "y": float(row)}], dilate_kernel=0)
     job = await site.run()
     assert job.status is JobStatus.SUCCEEDED
     assert site.node("c1.mask").payload["backward"] is True

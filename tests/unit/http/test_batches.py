@@ -79,6 +79,8 @@ def test_no_problem_is_left_out_however_many_there_are(shop: Shop) -> None:
     ({"name": "x", "films": [{"file": "a.yaml"}]}, "#/films/0"),
     ({"name": "x", "films": FILMS, "concurrency": 0}, "#/concurrency"),
     ({"name": "x", "films": FILMS, "gpu_seconds": -1}, "#/gpu_seconds"),
+    ({"name": "x", "films": FILMS, "gpu_seconds": False}, "#/gpu_seconds"),
+    ({"name": "x", "films": FILMS, "concurrency": True}, "#/concurrency"),
 ])
 def test_what_is_wrong_with_the_request_itself(shop: Shop, body: dict[str, Any], pointer: str) -> None:
     reply = shop.client.post("/api/batches", json=body)
