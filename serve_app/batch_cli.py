@@ -7,17 +7,25 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
-from configs.load import SERVER_VARIABLE, load_settings
-from serve_app.cluster import prepare_environment
+from serve_app.cli_parts import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_PARTIAL,
+    err,
+    interrupted,
+    out,
+    refuse,
+    require_no_settings,
+    workplace_of,
+)
 from serve_app.options import JsonOption, ProfileOption, ServerOption, SetOption
 from workflows.tiers import Tier
 from workflows.types import FILM_STAGES, JobStatus, Stage
@@ -29,10 +37,7 @@ if TYPE_CHECKING:
     from serve_app.batch_site import BatchSite
     from serve_app.service.batch_view import BatchView, FilmView
 
-EXIT_FAILED, EXIT_INPUT, EXIT_PARTIAL, EXIT_INTERRUPTED = 1, 2, 3, 130
 FILMS = frozenset({JobStatus.SUCCEEDED, JobStatus.PARTIAL})
-out = Console()
-err = Console(stderr=True)
 
 
 class FilesFirst(TyperGroup):
@@ -184,7 +189,7 @@ def report(
     from serve_app.service.batch_report import csv_of
 
     if as_csv and as_json:
-        _refuse("--csv and --json do not go together")
+        refuse("--csv and --json do not go together")
     found = _site(server, profile, settings_).report(batch_id, price)
     rows, total = found["rows"], found["total"]
     assert isinstance(rows, list)
@@ -248,9 +253,7 @@ def _see_through(site: BatchSite, batch_id: str, screen: BatchScreen, places: _P
         view = site.follow(batch_id, show, screen.note)
     except (Interrupted, KeyboardInterrupt) as stopped:
         screen.close()
-        err.print(str(stopped) or "stopped; the same command goes on", style="yellow", markup=False, highlight=False,
-                  soft_wrap=True)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+        raise interrupted(stopped) from None
     finally:
         screen.close()
     if isinstance(screen, JsonBatch):
@@ -310,20 +313,14 @@ def _limits(concurrency: int | None, gpu_seconds: float | None) -> Any:
 def _site(server: str, profile: str, overrides: list[str] | None) -> BatchSite:
     """Where this command's batches are."""
     if server:
-        given = " and ".join(name for name, value in (("--profile", profile), ("--set", overrides)) if value)
-        if given:
-            _refuse(f"{given} and --server {server} do not go together: the server has its own settings; --server \"\" "
-                    f"is this machine, whatever ${SERVER_VARIABLE} says")
+        require_no_settings(server, profile, overrides)
         from serve_app.batch_site import RemoteBatches
         from serve_app.remote import open_remote
 
         return RemoteBatches(server, open_remote(server))
-    settings = load_settings(profile, overrides or ())
-    prepare_environment(settings)
     from serve_app.batch_site import LocalBatches
-    from serve_app.workplace import open_workplace
 
-    return LocalBatches(open_workplace(settings))
+    return LocalBatches(workplace_of(profile, overrides))
 
 
 def _screen(as_json: bool) -> BatchScreen:
@@ -332,8 +329,3 @@ def _screen(as_json: bool) -> BatchScreen:
     if as_json:
         return JsonBatch(sys.stdout)
     return LiveBatch(out) if out.is_terminal else PlainBatch(sys.stdout)
-
-
-def _refuse(problem: str) -> NoReturn:
-    err.print(problem, style="red", markup=False, highlight=False, soft_wrap=True)
-    raise SystemExit(EXIT_INPUT)

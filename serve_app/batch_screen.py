@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import Protocol, TextIO
 
@@ -12,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from serve_app.screen import eta_text
+from serve_app.screen import JsonLines, eta_text
 from serve_app.service.batch_view import BatchView, FilmView
 from workflows.durable.batch_rules import BatchStatus, Held
 from workflows.types import JobStatus
@@ -112,34 +111,16 @@ class PlainBatch:
         """Nothing to do."""
 
 
-class JsonBatch:
+class JsonBatch(JsonLines):
     """One JSON object per line: `{"event": "note" | "batch", ...}`."""
-
-    def __init__(self, stream: TextIO) -> None:
-        """Write to `stream`."""
-        self._stream = stream
-        self._last = ""
-
-    def note(self, text: str) -> None:
-        """`{"event": "note", "message": ...}`."""
-        self._write({"event": "note", "message": text})
 
     def show(self, view: BatchView) -> None:
         """`{"event": "batch", "batch": {...}}`, when anything changed."""
-        body = json.dumps(view.to_json(), ensure_ascii=False)
-        if body != self._last:
-            self._last = body
-            self._write({"event": "batch", "batch": view.to_json()})
+        self._news("batch", view.to_json())
 
     def result(self, view: BatchView, paths: dict[str, str]) -> None:
         """`{"event": "result", "status": ..., "paths": {file: film}, "batch": {...}}`, last."""
-        self._write({"event": "result", "status": view.status.value, "paths": paths, "batch": view.to_json()})
-
-    def close(self) -> None:
-        """Nothing to do."""
-
-    def _write(self, value: dict[str, object]) -> None:
-        print(json.dumps(value, ensure_ascii=False), file=self._stream, flush=True)
+        self._write({"event": "result", "status": view.status.value, "paths": {**paths}, "batch": view.to_json()})
 
 
 def line_of(film: FilmView) -> str:

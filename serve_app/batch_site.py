@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -24,7 +23,7 @@ from serve_app.remote import PATIENCE_S, RemoteSite, in_our_words
 from serve_app.service.batch_view import BatchView, FilmView
 from serve_app.service.batches import BatchDesk, in_batch
 from serve_app.service.forecast import Forecast
-from serve_app.site import Interrupted, LocalSite, Site
+from serve_app.site import Interrupted, LocalSite, Site, ctrl_c
 from serve_app.submit import FilmPlanner, slug_of
 from serve_app.workplace import Workplace
 from workflows.durable.batch_rules import BatchStatus
@@ -164,10 +163,7 @@ class LocalBatches:
             session.close()
 
     async def _follow(self, batch_id: str, show: Show) -> BatchView:
-        stop = asyncio.Event()
-        with contextlib.suppress(NotImplementedError):  # no signal handlers on this platform's loop
-            asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop.set)
-        try:
+        with ctrl_c() as stop:
             while not stop.is_set():
                 view = await asyncio.to_thread(self.view, batch_id)
                 show(view)
@@ -175,9 +171,6 @@ class LocalBatches:
                     return view
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(stop.wait(), LOOK_S)
-        finally:
-            # A second Ctrl-C from here on ends the process the hard way; the batch survives that too.
-            asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
         raise Interrupted(STOPPED)
 
     def view(self, batch_id: str) -> BatchView:

@@ -41,13 +41,18 @@ def workplace_of(profile: str, overrides: list[str] | None) -> Workplace:
     return open_workplace(settings)
 
 
+def require_no_settings(server: str, profile: str, overrides: list[str] | None) -> None:
+    """Refuse settings beside a server."""
+    given = " and ".join(name for name, value in (("--profile", profile), ("--set", overrides)) if value)
+    if given:
+        refuse(f"{given} and --server {server} do not go together: the server has its own settings; --server \"\" "
+               f"is this machine, whatever ${SERVER_VARIABLE} says")
+
+
 def site_of(server: str, profile: str, overrides: list[str] | None) -> Site:
     """Where this command's jobs are."""
     if server:
-        given = " and ".join(name for name, value in (("--profile", profile), ("--set", overrides)) if value)
-        if given:
-            refuse(f"{given} and --server {server} do not go together: the server has its own settings; --server \"\" "
-                   f"is this machine, whatever ${SERVER_VARIABLE} says")
+        require_no_settings(server, profile, overrides)
         from serve_app.remote import open_remote
 
         return open_remote(server)
@@ -80,9 +85,7 @@ def finish(run: Callable[[], JobView], site: Site, output: Callable[[JobView], P
         path = site.deliver(view, output(view))
     except (Interrupted, KeyboardInterrupt) as stopped:
         screen.close()
-        err.print(str(stopped) or "stopped; the same command goes on", style="yellow", markup=False, highlight=False,
-                  soft_wrap=True)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+        raise interrupted(stopped) from None
     finally:
         screen.close()
     if isinstance(screen, JsonScreen):
@@ -94,6 +97,13 @@ def finish(run: Callable[[], JobView], site: Site, output: Callable[[JobView], P
             print(path)
     if view.status is not JobStatus.SUCCEEDED:
         raise typer.Exit(EXIT_PARTIAL if path else EXIT_FAILED)
+
+
+def interrupted(stopped: BaseException) -> typer.Exit:
+    """How a command ends after Ctrl-C, with what became of its work said."""
+    err.print(str(stopped) or "stopped; the same command goes on", style="yellow", markup=False, highlight=False,
+              soft_wrap=True)
+    return typer.Exit(EXIT_INTERRUPTED)
 
 
 def print_problems(view: JobView, site: Site) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import shutil
-import signal
 import uuid
 from collections.abc import Collection
 from dataclasses import replace
@@ -17,7 +15,7 @@ from serve_app.edit_settings import settings_for
 from serve_app.edit_submit import KIND as EDIT
 from serve_app.screen import Screen
 from serve_app.session import Session
-from serve_app.site import Interrupted
+from serve_app.site import Interrupted, ctrl_c
 from serve_app.watch import Watcher
 from serve_app.workplace import Workplace
 from workflows.durable.rows import NewJob
@@ -97,14 +95,10 @@ def _run(job_id: str, place: Workplace, screen: Screen, new: NewJob | None = Non
 
 
 async def _follow(job_id: str, place: Workplace, session: Session, screen: Screen, new: NewJob | None) -> JobView:
-    stop = asyncio.Event()
-    with contextlib.suppress(NotImplementedError):  # no signal handlers on this platform's loop
-        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop.set)
-    watch = asyncio.create_task(_watch(job_id, place, session, screen, new))
-    stopped = asyncio.create_task(stop.wait())
-    await asyncio.wait([watch, stopped], return_when=asyncio.FIRST_COMPLETED)
-    # A second Ctrl-C from here on ends the process the hard way; the job survives that too.
-    asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
+    with ctrl_c() as stop:
+        watch = asyncio.create_task(_watch(job_id, place, session, screen, new))
+        stopped = asyncio.create_task(stop.wait())
+        await asyncio.wait([watch, stopped], return_when=asyncio.FIRST_COMPLETED)
     if watch.done():
         stopped.cancel()
         return watch.result()

@@ -16,7 +16,7 @@ from rich.text import Text
 from serve_app.edit_rows import EDIT, edit_rows
 from workflows.status import JobView, NodeView, ShotView
 from workflows.tiers import Tier
-from workflows.types import JobStatus, NodeStatus, ProgressRecord
+from workflows.types import JobStatus, Json, NodeStatus, ProgressRecord
 
 LINE_INTERVAL_S = 2.0
 """A plain log gets at most one line per running shot in this time."""
@@ -142,24 +142,37 @@ class PlainScreen:
         """Nothing to do."""
 
 
-class JsonScreen:
-    """One JSON object per line: `{"event": "note" | "job" | "step", ...}`."""
+class JsonLines:
+    """One JSON object per line, each with its `event`."""
 
     def __init__(self, stream: TextIO) -> None:
         """Write to `stream`."""
         self._stream = stream
-        self._last = ""
+        self._last: dict[str, Json] = {}
 
     def note(self, text: str) -> None:
         """`{"event": "note", "message": ...}`."""
         self._write({"event": "note", "message": text})
 
+    def close(self) -> None:
+        """Nothing to do."""
+
+    def _news(self, event: str, data: dict[str, Json]) -> None:
+        """`{"event": EVENT, EVENT: {...}}`, when anything changed."""
+        if data != self._last:
+            self._last = data
+            self._write({"event": event, event: data})
+
+    def _write(self, value: dict[str, Json]) -> None:
+        print(json.dumps(value, ensure_ascii=False), file=self._stream, flush=True)
+
+
+class JsonScreen(JsonLines):
+    """One JSON object per line: `{"event": "note" | "job" | "step", ...}`."""
+
     def show(self, view: JobView) -> None:
         """`{"event": "job", "job": {...}}`, when anything changed."""
-        body = json.dumps(view.to_json(), ensure_ascii=False)
-        if body != self._last:
-            self._last = body
-            self._write({"event": "job", "job": view.to_json()})
+        self._news("job", view.to_json())
 
     def step(self, record: ProgressRecord) -> None:
         """`{"event": "step", "node": ..., "step": ..., "total_steps": ..., "timestep": ..., ...}`, none left out."""
@@ -171,12 +184,6 @@ class JsonScreen:
         """`{"event": "result", "status": ..., "path": ..., "job": {...}}`, last."""
         self._write({"event": "result", "status": view.status.value, "path": str(path) if path else None,
                      "job": view.to_json()})
-
-    def close(self) -> None:
-        """Nothing to do."""
-
-    def _write(self, value: dict[str, object]) -> None:
-        print(json.dumps(value, ensure_ascii=False), file=self._stream, flush=True)
 
 
 def _rows(view: JobView) -> list[tuple[str, NodeView, NodeStatus, float, str]]:

@@ -5,6 +5,9 @@ Ray is loaded by what runs something here, not by what looks.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +30,21 @@ LINES = 1000
 
 class Interrupted(Exception):
     """Ctrl-C; the text says what became of the job and how it goes on."""
+
+
+@contextlib.contextmanager
+def ctrl_c() -> Iterator[asyncio.Event]:
+    """An event that Ctrl-C sets inside the block, for the running loop.
+
+    A second Ctrl-C, or one after the block, ends the process the hard way; jobs survive that too.
+    """
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    with contextlib.suppress(NotImplementedError):  # no signal handlers on this platform's loop
+        loop.add_signal_handler(signal.SIGINT, stop.set)
+    try:
+        yield stop
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

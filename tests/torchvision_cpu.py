@@ -1,6 +1,6 @@
 """A torchvision built for CUDA beside a CPU build of torch: imports, and does what needs no compiled code.
 
-PyPI has torchvision for one build of torch alone. Its compiled part does not load beside another one, and then the
+torchvision is published for one build of torch alone. Its compiled part does not load beside another one, and then the
 import fails over operators that nobody declared. Declared first, the rest of it, which is Python, works. Only for a
 process of its own: transformers decides at its import whether there is a torchvision.
 """

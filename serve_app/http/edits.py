@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import uuid
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -19,22 +18,19 @@ from serve_app.http.access import TheCaller
 from serve_app.http.artifacts import FILE_DOC, artifact_response
 from serve_app.http.deps import JobId, TheDesk, refusals
 from serve_app.http.edit_schemas import MASKS, VIDEO, EditPlanReply, EditQuery
-from serve_app.http.films import accepted, admit
 from serve_app.http.form_stream import arriving, read_form
 from serve_app.http.forms import FORM_TYPE, JSON_TYPE
-from serve_app.http.idempotency import IdempotencyKey, fingerprint, once, reserve
+from serve_app.http.idempotency import IdempotencyKey
 from serve_app.http.problems import Refused, refused_document
+from serve_app.http.queueing import admit, order_of, queued, told
 from serve_app.http.schemas import Accepted
 from serve_app.http.uploads import Arrivals
 from serve_app.service.access import Caller
 from serve_app.service.desk import Desk
 from serve_app.service.edits import EditDraft, EditFile, named_videos, read_wish
-from serve_app.service.films import Order, read_json
-from serve_app.service.links import job_links
+from serve_app.service.films import read_json
 from serve_app.service.results import RESULT, no_result
 from serve_app.service.uploads import SCHEME
-from workflows.durable.replies import Stored
-from workflows.durable.rows import Limits
 from workflows.edit import EditRequest
 from workflows.errors import InvalidDocument, Problem, UnknownJob
 from workflows.source import decode_text
@@ -76,25 +72,15 @@ async def create_edit(request: Request, desk: TheDesk, caller: TheCaller, ask: A
     async def make(token: str) -> Mapping[str, Json]:
         draft = await drafted(desk, wish)
         await admit(desk, ask.webhook_url)
-        row = await asyncio.to_thread(desk.edits.submit, draft, Order(
-            token=token, priority=ask.priority, key_id=caller.key_id, webhook_url=ask.webhook_url,
-            limits=Limits(concurrency=ask.concurrency, attempt_timeout_s=ask.timeout_s)))
-        desk.submitted(row.id)
-        hook = {"webhook": await asyncio.to_thread(desk.webhooks.made_with, row.id)} if ask.webhook_url else {}
-        return {**hook, "id": row.id, "status": row.status.value, "title": row.title, "warnings": list(draft.warnings),
-                "document_digest": row.document_digest, "links": {**job_links(row.id)}}
+        row = await asyncio.to_thread(desk.edits.submit, draft, order_of(ask, caller, token))
+        return await told(desk, row, draft.warnings, ask.webhook_url)
 
     if ask.dry_run:
         draft = await drafted(desk, wish)
         await admit(desk, ask.webhook_url)
         return JSONResponse(await asyncio.to_thread(desk.edits.preview, draft))
-    if idempotency_key is None:
-        return accepted(await make(uuid.uuid4().hex))
-    digest = fingerprint(json.dumps(fields, sort_keys=True).encode(), ask.model_dump_json().encode())
-    found = await reserve(desk.replies, f"{SCOPE} {caller.key_id}".strip(), idempotency_key, digest)
-    if isinstance(found, Stored):
-        return accepted(found.body, replayed=True)
-    return accepted(await once(desk.replies, found, make))
+    return await queued(desk, f"{SCOPE} {caller.key_id}".strip(), idempotency_key,
+                        (json.dumps(fields, sort_keys=True).encode(), ask.model_dump_json().encode()), make)
 
 
 @router.head("/api/jobs/{job_id}/source", include_in_schema=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -13,14 +12,12 @@ from pydantic import JsonValue, ValidationError
 
 from serve_app.http.access import TheCaller
 from serve_app.http.deps import JobId, ShotId, TheDesk, refusals
-from serve_app.http.idempotency import IdempotencyKey, fingerprint, once, reserve
-from serve_app.http.problems import Detail, Refused, body_detail, refused_change, refused_document
+from serve_app.http.idempotency import IdempotencyKey
+from serve_app.http.problems import Refused, body_detail, refused_change, refused_document
+from serve_app.http.queueing import admit, order_of, queued, refused_parameter, told
 from serve_app.http.schemas import Accepted, ChangeReply, FilmQuery, PlanReply, PromoteRequest, ScriptRequest
 from serve_app.service.desk import Desk
-from serve_app.service.films import Draft, Order, Sent, read_json, shot_ids_in
-from serve_app.service.links import job_links, job_url
-from workflows.durable.replies import Stored
-from workflows.durable.rows import Limits
+from serve_app.service.films import Draft, Sent, read_json, shot_ids_in
 from workflows.errors import InvalidDocument
 from workflows.plan import last_stage_of
 from workflows.source import decode_text
@@ -75,27 +72,17 @@ async def create_film(request: Request, desk: TheDesk, caller: TheCaller, ask: A
     async def make(token: str) -> Mapping[str, Json]:
         draft = await _drafted(desk, body, media_type, last_stage, ask.tier)
         await admit(desk, ask.webhook_url)
-        row = await asyncio.to_thread(desk.films.submit, draft, Order(
-            token=token, priority=ask.priority, key_id=caller.key_id, webhook_url=ask.webhook_url,
-            limits=Limits(concurrency=ask.concurrency, attempt_timeout_s=ask.timeout_s)))
-        desk.submitted(row.id)
-        hook = {"webhook": await asyncio.to_thread(desk.webhooks.made_with, row.id)} if ask.webhook_url else {}
-        return {**hook, "id": row.id, "status": row.status.value, "title": row.title, "warnings": list(draft.warnings),
-                "document_digest": row.document_digest, "links": {**job_links(row.id)}}
+        row = await asyncio.to_thread(desk.films.submit, draft, order_of(ask, caller, token))
+        return await told(desk, row, draft.warnings, ask.webhook_url)
 
     if ask.dry_run:
         draft = await _drafted(desk, body, media_type, last_stage, ask.tier)
         await admit(desk, ask.webhook_url)
         return JSONResponse(await asyncio.to_thread(desk.films.preview, draft))
-    if idempotency_key is None:
-        return accepted(await make(uuid.uuid4().hex))
     asked = ask.model_dump_json(exclude={"priority", "dry_run"}, exclude_defaults=True)
     more = () if asked == "{}" else (asked.encode(),)
-    digest = fingerprint(media_type.encode(), ask.priority.value.encode(), body, *more)
-    found = await reserve(desk.replies, f"{SCOPE} {caller.key_id}".strip(), idempotency_key, digest)
-    if isinstance(found, Stored):
-        return accepted(found.body, replayed=True)
-    return accepted(await once(desk.replies, found, make))
+    return await queued(desk, f"{SCOPE} {caller.key_id}".strip(), idempotency_key,
+                        (media_type.encode(), ask.priority.value.encode(), body, *more), make)
 
 
 @router.patch("/api/films/{job_id}/shots/{shot_id}", status_code=202, response_model=ChangeReply,
@@ -164,7 +151,7 @@ def last_stage_asked(stages: str) -> Stage:
     try:
         return last_stage_of(stages)
     except InvalidDocument as error:
-        raise _refused_parameter(error, "stages") from None
+        raise refused_parameter(error, "stages") from None
 
 
 async def _drafted(desk: Desk, body: bytes, media_type: str, last_stage: Stage, tier: Tier | None) -> Draft:
@@ -176,26 +163,3 @@ async def _drafted(desk: Desk, body: bytes, media_type: str, last_stage: Stage, 
         return await asyncio.to_thread(desk.films.draft, sent, last_stage, tier)
     except InvalidDocument as error:
         raise refused_document(error, await asyncio.to_thread(shot_ids_in, sent)) from None
-
-
-async def admit(desk: Desk, webhook_url: str) -> None:
-    """Refuse an address that webhooks may not go to."""
-    try:
-        if webhook_url:
-            await desk.webhooks.admit(webhook_url)
-    except InvalidDocument as error:
-        raise _refused_parameter(error, "webhook_url") from None
-
-
-def _refused_parameter(error: InvalidDocument, name: str) -> Refused:
-    wrong = error.problems[0]
-    return Refused(422, "invalid-request", f"{name}: {wrong.problem}", errors=(
-        Detail(detail=wrong.problem, parameter=name, nearest=wrong.nearest),))
-
-
-def accepted(body: Mapping[str, Json], *, replayed: bool = False) -> Response:
-    """The reply that a job was queued, now or by the same request before."""
-    headers = {"Location": job_url(str(body["id"]))}
-    if replayed:
-        headers["Idempotency-Replayed"] = "true"
-    return JSONResponse(dict(body), 202, headers)

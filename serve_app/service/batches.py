@@ -143,12 +143,6 @@ def in_batch(batch_id: str, file: str, new: NewJob) -> NewFile:
                                           document={**new.document, "file": file}))
 
 
-def with_files(refused: RefusedFiles, files: Sequence[str]) -> InvalidDocument:
-    """All that is wrong with all files, as one refusal."""
-    return InvalidDocument(problems=tuple(
-        replace(problem, file=files[place]) for place, error, _ in refused.refused for problem in error.problems))
-
-
 def _line_json(view: BatchView) -> dict[str, Json]:
     data = view.to_json()
     left_out = ("films", "progress", "eta", "running_nodes")

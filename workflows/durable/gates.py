@@ -77,10 +77,6 @@ class Gates:
         """Whether no node of the job has a place."""
         return not self._at_work[job_id]
 
-    def knows(self, batch_id: str) -> bool:
-        """Whether anything was learned of the batch yet."""
-        return batch_id in self._gates
-
     def learn(self, standings: Mapping[str, Standing]) -> None:
         """What the database says of the batches in hand; others are forgotten when nobody is at their gate."""
         for batch_id, standing in standings.items():

@@ -44,12 +44,6 @@ class Track:
         """Frames over rate."""
         return self.frames / self.fps
 
-    def group_at(self, frame: int) -> tuple[int, int]:
-        """First frame of the group that holds `frame`, and of the one after it."""
-        bounds = (*self.gop_starts, self.frames)
-        after = next(i for i, start in enumerate(bounds) if start > frame)
-        return bounds[after - 1], bounds[after]
-
 
 def scan(path: Path, label: str = "") -> Track:
     """Read a file's headers and packet times; raise MediaError when it is not a whole video."""

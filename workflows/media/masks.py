@@ -5,7 +5,7 @@ Legend: T frames, H rows, W columns. A mask is uint8, 0 or 255.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,12 +106,6 @@ def light(frame_HWC: UInt8Array) -> UInt8Array:
     """A frame of a given mask video as a mask."""
     grey_HW = cv2.cvtColor(frame_HWC, cv2.COLOR_RGB2GRAY)
     return np.where(grey_HW >= LIGHT, np.uint8(INSIDE), np.uint8(0))
-
-
-def pieces_json(pieces: Sequence[Piece]) -> list[Mapping[str, str | int]]:
-    """As plain data."""
-    return [{"node": piece.node, "first": piece.first, "frames": piece.frames, "own_first": piece.own_first,
-             "own_end": piece.own_end} for piece in pieces]
 
 
 def _disc(diameter_px: int) -> UInt8Array:
