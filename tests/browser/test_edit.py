@@ -34,6 +34,9 @@ SHOWN = """([x, y]) => {
   const video = document.elementsFromPoint(x, y).find((one) => one.tagName === "VIDEO");
   return video ? video.id : "";
 }"""
+# What the page does when its film has ended, or a form of it was sent.
+RENEW = """() => htmx.ajax("GET", document.querySelector("#film").dataset.url,
+  {source: document.body, target: "#film", select: "#film", swap: "outerHTML show:none"})"""
 PIXEL = """async ([id, share]) => {
   const video = document.getElementById(id), canvas = document.createElement("canvas");
   canvas.width = video.videoWidth; canvas.height = video.videoHeight;
@@ -141,6 +144,12 @@ def test_before_and_after_stand_under_one_divider(eyes: Eyes, clip: Path) -> Non
     red, blue = (page.evaluate(PIXEL, [video, ball]) for video in ("source", "player"))
     assert red[0] > 150 > red[2], red
     assert blue[2] > 100 > blue[0], blue
+
+    divider.press("Home")
+    page.evaluate(RENEW)
+    page.wait_for_timeout(200)  # longer than htmx takes to settle what it swapped
+    expect(page.locator("#compare.live")).to_have_count(1)
+    assert page.locator("#pair").evaluate("(pair) => pair.style.getPropertyValue('--at')") == "0%"
 
 
 def test_all_that_an_edit_makes_is_downloaded(eyes: Eyes, clip: Path, tmp_path: Path) -> None:
