@@ -68,6 +68,8 @@ class EngineSettings(Frozen):
     """A node during which the Director itself dies this often is failed as poison."""
     batch_wait_s: Seconds = 300.0
     """A model that interactive work keeps busy gives batch work its next slot when that got none for this long."""
+    store_patience_s: Annotated[float, Field(ge=0)] = 600.0
+    """How long finished work, and work that is not begun, waits for a store that is away or full before it fails."""
     timeout_s: NodeTimeouts = NodeTimeouts()
     """Longest run of one attempt, by node kind."""
 

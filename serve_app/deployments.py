@@ -57,8 +57,8 @@ class ModelDeployment:
         assigned = ray.get_runtime_context().get_assigned_resources()
         reporter = _reporter(settings, self._cancel_job)
         self._replica: ModelReplica = ModelReplica(
-            card, settings.models, settings.media, open_store(settings), reporter, float(assigned.get("GPU", 0)),
-            checkpoints=CheckpointShelf(settings.store))
+            card, settings.models, settings.media, open_store(settings, patient=True), reporter,
+            float(assigned.get("GPU", 0)), checkpoints=CheckpointShelf(settings.store))
         when_stopping(self._replica.leave)
 
     async def image(self, call: RenderCall) -> NodeResult:
@@ -86,7 +86,7 @@ class EditDeployment:
 
         assigned = ray.get_runtime_context().get_assigned_resources()
         reporter = _reporter(settings, self._cancel_job)
-        self._replica: EditReplica = EditReplica(card, settings.models, open_store(settings), reporter,
+        self._replica: EditReplica = EditReplica(card, settings.models, open_store(settings, patient=True), reporter,
                                                  float(assigned.get("GPU", 0)))
 
     async def run(self, call: NodeCall) -> NodeResult:
@@ -128,7 +128,7 @@ class MediaDeployment(MediaWorker):
         reporter = _reporter(settings, self.cancel_job)
         scorer = scorer_of(settings, load_cards(settings))
         embedder = None if scorer is None else CardEmbedder(scorer, fetch=settings.models.auto_download)
-        super().__init__(settings.media, open_store(settings), reporter, slots=settings.cpu_slots,
+        super().__init__(settings.media, open_store(settings, patient=True), reporter, slots=settings.cpu_slots,
                          embedder=embedder)
 
 
@@ -143,7 +143,8 @@ class DirectorDeployment(Director):
         """Start the engine at once."""
         ledger = Ledger(settings.database)
         super().__init__(settings, Ports(
-            ledger=ledger, store=open_store(settings), models=model_handles(models, settings.models),
+            ledger=ledger, store=open_store(settings), story_store=open_store(settings, patient=True),
+            models=model_handles(models, settings.models),
             media=NodeHandle(media), edits={card: NodeHandle(handle) for card, handle in edits.items()},
             board=ActorTransport(settings.progress, settings.ray.namespace),
             writer=story_writer(settings.story, story_card(settings), None if chat is None else ChatHandle(chat)),
@@ -192,9 +193,10 @@ def running_replicas(app_name: str, cards: Iterable[str]) -> dict[str, int]:
             if (name := model_deployment(card)) in parts}
 
 
-def open_store(settings: Settings) -> Store:
-    """The store that these settings name."""
-    return Store(settings.store, cache_dir=scratch_dir(settings))
+def open_store(settings: Settings, *, patient: bool = False) -> Store:
+    """The store that these settings name; a patient one waits while it is away, and its caller's thread with it."""
+    return Store(settings.store, cache_dir=scratch_dir(settings),
+                 patience_s=settings.engine.store_patience_s if patient else 0.0)
 
 
 def _reporter(settings: Settings, on_cancelled: Callable[[str], None]) -> Reporter:

@@ -57,6 +57,8 @@ class Ports:
     board: Board
     edits: Mapping[str, EditWorker] = field(default_factory=dict)
     """Trackers and editors by card name."""
+    story_store: ArtifactStore | None = None
+    """The same store, waiting while it is away: a story costs a model's minutes. None: `store`."""
     writer: StoryWriter = RULES
     """Breaks the scripts that were submitted for it."""
 
@@ -113,7 +115,8 @@ class Director:
         media = self._ports.media.run
         in_video = partial(ask_model, models=self._ports.edits, media=self._ports.media,
                            on_cpu=frozenset({CLASSICAL.card}))
-        return {NodeKind.STORY: partial(story, cards=self._cast, store=self._ports.store, writer=self._ports.writer),
+        told_in = self._ports.story_store or self._ports.store
+        return {NodeKind.STORY: partial(story, cards=self._cast, store=told_in, writer=self._ports.writer),
                 NodeKind.KEYFRAME: partial(keyframe, models=self._ports.models),
                 NodeKind.CLIP: partial(clip, models=self._ports.models),
                 NodeKind.INTERPOLATE: media, NodeKind.CAPTION: media, NodeKind.COMPOSE: media,

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from tests.postgres import database_url, migrated_file, postgres_server, shared_database  # noqa: F401 - fixtures
+from tests.s3 import s3_server, s3_url  # noqa: F401 - fixtures
 
 # Ray decides while it is imported whether it signs its calls; a cluster without that runs anybody's code.
 os.environ.setdefault("RAY_AUTH_MODE", "token")

@@ -21,6 +21,7 @@ ReelrayError                    fault     retry
 ├─ StartFailed                  system    never     Ray or a model did not start
 ├─ ArtifactMissing              system    counted   a stored file is gone
 ├─ ArtifactCorrupt              system    counted   a stored file's bytes are not the ones recorded
+├─ StoreAway                    capacity  counted   the store is away or full; whoever has work in hand waits first
 ├─ MediaError                   system    never     a video or picture cannot be read, written or joined
 ├─ ServerRefused                caller    never     the server that a command speaks to refused it
 ├─ ServerUnreachable            system    never     it is away, or in trouble
@@ -370,6 +371,21 @@ class ArtifactCorrupt(ReelrayError):
     def message(self) -> str:
         """Name the file and both values."""
         return f"artifact {self.uri} is damaged: expected {self.expected}, found {self.found}"
+
+
+@dataclass(kw_only=True, eq=False)
+class StoreAway(ReelrayError):
+    """The artifact store does not answer, or takes nothing more."""
+
+    fault: ClassVar[Fault] = Fault.CAPACITY
+    retry: ClassVar[Retry] = Retry.COUNTED
+    store: str
+    """Its URL."""
+    reason: str
+
+    def message(self) -> str:
+        """Name the store and the reason, and say who looks closer."""
+        return f"the store {self.store} is away or full: {self.reason}; `reelray doctor` tries it"
 
 
 @dataclass(kw_only=True, eq=False)

@@ -26,12 +26,15 @@ from typing import BinaryIO
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from workflows.checkpoints import CheckpointShelf
-from workflows.errors import ArtifactCorrupt, ArtifactMissing, InvalidSettings
+from workflows.checkpoints import DIRECTORY, CheckpointShelf
+from workflows.errors import ArtifactCorrupt, ArtifactMissing, InvalidSettings, StoreAway
+from workflows.store_outage import StorePatience, outages_of
 from workflows.types import Artifact, Json, MediaType
 
 MANIFEST = "manifest.json"
 CHUNK_BYTES = 1 << 20
+BUCKETS = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"})
+"""fsspec's names for object stores, whose outermost directory is made by an administrator."""
 
 
 def sha256_of(path: Path) -> str:
@@ -46,46 +49,62 @@ def sha256_of(path: Path) -> str:
 class Store:
     """Artifacts by key. Safe to use from several threads and processes at once."""
 
-    def __init__(self, url: str, *, cache_dir: Path | None = None) -> None:
+    def __init__(self, url: str, *, cache_dir: Path | None = None, patience_s: float = 0.0) -> None:
         """Open the store at an fsspec URL or a local path.
 
-        `cache_dir` is where `fetch` keeps local copies of remote files; local stores need none.
+        `cache_dir` is where `fetch` keeps local copies of remote files; local stores need none. `patience_s`: how long
+        this call, `find`, `put` and `fetch` wait for a store that is away or full, on their caller's thread.
         Raises InvalidSettings when the URL's file system is not installed or the place cannot be written.
         """
+        self.url = url
+        self._patience = StorePatience(patience_s)
         try:
             self._fs, self._root = fsspec.url_to_fs(url)
-            self._fs.makedirs(self._root, exist_ok=True)
+            self._patience.insist(self._open_root, "opening it")
         except (ImportError, ValueError) as error:
             raise InvalidSettings(problem=f"store_url {url!r} cannot be used: {error}; "
                                           'for s3 run `pip install "reelray[s3]"`') from error
-        except OSError as error:
-            raise InvalidSettings(problem=f"store_url {url!r} cannot be written: {error}") from error
-        self.url = url
+        except FileNotFoundError as error:
+            raise InvalidSettings(problem=f"store_url {url!r}: there is no bucket {self._root.partition('/')[0]!r}; "
+                                          "make it, or name another one") from error
+        except StoreAway as error:
+            raise InvalidSettings(problem=f"store_url {url!r} cannot be written: {error.reason}") from error
         self._is_local = isinstance(self._fs, LocalFileSystem)
         self._cache_dir = cache_dir
         self._cache_lock = threading.Lock()
 
+    def _open_root(self) -> None:
+        names = {self._fs.protocol} if isinstance(self._fs.protocol, str) else set(self._fs.protocol)
+        with outages_of(self.url):
+            if names & BUCKETS:
+                # Makes nothing, and raises where there is no bucket. `makedirs` would make one of a mistyped name.
+                with contextlib.suppress(FileExistsError):
+                    self._fs.mkdir(f"{self._root}/{DIRECTORY}", create_parents=False)
+            else:
+                self._fs.makedirs(self._root, exist_ok=True)
+
     # -- reading ------------------------------------------------------------------------------------------------
 
     def find(self, key: str) -> Artifact | None:
-        """The artifact committed under `key`, or None; also None when its file is gone. Reads one small file."""
-        manifest = self.manifest(key)
-        if manifest is None:
-            return None
-        artifact = Artifact.from_json(_mapping(manifest["artifact"]))
-        return artifact if self.exists(artifact) else None
+        """The artifact committed under `key`, or None; also None when its file is gone. Reads one small file.
+
+        Raises StoreAway.
+        """
+        return self._patience.insist(lambda: self._find(key), f"looking for {key}")
 
     def manifest(self, key: str) -> Mapping[str, Json] | None:
         """How the artifact under `key` was made: `{"artifact": ..., "made": ...}`; None when there is none."""
         try:
-            return _mapping(json.loads(self._fs.cat_file(self._path(key, MANIFEST))))
+            with outages_of(self.url):
+                return _mapping(json.loads(self._fs.cat_file(self._path(key, MANIFEST))))
         except FileNotFoundError:
             return None
 
     def exists(self, artifact: Artifact) -> bool:
         """Whether the artifact's file is there with the recorded size."""
         try:
-            return int(self._fs.info(self._strip(artifact.uri))["size"]) == artifact.size_bytes
+            with outages_of(self.url):
+                return int(self._fs.info(self._strip(artifact.uri))["size"]) == artifact.size_bytes
         except FileNotFoundError:
             return False
 
@@ -100,15 +119,10 @@ class Store:
     def fetch(self, artifact: Artifact) -> Path:
         """A local file with the artifact's bytes; the store's own file when the store is local. Do not write to it.
 
-        Raises ArtifactMissing, and ArtifactCorrupt when size or digest are not the recorded ones.
+        Raises ArtifactMissing, ArtifactCorrupt when size or digest are not the recorded ones, and StoreAway.
         """
-        if self._is_local:
-            path = Path(self._strip(artifact.uri))
-            if not path.is_file():
-                raise ArtifactMissing(uri=artifact.uri)
-            _check(path, artifact)
-            return path
-        return self._fetch_remote(artifact)
+        call = self._fetch_local if self._is_local else self._fetch_remote
+        return self._patience.insist(lambda: call(artifact), f"reading {artifact.key}")
 
     # -- writing ------------------------------------------------------------------------------------------------
 
@@ -118,6 +132,7 @@ class Store:
         measurement.
 
         The source is copied, not moved. A second commit of the same key replaces the first atomically.
+        Raises StoreAway.
         """
         digest = sha256_of(source)
         target = self._path(key, digest[:16] + media_type.suffix)
@@ -125,24 +140,37 @@ class Store:
         artifact = Artifact(key=key, uri=uri, sha256=digest, size_bytes=source.stat().st_size, media_type=media_type,
                             score=score)
         body = json.dumps({"artifact": artifact.to_json(), "made": dict(manifest)}, indent=1, ensure_ascii=False)
-        if self._is_local:
-            _commit(source, Path(target), body)
-        else:  # object stores: one put is atomic
-            self._fs.put_file(str(source), target)
-            self._fs.pipe_file(self._path(key, MANIFEST), body.encode())
+        self._patience.insist(lambda: self._write(source, target, body), f"writing {key}")
         return artifact
 
     def discard(self, key: str) -> None:
         """Remove the checkpoints of unfinished attempts at a key; an artifact stays."""
         CheckpointShelf(self.url).drop(key)
 
-    # -- paths --------------------------------------------------------------------------------------------------
+    # -- once, without patience ---------------------------------------------------------------------------------
 
-    def _path(self, key: str, name: str) -> str:
-        return f"{self._root}/{key[:2]}/{key}/{name}"
+    def _find(self, key: str) -> Artifact | None:
+        manifest = self.manifest(key)
+        if manifest is None:
+            return None
+        artifact = Artifact.from_json(_mapping(manifest["artifact"]))
+        return artifact if self.exists(artifact) else None
 
-    def _strip(self, uri: str) -> str:
-        return str(self._fs._strip_protocol(uri))
+    def _write(self, source: Path, target: str, manifest: str) -> None:
+        with outages_of(self.url):
+            if self._is_local:
+                _commit(source, Path(target), manifest)
+            else:  # object stores: one put is atomic
+                self._fs.put_file(str(source), target)
+                self._fs.pipe_file(f"{target.rpartition('/')[0]}/{MANIFEST}", manifest.encode())
+
+    def _fetch_local(self, artifact: Artifact) -> Path:
+        path = Path(self._strip(artifact.uri))
+        with outages_of(self.url):
+            if not path.is_file():
+                raise ArtifactMissing(uri=artifact.uri)
+            _check(path, artifact)
+        return path
 
     def _fetch_remote(self, artifact: Artifact) -> Path:
         if self._cache_dir is None:
@@ -153,7 +181,8 @@ class Store:
                 return path
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                _replace(path, lambda tmp: self._fs.get_file(self._strip(artifact.uri), str(tmp)))
+                with outages_of(self.url):
+                    _replace(path, lambda tmp: self._fs.get_file(self._strip(artifact.uri), str(tmp)))
                 _check(path, artifact)
             except FileNotFoundError as error:
                 raise ArtifactMissing(uri=artifact.uri) from error
@@ -161,6 +190,14 @@ class Store:
                 path.unlink()
                 raise
         return path
+
+    # -- paths --------------------------------------------------------------------------------------------------
+
+    def _path(self, key: str, name: str) -> str:
+        return f"{self._root}/{key[:2]}/{key}/{name}"
+
+    def _strip(self, uri: str) -> str:
+        return str(self._fs._strip_protocol(uri))
 
 
 def _check(path: Path, artifact: Artifact) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.s3 import store_url
 from workflows.checkpoints import CheckpointShelf, Kept
 from workflows.errors import InvalidSettings
 from workflows.store import Store
@@ -20,9 +21,9 @@ LABEL: Mapping[str, Json] = {"card": "wan", "versions": {"torch": "2.9"}}
 TWELVE = Kept(label=LABEL, step=12, attempt=1, spent_s=30.5, body=b"latents" * 1000)
 
 
-@pytest.fixture(params=["disk", "memory"])
+@pytest.fixture(params=["local", "memory", "s3"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return str(tmp_path / "store") if request.param == "disk" else f"memory://{tmp_path.name}"
+    return store_url(request, tmp_path)
 
 
 def file_of(directory: Path) -> Path:

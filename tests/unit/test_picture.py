@@ -16,7 +16,7 @@ PARTS = {
     "document": ("workflows.",),
     "dispatch": ("workflows.dispatch", "workflows.estimate", "workflows.scaling"),
     "durable": ("workflows.durable",),
-    "store": ("workflows.store", "workflows.checkpoints"),
+    "store": ("workflows.store", "workflows.store_outage", "workflows.checkpoints"),
     "status": ("workflows.status", "workflows.telling", "workflows.edit_status"),
     "upkeep": ("workflows.upkeep",),
     "media": ("workflows.media",),

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from workflows.errors import ArtifactCorrupt, ArtifactMissing, InvalidSettings
+from tests.s3 import S3Server, store_url
+from workflows.errors import ArtifactCorrupt, ArtifactMissing, InvalidSettings, StoreAway
 from workflows.store import Store
 from workflows.types import Artifact, MediaType
 
@@ -21,10 +22,9 @@ def source(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    url = str(tmp_path / "store") if request.param == "local" else f"memory://{tmp_path.name}"
-    return Store(url, cache_dir=tmp_path / "cache")
+    return Store(store_url(request, tmp_path), cache_dir=tmp_path / "cache")
 
 
 def test_what_was_put_is_found_fetched_and_opened(store: Store, source: Path) -> None:
@@ -109,3 +109,61 @@ def test_a_store_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
         Store(str(tmp_path / "file" / "store"))
     with pytest.raises(InvalidSettings, match="cannot be used"):
         Store("nosuchprotocol://bucket/x")
+
+
+@pytest.mark.parametrize("url", ["s3://flims/store", "s3://flims"])
+def test_a_bucket_that_is_not_there_is_named_and_not_made(s3_server: S3Server, url: str) -> None:
+    for _ in range(2):
+        with pytest.raises(InvalidSettings, match="there is no bucket 'flims'"):
+            Store(url)
+
+
+class FullStore(Store):
+    """On a disk that has room again after so many tries."""
+
+    tries = 0
+    room_after = 3
+
+    def _write(self, source: Path, target: str, manifest: str) -> None:
+        self.tries += 1
+        if self.tries <= self.room_after:
+            raise StoreAway(store=self.url, reason="[Errno 28] No space left on device")
+        super()._write(source, target, manifest)
+
+
+def test_what_is_done_waits_for_room(tmp_path: Path, source: Path) -> None:
+    store = FullStore(str(tmp_path / "store"), patience_s=30)
+    assert store.put(KEY, source, media_type=MediaType.MP4, manifest={}) == store.find(KEY)
+    assert store.tries == 4
+
+
+def test_without_patience_a_full_disk_is_told_at_once(tmp_path: Path, source: Path) -> None:
+    store = FullStore(str(tmp_path / "store"))
+    with pytest.raises(StoreAway, match=r"is away or full: .* No space left on device"):
+        store.put(KEY, source, media_type=MediaType.MP4, manifest={})
+    assert store.tries == 1
+
+
+def test_a_disk_that_cannot_be_written_is_a_store_that_is_away(tmp_path: Path, source: Path) -> None:
+    store = Store(str(tmp_path / "store"))
+    # A file where the directory is to be: ENOTDIR, and not even root may.
+    (tmp_path / "store" / KEY[:2]).write_text("in the way")
+    with pytest.raises(StoreAway, match=r"store is away or full: .*Not a directory"):
+        store.put(KEY, source, media_type=MediaType.MP4, manifest={})
+
+
+def test_a_server_that_goes_away_and_comes_back(s3_server: S3Server, s3_url: str, tmp_path: Path, source: Path) -> None:
+    hasty, patient = (Store(s3_url, cache_dir=tmp_path / "cache", patience_s=limit_s) for limit_s in (0, 60))
+    before = hasty.put(KEY, source, media_type=MediaType.MP4, manifest={})
+    s3_server.go_away()
+    back = threading.Timer(1.5, s3_server.come_back)
+    back.start()
+    try:
+        for question in (lambda: hasty.find(KEY), lambda: hasty.fetch(before), lambda: hasty.exists(before)):
+            with pytest.raises(StoreAway, match="Could not connect"):
+                question()
+        source.write_bytes(b"other")
+        after = patient.put(KEY, source, media_type=MediaType.MP4, manifest={})
+    finally:
+        back.join()
+    assert hasty.find(KEY) == after

@@ -23,6 +23,7 @@ from workflows.durable.leases import Claim, Ending, Lease, Leases
 from workflows.durable.ledger import Ledger
 from workflows.durable.patience import Patience
 from workflows.durable.rows import Level
+from workflows.durable.store_watch import StoreWatch
 from workflows.durable.walk import Walk, Workshop
 from workflows.errors import ErrorRecord, LeaseLost
 from workflows.ports import ArtifactStore, Step
@@ -67,7 +68,8 @@ class Engine:
         self._leases = Leases(ledger.database, lease_s=settings.lease_s, interruption_limit=settings.interruption_limit)
         self._patience = Patience(writers=ledger.database.writers)
         self._gates = Gates()
-        self._shop = Workshop(steps=steps, store=store, dispatcher=dispatcher, settings=settings, leases=self._leases,
+        self._shop = Workshop(steps=steps, store=store, watch=StoreWatch(store, limit_s=settings.store_patience_s),
+                              dispatcher=dispatcher, settings=settings, leases=self._leases,
                               journal=Journal(ledger.database), patience=self._patience, gates=self._gates)
         self._held: dict[str, Held] = {}
         self._wake = asyncio.Event()

@@ -24,6 +24,7 @@ from workflows.durable.journal import Journal, Settled
 from workflows.durable.leases import Ending, Lease, Leases
 from workflows.durable.patience import Patience
 from workflows.durable.rows import Level, NodeRow
+from workflows.durable.store_watch import StoreWatch
 from workflows.durable.verdict import Setback, judge
 from workflows.errors import (
     BatchHeld,
@@ -62,6 +63,7 @@ class Workshop:
 
     steps: Mapping[NodeKind, Step]
     store: ArtifactStore
+    watch: StoreWatch
     dispatcher: Dispatcher
     settings: EngineSettings
     leases: Leases
@@ -290,18 +292,20 @@ class Walk:
         return Settled(node=await self._shop.patience.insist(self._shop.journal.fail, self._claim, node, setback))
 
     async def _find(self, key: str) -> Artifact | None:
-        """The stored result, if any. A store that cannot be asked is reported, and the work is done again."""
+        """The stored result, if any. A store that cannot be asked, even after a while, is for the attempt to meet."""
         try:
-            return await asyncio.to_thread(self._shop.store.find, key)
-        except Exception as error:  # noqa: BLE001 - whatever a store's client raises; the attempt meets it again and counts
-            await self._shop.patience.insist(
-                self._shop.journal.log, self._claim, f"store cannot be asked for {key}: {error}", Level.WARNING)
+            return await self._shop.watch.find(key, self._warn)
+        except Exception as error:  # noqa: BLE001 - whatever a store's client raises
+            await self._warn(f"store cannot be asked for {key}: {error}")
             return None
+
+    async def _warn(self, text: str) -> None:
+        await self._shop.patience.insist(self._shop.journal.log, self._claim, text, Level.WARNING)
 
     async def _is_gone(self, key: str) -> bool:
         """Whether the store surely has no result; one that cannot be asked may have it."""
         try:
-            return await asyncio.to_thread(self._shop.store.find, key) is None
+            return await self._shop.watch.find(key, self._warn) is None
         except Exception:  # noqa: BLE001 - whatever a store's client raises
             return False
 
@@ -318,7 +322,7 @@ class Walk:
             # A script that is told again would tell another story: its nodes exist, its text is not needed.
             if not wanted or node.artifact is None or node.kind in graph.FAN_OUT:
                 continue
-            if await self._find(node.artifact.key) is None:
+            if await self._is_gone(node.artifact.key):
                 self._nodes[node_id] = await self._shop.patience.insist(
                     self._shop.journal.reopen, self._claim, node)
 

@@ -19,11 +19,13 @@ from workflows.durable.journal import Journal
 from workflows.durable.leases import Claim, Lease, Leases
 from workflows.durable.patience import Patience
 from workflows.durable.rows import EventType, NewJob, NodeRow
+from workflows.durable.store_watch import StoreWatch
 from workflows.durable.tables import job, node
 from workflows.durable.walk import Walk, Workshop
-from workflows.errors import ModelFailed, Overloaded, RenderCancelled, ReplicaLost
+from workflows.errors import ModelFailed, Overloaded, RenderCancelled, ReplicaLost, StoreAway
 from workflows.types import (
     MISSING_KEY,
+    Artifact,
     JobStatus,
     NodeCall,
     NodeKind,
@@ -38,6 +40,19 @@ from workflows.types import (
 BROKEN = ModelFailed(node_id="s1.clip", reason="grey frames")
 LOST = ReplicaLost(node_id="s1.clip", reason="actor died")
 BUSY = Overloaded(node_id="s1.clip", reason="queue full")
+
+
+class AwayStore(FakeStore):
+    """One that may not answer."""
+
+    def __init__(self, directory: Path, *, is_away: bool = False) -> None:
+        super().__init__(directory)
+        self.is_away = is_away
+
+    def find(self, key: str) -> Artifact | None:
+        if self.is_away:
+            raise StoreAway(store="s3://films", reason="no route to host")
+        return super().find(key)
 
 
 class Hold:
@@ -518,7 +533,7 @@ class TestStopAndLoss:
         lease = Lease(claim=leases.claim(1, Priority.INTERACTIVE)[0], certain_until_s=time.monotonic() + 60)
         shop = Workshop(steps=dict.fromkeys(NodeKind, studio.step), store=studio.store, settings=settings,
                         dispatcher=Dispatcher({"cpu": 1}), leases=leases, journal=FrozenAfterCommit(database),
-                        patience=Patience(writers=1))
+                        watch=StoreWatch(studio.store, limit_s=0), patience=Patience(writers=1))
         walking = asyncio.create_task(Walk(lease, studio.ledger.nodes("film"), shop).run())
         await asyncio.wait([walking])
         assert bool(studio.step.calls) is not stolen
@@ -648,6 +663,33 @@ class TestReuse:
         studio.ledger.submit(film())
         assert (await studio.render()).status is JobStatus.SUCCEEDED
         assert "no route to host" in studio.log()
+
+    async def test_nothing_is_started_and_nothing_opened_again_while_the_store_is_away(self, studio: Studio) -> None:
+        away = studio.store = AwayStore(Path())
+        studio.step = ScriptedStep(away)
+        studio.step.script["s2.clip"] = [BROKEN] * 3
+        studio.ledger.submit(film())
+        assert (await studio.render()).status is JobStatus.PARTIAL
+        studio.step.calls.clear()
+        studio.ledger.rerun("film")
+        away.is_away = True
+        async with studio.running():
+            await studio.until(studio.log, lambda text: "nothing new is started until it is back" in text)
+            await asyncio.sleep(0.3)
+            assert studio.step.started() == []
+            away.is_away = False
+            assert (await studio.finish()).status is JobStatus.SUCCEEDED
+        assert studio.step.started() == ["s2.clip", "compose"]
+        assert "the store is back after" in studio.log()
+        assert "no longer in the store" not in studio.log()
+        assert studio.node("s2.clip").failures == 0
+
+    async def test_a_store_that_stays_away_is_for_the_attempt_to_meet(self, studio: Studio) -> None:
+        studio.store = AwayStore(Path(), is_away=True)
+        studio.settings = studio.settings.model_copy(update={"store_patience_s": 0.0})
+        studio.ledger.submit(film(shots=1))
+        assert (await studio.render()).status is JobStatus.SUCCEEDED
+        assert "store cannot be asked" in studio.log()
 
     async def test_warnings_reach_the_job_and_a_rerun_takes_them_back(self, studio: Studio) -> None:
         async def warn(call: NodeCall) -> NodeResult:

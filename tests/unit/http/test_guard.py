@@ -12,6 +12,7 @@ from starlette.testclient import TestClient
 from configs.load import SettingsError, load_settings
 from serve_app.http.schemas import Problem
 from tests.desk import TWO_SHOTS, Shop, open_shop
+from workflows.errors import StoreAway
 
 
 @pytest.mark.parametrize(("headers", "status"), [
@@ -92,6 +93,11 @@ class TestSurprises:
         shop.cluster.error = sqlite3.OperationalError("unable to open database file")
         reply = shop.client.get("/api/capacity")
         assert (reply.status_code, reply.headers["retry-after"], reply.json()["code"]) == (503, "5", "database-away")
+
+    def test_a_store_that_is_away_too(self, shop: Shop) -> None:
+        shop.cluster.error = StoreAway(store="s3://films", reason="could not connect")
+        reply = shop.client.get("/api/capacity")
+        assert (reply.status_code, reply.headers["retry-after"], reply.json()["code"]) == (503, "5", "store-away")
 
     @pytest.mark.parametrize("path", ["/nothing", "/api", "/api/nothing", "/docs", "/api/jobs/%00", "/api/films"])
     def test_a_path_or_method_that_is_none_is_a_problem_too(self, shop: Shop, path: str) -> None:

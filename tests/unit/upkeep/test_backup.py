@@ -176,10 +176,11 @@ def test_a_backup_of_an_earlier_release_is_restored_and_migrated(
         assert revision_of(connection) == manifest.revision
 
 
-def test_addresses_in_rows_become_those_of_the_new_store(local: Ledger, store: Store, tmp_path: Path) -> None:
+def test_addresses_in_rows_become_those_of_the_new_store(
+        local: Ledger, store: Store, tmp_path: Path, s3_url: str) -> None:
     with_all_sorts(local, store, tmp_path)
     make(local, store, tmp_path / "backup")
-    elsewhere = Store(f"memory://{tmp_path.name}-restored", cache_dir=tmp_path / "cache")
+    elsewhere = Store(s3_url, cache_dir=tmp_path / "cache")
     with closing(Ledger(f"sqlite:///{tmp_path / 'target.db'}")) as target:
         assert restore(tmp_path / "backup", target, StoreFiles(elsewhere.url)).written == 2
         (clip,) = target.nodes("film")

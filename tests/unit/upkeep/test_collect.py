@@ -14,6 +14,7 @@ import pytest
 import sqlalchemy as sa
 
 from tests.fakes import FakeStore, ScriptedStep
+from tests.s3 import store_url
 from tests.studio import Studio, film
 from tests.upkeep import StoringStep, stored
 from workflows.checkpoints import CheckpointShelf, Kept
@@ -36,10 +37,9 @@ def ledger(tmp_path: Path, migrated_file: Path) -> Ledger:
     return Ledger(f"sqlite:///{tmp_path / 'state.db'}")
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    return Store(str(tmp_path / "store") if request.param == "local" else f"memory://{tmp_path.name}",
-                 cache_dir=tmp_path / "cache")
+    return Store(store_url(request, tmp_path), cache_dir=tmp_path / "cache")
 
 
 @pytest.fixture

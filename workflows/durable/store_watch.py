@@ -1,0 +1,60 @@
+"""Questions to the store off the event loop, asked again while it is away. Knows no job."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+from workflows.errors import StoreAway
+from workflows.ports import ArtifactStore
+from workflows.store_outage import FIRST_WAIT_S, LONGEST_WAIT_S
+from workflows.types import Artifact
+
+Tell = Callable[[str], Awaitable[None]]
+
+
+class StoreWatch:
+    """The store as all walks of one Director ask it.
+
+    What is looked up decides whether a GPU works for minutes. So nobody guesses while the store is away; and only one
+    of a thousand waiting nodes asks it then, since each question may take a client half a minute of a thread.
+    """
+
+    def __init__(self, store: ArtifactStore, *, limit_s: float) -> None:
+        """`limit_s`: how long one question waits for its answer."""
+        self._store = store
+        self._limit_s = limit_s
+        self._turn = asyncio.Lock()
+        self._away = False
+
+    async def find(self, key: str, tell: Tell) -> Artifact | None:
+        """The artifact committed under a key, or None. `tell` hears of an outage when it is met, and when it is over.
+
+        Raises StoreAway when the limit has passed, and what else the store raises at once.
+        """
+        if not self._away:
+            try:
+                return await asyncio.to_thread(self._store.find, key)
+            except StoreAway as error:
+                self._away = True
+                await tell(f"{error}; nothing new is started until it is back")
+        return await self._wait(key, tell)
+
+    async def _wait(self, key: str, tell: Tell) -> Artifact | None:
+        started_s, wait_s = time.monotonic(), FIRST_WAIT_S
+        while True:
+            async with self._turn:
+                try:
+                    found = await asyncio.to_thread(self._store.find, key)
+                except StoreAway:
+                    if time.monotonic() - started_s >= self._limit_s:
+                        raise
+                    # Inside the turn: whoever comes next has not to ask at once.
+                    await asyncio.sleep(wait_s)
+                    wait_s = min(wait_s * 2, LONGEST_WAIT_S)
+                    continue
+                if self._away:
+                    self._away = False
+                    await tell(f"the store is back after {time.monotonic() - started_s:.0f} s")
+                return found
