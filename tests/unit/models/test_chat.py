@@ -157,6 +157,17 @@ async def test_a_cancelled_caller_stops_the_generation_and_the_next_one_is_answe
         await waiting
 
 
+@pytest.mark.parametrize("off_s", [3600.0, -3600.0], ids=["ahead", "behind"])
+async def test_a_machine_whose_clock_is_an_hour_off_answers_as_always_and_a_deadline_ends_it(
+        off_s: float, repo: Path) -> None:
+    card = tiny_chat.card_of(repo, answer_tokens=200)
+    replica = ChatReplica(card, SETTINGS, 0, clock=lambda: time.monotonic() + off_s)
+    assert (await replica.answer(question("x", left_s=60.0))).tokens > 0
+    with pytest.raises(DeadlineExceeded, match="stopped between two tokens"):
+        await replica.answer(question("x", left_s=0.01))
+    replica.close()
+
+
 async def test_a_deadline_ends_a_generation(replica: ChatReplica) -> None:
     started = time.perf_counter()
     with pytest.raises(DeadlineExceeded, match="stopped between two tokens"):
