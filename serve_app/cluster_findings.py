@@ -139,7 +139,8 @@ def _clock(name: str, _: NodeReport, facts: NodeFacts) -> Iterator[Finding]:
     if off_s > SKEW_NOTE_S:
         yield Finding(level="fail" if off_s > SKEW_FAIL_S else "note", what="clock",
                       text=f"{name} is {abs(facts.skew_s):.1f} s {'ahead of' if facts.skew_s > 0 else 'behind'} the "
-                           "database; deadlines go by it: run chrony or another time service there")
+                           "database; times in lists and logs are off by that, and S3 and receivers of webhooks refuse "
+                           "what is minutes off: run chrony or another time service there")
 
 
 def _gpu(name: str, report: NodeReport, facts: NodeFacts) -> Iterator[Finding]:

@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -22,6 +21,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from configs.settings import ModelsSettings
 from serve_app.providers.local import Answer, Question
+from workflows.deadline import Deadline
 from workflows.errors import ModelFailed, Overloaded, ReelrayError, ReplicaLost, WrongReplica
 from workflows.ports import Model, RenderCall
 from workflows.types import NodeCall, NodeResult
@@ -61,12 +61,13 @@ class ModelHandle:
 
         Serve has no way to name a replica. One that is to be avoided refuses at once, so asking costs next to nothing.
         """
-        until_s = min(time.time() + self._elsewhere_s, call.deadline_s)
+        deadline = Deadline.after(call.left_s)
+        patience = Deadline.after(min(self._elsewhere_s, call.left_s))
         while True:
-            if len(call.avoid) >= self._replicas or time.time() > until_s:
+            if len(call.avoid) >= self._replicas or patience.is_over:
                 call = replace(call, avoid=())
             try:
-                async with _one_call(method.remote(call), call.node_id) as response:
+                async with _one_call(method.remote(replace(call, left_s=deadline.left_s)), call.node_id) as response:
                     result: NodeResult = await response
                 return result
             except WrongReplica:

@@ -113,11 +113,11 @@ def scripted_card(*tasks: Task) -> ModelCard:
 
 
 def render_call(card: ModelCard, *, key: str = "a" * 32, job_id: str = "job", node_id: str = "s1.clip",
-                frames: int = 5, first_frame: Artifact | None = None, deadline_s: float = 4e9, card_name: str = "",
+                frames: int = 5, first_frame: Artifact | None = None, left_s: float = 4e9, card_name: str = "",
                 **changes: Any) -> RenderCall:
     """A call that the card can answer."""
     fields: dict[str, Any] = {
-        "job_id": job_id, "node_id": node_id, "shot_id": "s1", "attempt": 2, "key": key, "deadline_s": deadline_s,
+        "job_id": job_id, "node_id": node_id, "shot_id": "s1", "attempt": 2, "key": key, "left_s": left_s,
         "card": card_name or card.name, "card_digest": card.digest(), "prompt": "a red ball", "negative_prompt": "",
         "width_px": card.defaults.width_px, "height_px": card.defaults.height_px, "frames": frames, "fps": 8.0,
         "steps": STEPS, "guidance": 3.0, "seed": 11, "first_frame": first_frame}

@@ -36,7 +36,8 @@ class RenderCall:
     shot_id: str
     attempt: int
     key: str
-    deadline_s: float
+    left_s: float
+    """As in NodeCall."""
     card: str
     """Name of the model card."""
     card_digest: str

@@ -56,7 +56,10 @@ class StoryWriter(Protocol):
         """What of the writer decides a story, as part of the story's key; empty: the fixed rules."""
 
     async def write(self, script: str, *, file: str, film: FilmFields, cards: Cards, until_s: float) -> Told:
-        """The storyboard of a script, for these models; done before the Unix time `until_s`. Raises InvalidDocument."""
+        """The storyboard of a script, for these models; done before `until_s` of `time.monotonic()`.
+
+        Raises InvalidDocument.
+        """
 
 
 class RuleWriter:

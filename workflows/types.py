@@ -272,8 +272,8 @@ class NodeCall:
     payload: Mapping[str, Json]
     inputs: Mapping[str, Artifact | None]
     """By node id, in the order of the node's deps; None where that node failed or was skipped."""
-    deadline_s: float
-    """Unix time after which the attempt is stopped."""
+    left_s: float
+    """Seconds until the attempt is stopped, from here; a receiver counts them from its arrival, by its own clock."""
     avoid: tuple[str, ...] = ()
     """Replicas that ran out of memory for it; another one is asked where there is one."""
 

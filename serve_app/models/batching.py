@@ -26,6 +26,7 @@ from serve_app.models.studio import Painter
 from serve_app.models.takes import Take
 from serve_app.models.tap import ProgressCallback, Watch
 from serve_app.models.text_to_image import TextToImage
+from workflows.deadline import NEVER, Deadline
 from workflows.errors import ReelrayError
 from workflows.media.frames import UInt8Array
 from workflows.ports import RenderCall
@@ -61,6 +62,7 @@ class Item:
     records: RunRecords
     alone: Callable[[], Rendered]
     """Renders it without mates, on the GPU thread."""
+    deadline: Deadline = NEVER
     done: Future[Rendered] = field(default_factory=Future)
     """Resolved on the GPU thread."""
     group: _Group | None = None
@@ -69,7 +71,7 @@ class Item:
     def is_open(self) -> bool:
         """Whether somebody may still want its result; one past its deadline is sent away. On the GPU thread."""
         if not self.done.done():
-            watch = Watch(label=self.call.node_id, cancel=self.token, deadline_s=self.call.deadline_s)
+            watch = Watch(label=self.call.node_id, cancel=self.token, deadline=self.deadline)
             try:
                 watch.check()
             except ReelrayError as error:

@@ -7,7 +7,6 @@ never read as one of the model's own control words (`<|im_start|>`).
 from __future__ import annotations
 
 import inspect
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,6 +28,7 @@ from serve_app.models.lifecycle import CancelToken
 from serve_app.models.repo import refused
 from serve_app.providers.chat import Message
 from serve_app.providers.local import Answer, Question
+from workflows.deadline import Deadline
 from workflows.errors import DeadlineExceeded, RenderCancelled, RenderRefused
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -65,8 +65,8 @@ class ChatModel:
             return sum(token in control for token in encoded.tolist())
         return ends_in(f"x{self._tokenizer.decode(sorted(control))}") > ends_in("x")
 
-    def answer(self, question: Question, *, cancel: CancelToken, beat: Callable[[], None], most_tokens: int = 0,
-               ) -> Answer:
+    def answer(self, question: Question, *, deadline: Deadline, cancel: CancelToken, beat: Callable[[], None],
+               most_tokens: int = 0) -> Answer:
         """Generate; `beat` is called at every token. `most_tokens`: less than the card allows; 0: what it allows.
 
         Raises RenderRefused for a question that is too long, RenderCancelled and DeadlineExceeded between two tokens.
@@ -80,7 +80,7 @@ class ChatModel:
         with torch.inference_mode():
             output = self._model.generate(
                 **encoded.to(self._model.device), generation_config=self._config(question, most_tokens),
-                stopping_criteria=StoppingCriteriaList([_Stop(question, cancel, beat)]))
+                stopping_criteria=StoppingCriteriaList([_Stop(question.label, deadline, cancel, beat)]))
         said = output[0, length:].tolist()
         return Answer(text=self._tokenizer.decode(said, skip_special_tokens=True), tokens=len(said),
                       is_whole=bool(said) and said[-1] in self._ends)
@@ -103,8 +103,9 @@ class ChatModel:
 class _Stop(StoppingCriteria):
     """Between two tokens: a sign of life, and whether to go on. Stops by raising: half an answer is none."""
 
-    def __init__(self, question: Question, cancel: CancelToken, beat: Callable[[], None]) -> None:
-        self._question = question
+    def __init__(self, label: str, deadline: Deadline, cancel: CancelToken, beat: Callable[[], None]) -> None:
+        self._label = label
+        self._deadline = deadline
         self._cancel = cancel
         self._beat = beat
 
@@ -112,10 +113,9 @@ class _Stop(StoppingCriteria):
         """Called by transformers after each token, with arguments of its own choosing."""
         self._beat()
         if self._cancel.is_set:
-            raise RenderCancelled(node_id=self._question.label, reason="cancelled between two tokens")
-        if time.time() > self._question.deadline_s:
-            raise DeadlineExceeded(node_id=self._question.label,
-                                   reason="the time limit passed; stopped between two tokens")
+            raise RenderCancelled(node_id=self._label, reason="cancelled between two tokens")
+        if self._deadline.is_over:
+            raise DeadlineExceeded(node_id=self._label, reason="the time limit passed; stopped between two tokens")
         return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
 

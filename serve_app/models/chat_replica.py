@@ -22,6 +22,7 @@ from serve_app.models.lifecycle import (
 )
 from serve_app.providers.chat import Message
 from serve_app.providers.local import Answer, Question
+from workflows.deadline import NEVER, Clock, Deadline
 from workflows.errors import GpuOutOfMemory, ModelFailed, ReelrayError, StageFailed
 
 log = logging.getLogger(__name__)
@@ -39,12 +40,15 @@ class ChatReplica:
     """
 
     def __init__(self, card: ChatCard, settings: ModelsSettings, assigned_gpus: float,
-                 load: LoadChat = chat_model.load) -> None:
+                 load: LoadChat = chat_model.load, clock: Clock = time.monotonic) -> None:
         """Load, and generate two tokens; a replica that exists can answer.
+
+        `clock`: what the seconds that a question has left are counted by.
 
         Raises ImpossibleResources for the device, InvalidDocument for the card, and whatever the warm-up raises.
         """
         self._card = card
+        self._clock = clock
         self._heartbeat = Heartbeat(stall_s=settings.stall_s, step="token")
         self._gpu = GpuThread(self._heartbeat)
         self._running: set[CancelToken] = set()
@@ -61,10 +65,10 @@ class ChatReplica:
 
     async def answer(self, question: Question) -> Answer:
         """See `Speaker`."""
-        cancel = CancelToken()
+        cancel, deadline = CancelToken(), Deadline.after(question.left_s, self._clock)
         self._running.add(cancel)
         try:
-            return await self._gpu.run(functools.partial(self._generate, question, cancel), cancel=cancel)
+            return await self._gpu.run(functools.partial(self._generate, question, deadline, cancel), cancel=cancel)
         finally:
             self._running.discard(cancel)
 
@@ -81,15 +85,16 @@ class ChatReplica:
         free_memory()
 
     def _warm_up(self) -> None:
-        question = Question(messages=(Message(role="user", content="x"),), temperature=0.0, deadline_s=math.inf)
-        self._model.answer(question, cancel=CancelToken(), beat=self._heartbeat.beat, most_tokens=WARM_UP_TOKENS)
+        question = Question(messages=(Message(role="user", content="x"),), temperature=0.0, left_s=math.inf)
+        self._model.answer(question, deadline=NEVER, cancel=CancelToken(), beat=self._heartbeat.beat,
+                           most_tokens=WARM_UP_TOKENS)
 
-    def _generate(self, question: Question, cancel: CancelToken) -> Answer:
+    def _generate(self, question: Question, deadline: Deadline, cancel: CancelToken) -> Answer:
         """On the GPU thread."""
         failure: StageFailed
         started = time.perf_counter()
         try:
-            answer = self._model.answer(question, cancel=cancel, beat=self._heartbeat.beat)
+            answer = self._model.answer(question, deadline=deadline, cancel=cancel, beat=self._heartbeat.beat)
             log.info("%s: %d tokens in %.1f s", question.label, answer.tokens, time.perf_counter() - started)
             return answer
         except ReelrayError:

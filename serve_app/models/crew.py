@@ -192,7 +192,7 @@ class Crew:
         ours: Exception | None = None
         try:
             frames = painter.generate(take, progress_callback=callback, watch=replace(
-                watch, cancel=_Decision(self, number, watch), deadline_s=UNWATCHED.deadline_s))
+                watch, cancel=_Decision(self, number, watch), deadline=UNWATCHED.deadline))
         except Exception as error:  # noqa: BLE001 - raised below, when the others have been told
             ours = error
         self.say(number, Verdict.FREE if ours is None else Verdict.STOP)

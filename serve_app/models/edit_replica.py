@@ -172,7 +172,7 @@ class EditReplica:
 
     def _asked(self, run: Run[NodeCall], call: NodeCall, records: RunRecords, model: Model[T]) -> T:
         """On the GPU thread."""
-        watch = Watch(label=call.node_id, cancel=run.token, deadline_s=call.deadline_s, beat=self._heartbeat.beat,
+        watch = Watch(label=call.node_id, cancel=run.token, deadline=run.deadline, beat=self._heartbeat.beat,
                       note=run.notes.append, other_pixels=run.differ)
         clock = StepClock(records.step)
         result = guarded(lambda: model(lambda done, total, at: clock(done - 1, total, at), watch), label=call.node_id,

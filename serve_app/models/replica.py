@@ -43,6 +43,7 @@ from serve_app.models.studio import open_studio, warm_up
 from serve_app.models.takes import Take
 from serve_app.models.tap import Watch
 from workflows.checkpoints import CheckpointShelf
+from workflows.deadline import Clock
 from workflows.errors import (
     GpuOutOfMemory,
     HandedOver,
@@ -74,8 +75,11 @@ class ModelReplica:
         self, card: ModelCard, settings: ModelsSettings, media: MediaSettings, store: ArtifactStore,
         sink: ProgressSink, assigned_gpus: float, load: pipelines.LoadPipeline = pipelines.load,
         room_gb: Callable[[str, float], float | None] = gpu_room_gb, checkpoints: CheckpointShelf | None = None,
+        clock: Clock = time.monotonic,
     ) -> None:
         """Load every task of the card and make one tiny call with each; a replica that exists can render.
+
+        `clock`: what the seconds that a call has left are counted by.
 
         Raises ImpossibleResources for the device, InvalidDocument for the card, and whatever the warm-up raises.
         """
@@ -85,7 +89,7 @@ class ModelReplica:
         """Of this process; calls that did not fit here name it."""
         self._store = store
         self._sink = sink
-        self._runs: Runs[RenderCall] = Runs(sink)
+        self._runs: Runs[RenderCall] = Runs(sink, clock=clock)
         self._heartbeat = Heartbeat(stall_s=settings.stall_s)
         self._gpu = GpuThread(self._heartbeat, threads=card.remote.parallel if card.remote else 1)
         self._saving = SerialThread("saving")
@@ -195,7 +199,8 @@ class ModelReplica:
                 if self._batcher is None:
                     frames, seconds = await self._gpu.run(render, cancel=run.token)
                 else:
-                    frames, seconds = await self._batcher.run(Item(take, call, run.token, records, render))
+                    frames, seconds = await self._batcher.run(
+                        Item(take, call, run.token, records, render, deadline=run.deadline))
                 seconds["wait"] = time.perf_counter() - queued - sum(seconds.values())
                 target = replace(call, key=substitute_key(call.key)) if run.differs else call
                 save = functools.partial(self._saver.save, frames, target, records, seconds={**seconds, **kept.carried},
@@ -242,7 +247,7 @@ class ModelReplica:
                 ) -> tuple[UInt8Array, dict[str, float]]:
         """On the GPU thread: frames, and how long the steps and the rest took."""
         run.begun, call = True, kept.call
-        watch = Watch(label=call.node_id, cancel=run.token, deadline_s=call.deadline_s, beat=self._heartbeat.beat,
+        watch = Watch(label=call.node_id, cancel=run.token, deadline=run.deadline, beat=self._heartbeat.beat,
                       note=run.notes.append, other_pixels=run.differ)
         failure: StageFailed
         try:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 from serve_app.models.lifecycle import CancelToken, finish
+from workflows.deadline import Clock, Deadline
 from workflows.errors import HandedOver, RenderCancelled, StageFailed
 from workflows.ports import ProgressSink
 from workflows.types import NodeResult
@@ -28,6 +30,10 @@ class Asked(Protocol):
     def key(self) -> str:
         """What the result is kept under."""
 
+    @property
+    def left_s(self) -> float:
+        """Seconds until it is stopped, from its arrival."""
+
 
 CallT = TypeVar("CallT", bound=Asked)
 
@@ -45,6 +51,8 @@ class _Waiter(Generic[CallT]):
 class Run(Generic[CallT]):
     """One key in the making, whoever waits for it."""
 
+    deadline: Deadline
+    """That of the call that began it."""
     task: asyncio.Task[NodeResult] = field(init=False)
     token: CancelToken = field(default_factory=CancelToken)
     waiters: list[_Waiter[CallT]] = field(default_factory=list)
@@ -90,18 +98,20 @@ class Runs(Generic[CallT]):
     that a slot counted outside is never free while the GPU is not.
     """
 
-    def __init__(self, sink: ProgressSink) -> None:
+    def __init__(self, sink: ProgressSink, *, clock: Clock = time.monotonic) -> None:
+        """`clock`: what the seconds that a call has left are counted by."""
         self._sink = sink
+        self._clock = clock
         self._runs: dict[str, Run[CallT]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def answer(self, call: CallT, produce: Produce[CallT]) -> NodeResult:
         """The result of the key's run, which begins when there is none. Raises RenderCancelled, its errors."""
-        self._loop = asyncio.get_running_loop()
+        self._loop, deadline = asyncio.get_running_loop(), Deadline.after(call.left_s, self._clock)
         while (run := self._runs.get(call.key)) is not None and run.token.is_set:
             await asyncio.wait([run.task])  # being stopped: its key is free after that
         if run is None:
-            run = self._begin(call, produce)
+            run = self._begin(call, deadline, produce)
         waiter = _Waiter(call, self._loop.create_future())
         run.waiters.append(waiter)
         run.jobs.add(call.job_id)
@@ -147,8 +157,8 @@ class Runs(Generic[CallT]):
         for run in self._runs.values():
             run.token.set()
 
-    def _begin(self, call: CallT, produce: Produce[CallT]) -> Run[CallT]:
-        run: Run[CallT] = Run()
+    def _begin(self, call: CallT, deadline: Deadline, produce: Produce[CallT]) -> Run[CallT]:
+        run: Run[CallT] = Run(deadline)
         self._runs[call.key] = run
         run.task = asyncio.create_task(produce(run), name=f"run {call.node_id}")
         # Not in a `finally` of the coroutine: a task that is cancelled before it begins never enters it.

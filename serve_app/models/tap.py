@@ -15,8 +15,6 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -28,6 +26,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
 from serve_app.models.gpu_steps import MakeMark, StepRelay, marks_for
 from serve_app.models.resume import DenoiserSwitch, Drawing, StepCheckpoint, checkpoint_now, restore
+from workflows.deadline import NEVER, Deadline
 from workflows.errors import DeadlineExceeded, ModelFailed, RenderCancelled
 
 log = logging.getLogger(__name__)
@@ -67,8 +66,8 @@ class Watch:
     """Node id, for errors."""
     cancel: Asked | None = None
     """Set from another thread to stop the render within one step."""
-    deadline_s: float = math.inf
-    """Unix time after which the render is stopped."""
+    deadline: Deadline = NEVER
+    """When the render is stopped."""
     beat: Callable[[], None] = _nothing
     """Called at every sign of life: each step, each piece the VAE codes."""
     note: Callable[[str], None] = _unheard
@@ -88,7 +87,7 @@ class Watch:
         """Raise RenderCancelled or DeadlineExceeded when it is time to stop."""
         if self.cancel is not None and self.cancel.is_set:
             raise RenderCancelled(node_id=self.label, reason="cancelled between two steps")
-        if time.time() > self.deadline_s:
+        if self.deadline.is_over:
             raise DeadlineExceeded(node_id=self.label, reason="the time limit passed; stopped between two steps")
 
 

@@ -43,7 +43,10 @@ class Chat(Protocol):
     """Who answers questions."""
 
     async def ask(self, messages: Sequence[Message], *, name: str, schema: Mapping[str, Json], until_s: float) -> str:
-        """The answer, which should be JSON of this schema; given up at the Unix time `until_s`. Raises ApiFailure."""
+        """The answer, which should be JSON of this schema; given up at `until_s` of `time.monotonic()`.
+
+        Raises ApiFailure.
+        """
 
 
 async def patiently(once: Callable[[], Awaitable[str]], settings: StorySettings, until_s: float) -> str:
@@ -55,7 +58,7 @@ async def patiently(once: Callable[[], Awaitable[str]], settings: StorySettings,
         except ApiFailure as failure:
             tries += 1
             wait_s = min(max(failure.retry_after_s, FIRST_WAIT_S * 2.0 ** (tries - 1)), settings.max_retry_wait_s)
-            if failure.final or tries > settings.retries or time.time() + wait_s + LEAST_S > until_s:
+            if failure.final or tries > settings.retries or time.monotonic() + wait_s + LEAST_S > until_s:
                 raise
             log.info("story: asking again in %.1f s: %s", wait_s, failure.reason)
             await asyncio.sleep(wait_s)
@@ -96,7 +99,7 @@ class HttpChat:
             key = await asyncio.to_thread(api_key, settings)
         except SettingsError as error:
             raise ApiFailure(str(error), final=True) from None
-        left_s = until_s - time.time()
+        left_s = until_s - time.monotonic()
         if left_s < LEAST_S:
             raise ApiFailure(NO_TIME, final=True)
         wire = Wire(settings, key, timeout_s=min(settings.timeout_s, left_s), max_bytes=MAX_ANSWER_BYTES)

@@ -26,8 +26,8 @@ class Question:
     messages: tuple[Message, ...]
     temperature: float
     """0: the likeliest word, always."""
-    deadline_s: float
-    """Unix time after which the answer is given up."""
+    left_s: float
+    """Seconds until the answer is given up; the replica counts them from its arrival, by its own clock."""
     label: str = "story"
     """For errors and log lines."""
 
@@ -63,12 +63,12 @@ class LocalChat:
         return await patiently(partial(self._once, tuple(messages), until_s), self._settings, until_s)
 
     async def _once(self, messages: tuple[Message, ...], until_s: float) -> str:
-        left_s = until_s - time.time()
+        left_s = until_s - time.monotonic()
         if left_s < LEAST_S:
             raise ApiFailure(NO_TIME, final=True)
-        question = Question(messages=messages, temperature=self._settings.temperature or 0.0, deadline_s=until_s)
+        question = Question(messages=messages, temperature=self._settings.temperature or 0.0, left_s=left_s)
         try:
-            # The replica looks at the deadline itself; here it also ends the wait for one that does not come up.
+            # The replica counts the seconds itself; here it also ends the wait for one that does not come up.
             async with asyncio.timeout(left_s):
                 answer = await self._speaker.answer(question)
         except TimeoutError:

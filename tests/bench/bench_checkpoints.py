@@ -41,7 +41,7 @@ GOAL = 1.01
 CARD = ModelCard(name="loop", title="loop", repo="nowhere", pipelines={Task.TEXT_TO_VIDEO: "Loop"},
                  defaults=CallDefaults(width_px=832, height_px=480, frames=81))
 CALL = RenderCall(
-    job_id="job", node_id="s1.clip", shot_id="s1", attempt=1, key="0" * 32, deadline_s=4e9, card="loop",
+    job_id="job", node_id="s1.clip", shot_id="s1", attempt=1, key="0" * 32, left_s=4e9, card="loop",
     card_digest=CARD.digest(), prompt="", negative_prompt="", width_px=832, height_px=480, frames=81, fps=16,
     steps=STEPS, guidance=1, seed=0)
 

@@ -113,7 +113,7 @@ async def walk(source: Path, store: Store) -> None:
         assert node.kind in EDIT_KINDS
         call = NodeCall(job_id="bench", node_id=node.id, shot_id="", kind=node.kind, key=keys[node.id], attempt=1,
                         generation=0, payload=node.payload, inputs={dep: made[dep] for dep in node.deps},
-                        deadline_s=float("inf"))
+                        left_s=float("inf"))
         made[node.id] = local.run(call, lambda done, total: None).artifact
     assert SAVE in made
 

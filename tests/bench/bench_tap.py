@@ -32,6 +32,7 @@ from actors.reporter import Reporter
 from serve_app.models.records import RunRecords
 from serve_app.models.tap import SchedulerTap, Watch
 from tests.bench.report import write_report
+from workflows.deadline import Deadline
 from workflows.ports import RenderCall
 from workflows.types import ProgressRecord
 
@@ -39,7 +40,7 @@ STEPS = 20
 LENGTHS_S = (0.020, 0.140)
 GOAL = 1.001
 CALL = RenderCall(
-    job_id="job", node_id="s1.clip", shot_id="s1", attempt=1, key="0" * 32, deadline_s=2e9, card="wan-t2v",
+    job_id="job", node_id="s1.clip", shot_id="s1", attempt=1, key="0" * 32, left_s=2e9, card="wan-t2v",
     card_digest="", prompt="", negative_prompt="", width_px=32, height_px=32, frames=5, fps=8, steps=STEPS, guidance=1,
     seed=0)
 Arguments = dict[str, object]
@@ -99,12 +100,12 @@ def variants(pipe: Loop, reporter: Reporter, status: Path) -> dict[str, Callable
     def reelray() -> None:
         generator = torch.Generator().manual_seed(0)
         records = RunRecords(reporter, lambda: (CALL,), steps=STEPS)
-        with SchedulerTap(pipe, callback=records.step, watch=Watch(deadline_s=2e9), generator=generator):
+        with SchedulerTap(pipe, callback=records.step, watch=Watch(deadline=Deadline.after(2e9)), generator=generator):
             pipe(generator=generator)
 
     def tap() -> None:
         generator = torch.Generator().manual_seed(0)
-        with SchedulerTap(pipe, callback=None, watch=Watch(deadline_s=2e9), generator=generator):
+        with SchedulerTap(pipe, callback=None, watch=Watch(deadline=Deadline.after(2e9)), generator=generator):
             pipe(generator=generator)
 
     def write(_: object, step: int, timestep: torch.Tensor, tensors: Arguments) -> Arguments:

@@ -115,7 +115,7 @@ def test_a_killed_replica_is_asked_again_and_a_cancelled_job_lets_go_of_it(deplo
     running.director.cancel.remote("cancelled").result(timeout_s=20)
     assert running.wait("cancelled").status is JobStatus.CANCELLED
     started = time.perf_counter()
-    question = Question(messages=(Message(role="user", content="x"),), temperature=0.0, deadline_s=time.time() + 0.5)
+    question = Question(messages=(Message(role="user", content="x"),), temperature=0.0, left_s=0.5)
     with pytest.raises(DeadlineExceeded):
         serve.get_deployment_handle("model-tiny-chat", APP).answer.remote(question).result(timeout_s=60)
     assert time.perf_counter() - started < 4.0  # 6000 tokens take longer

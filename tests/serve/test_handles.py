@@ -16,13 +16,13 @@ from workflows.ports import RenderCall
 from workflows.types import Artifact, MediaType, NodeCall, NodeKind, NodeResult
 
 RESULT = NodeResult(artifact=Artifact(key="k", uri="u", sha256="0" * 64, size_bytes=1, media_type=MediaType.MP4))
-CALL = RenderCall(job_id="j", node_id="s1.clip", shot_id="s1", attempt=1, key="k", deadline_s=0.0, card="c",
+CALL = RenderCall(job_id="j", node_id="s1.clip", shot_id="s1", attempt=1, key="k", left_s=0.0, card="c",
                   card_digest="d", prompt="p", negative_prompt="", width_px=8, height_px=8, frames=1, fps=8.0, steps=1,
                   guidance=1.0, seed=1)
 
 
 CHUNK = NodeCall(job_id="j", node_id="c1.mask", shot_id="c1", kind=NodeKind.MASK, key="k", attempt=1, generation=0,
-                 payload={}, inputs={}, deadline_s=0.0)
+                 payload={}, inputs={}, left_s=0.0)
 
 
 class Response:
@@ -99,7 +99,7 @@ async def test_our_error_keeps_its_fields() -> None:
 async def test_cancelling_the_caller_cancels_the_remote_call() -> None:
     handle = Handle(None)
     call = NodeCall(job_id="j", node_id="compose", shot_id="", kind=NodeKind.COMPOSE, key="k", attempt=1, generation=0,
-                    payload={}, inputs={}, deadline_s=0.0)
+                    payload={}, inputs={}, left_s=0.0)
     waiting = asyncio.create_task(NodeHandle(handle).run(call))
     await asyncio.sleep(0)
     waiting.cancel()
@@ -109,7 +109,7 @@ async def test_cancelling_the_caller_cancels_the_remote_call() -> None:
 
 
 async def test_a_question_is_answered_lost_or_cancelled_as_any_call() -> None:
-    question, answer = Question(messages=(), temperature=0.0, deadline_s=0.0), Answer(text="a", tokens=1, is_whole=True)
+    question, answer = Question(messages=(), temperature=0.0, left_s=0.0), Answer(text="a", tokens=1, is_whole=True)
     assert await ChatHandle(Handle(answer)).answer(question) == answer
     with pytest.raises(ReplicaLost, match="story: "):
         await ChatHandle(Handle(ActorDiedError())).answer(question)

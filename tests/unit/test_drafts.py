@@ -131,7 +131,7 @@ def test_the_replica_is_told_the_cache_of_drafts_alone() -> None:
     for tier, threshold in ((Tier.DRAFT, 0.1), (Tier.FINAL, None)):
         node = next(node for node in planned(at_tier(FILM, tier)).nodes if node.id == "s4.clip")
         call = render_call(NodeCall(job_id="j", node_id=node.id, shot_id="s4", kind=node.kind, attempt=1, generation=0,
-                                    key="k", payload=node.payload, inputs={}, deadline_s=1.0))
+                                    key="k", payload=node.payload, inputs={}, left_s=1.0))
         assert (call.cache_threshold, call.steps) == (threshold, 6)
 
 

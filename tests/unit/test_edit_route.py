@@ -38,7 +38,7 @@ class Worker:
 def call(card: str) -> NodeCall:
     payload = {"card": card} if card else {"mask_video": {}}
     return NodeCall(job_id="j", node_id=f"of {card}", shot_id="c1", kind=NodeKind.MASK, key="k", attempt=1,
-                    generation=0, payload=payload, inputs={}, deadline_s=0.0)
+                    generation=0, payload=payload, inputs={}, left_s=0.0)
 
 
 async def test_each_node_goes_where_its_card_is() -> None:

@@ -36,7 +36,7 @@ def a_clip(store: FakeStore, tmp_path: Path, name: str, colour: tuple[int, int, 
 
 def call(kind: NodeKind, payload: dict[str, Json], inputs: dict[str, Artifact | None]) -> NodeCall:
     return NodeCall(job_id="film", node_id=kind.value, shot_id="", kind=kind, key="result", attempt=1, generation=0,
-                    payload=payload, inputs=inputs, deadline_s=4e9)
+                    payload=payload, inputs=inputs, left_s=4e9)
 
 
 def film(inputs: dict[str, Artifact | None], *, missing: str, fade: int = 0) -> NodeCall:

@@ -11,7 +11,7 @@ PARTS = {
     # part of the picture -> the modules it stands for; the longest matching prefix wins
     "configs": ("configs",),
     "vocabulary": ("workflows.types", "workflows.tiers", "workflows.retakes", "workflows.errors", "workflows.ports",
-                   "workflows.progress", "workflows.edit_ports"),
+                   "workflows.progress", "workflows.edit_ports", "workflows.deadline"),
     "doors": ("workflows.edit_doors",),
     "document": ("workflows.",),
     "dispatch": ("workflows.dispatch", "workflows.estimate", "workflows.scaling"),

@@ -64,7 +64,7 @@ def test_a_shot_with_a_reference_picture_starts_from_a_first_frame_that_is_drawn
 def test_the_pictures_travel_to_the_model_in_the_shots_order() -> None:
     node = nodes_of(plan())["both.keyframe"]
     call = NodeCall(job_id="j", node_id=node.id, shot_id=node.shot_id, kind=node.kind, payload=node.payload, inputs={},
-                    key="k", attempt=1, generation=0, deadline_s=1.0)
+                    key="k", attempt=1, generation=0, left_s=1.0)
     assert render_call(call).references == (PICTURES["b.png"], PICTURES["a.png"])
 
 

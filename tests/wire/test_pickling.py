@@ -53,12 +53,12 @@ ARTIFACT = Artifact(key="k", uri="/a/b.mp4", sha256="0" * 64, size_bytes=3, medi
 RECORD = ProgressRecord(job_id="j", node_id="s1.clip", shot_id="s1", attempt=1, n=2, phase=Phase.DIFFUSION, step=2,
                         total_steps=9, timestep=3.5, fraction=0.2, at_s=1.0)
 CALL = NodeCall(job_id="j", node_id="s1.clip", shot_id="s1", kind=NodeKind.CLIP, key="k", attempt=1, generation=0,
-                payload={"a": [1, "x"]}, inputs={"s0.clip": ARTIFACT, "s2.clip": None}, deadline_s=9.0)
+                payload={"a": [1, "x"]}, inputs={"s0.clip": ARTIFACT, "s2.clip": None}, left_s=9.0)
 VALUES = [
     ARTIFACT, RECORD, CALL,
     NodeSpec(id="n", kind=NodeKind.COMPOSE, deps=("a",), payload={"x": 1}),
     NodeResult(artifact=ARTIFACT, warnings=("w",), seconds={"total": 1.0}),
-    RenderCall(job_id="j", node_id="n", shot_id="s", attempt=1, key="k", deadline_s=1.0, card="c", card_digest="d",
+    RenderCall(job_id="j", node_id="n", shot_id="s", attempt=1, key="k", left_s=1.0, card="c", card_digest="d",
                prompt="p", negative_prompt="", width_px=8, height_px=8, frames=1, fps=8.0, steps=1, guidance=1.0,
                seed=1, first_frame=ARTIFACT),
     ErrorRecord.of(StageFailed(node_id="n", reason="r")),

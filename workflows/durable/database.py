@@ -90,10 +90,8 @@ class Database:
             yield connection
 
     def now_s(self) -> sa.ColumnElement[float]:
-        """The clock that leases are measured with, unix seconds: the server's own, or this machine's for SQLite."""
-        if self.is_postgres:
-            return sa.cast(sa.extract("epoch", sa.func.clock_timestamp()), sa.Double)
-        return sa.literal(time.time(), sa.Double)
+        """The clock of leases and of what is due, unix seconds: the server's own, or this machine's for SQLite."""
+        return _now_s(is_postgres=self.is_postgres)
 
     def close(self) -> None:
         """Close every connection."""
@@ -114,6 +112,17 @@ class Database:
         if self.is_postgres:
             return "check that the server runs, and that host, port, user and password are right"
         return "check that the directory and the file can be written by this user"
+
+
+def now_s_of(connection: sa.Connection) -> sa.ColumnElement[float]:
+    """`Database.now_s` of the database that a connection goes to."""
+    return _now_s(is_postgres=connection.dialect.name == "postgresql")
+
+
+def _now_s(*, is_postgres: bool) -> sa.ColumnElement[float]:
+    if is_postgres:
+        return sa.cast(sa.extract("epoch", sa.func.clock_timestamp()), sa.Double)
+    return sa.literal(time.time(), sa.Double)
 
 
 def is_down(error: BaseException) -> bool:

@@ -16,6 +16,7 @@ from enum import StrEnum
 
 import sqlalchemy as sa
 
+from workflows.durable.database import now_s_of
 from workflows.durable.rows import EventType, JobRow, NodeRow
 from workflows.durable.tables import delivery, hook, job, node
 from workflows.types import JobStatus, Json, NodeKind, NodeStatus
@@ -91,10 +92,11 @@ def queue(connection: sa.Connection, hook_id: str, job_id: str, messages: Sequen
     """Make these messages due for one endpoint, now."""
     at = time.time()
     rows = [{"hook_id": hook_id, "job_id": job_id, "message_id": message.id, "type": message.type,
-             "body": message.body, "status": DeliveryStatus.PENDING.value, "attempt": 0, "next_at": at,
+             "body": message.body, "status": DeliveryStatus.PENDING.value, "attempt": 0,
              "created_at": at} for message in messages]
     if rows:
-        connection.execute(sa.insert(delivery), rows)
+        # Senders ask by the database's clock, and this machine's may be another.
+        connection.execute(sa.insert(delivery).values(next_at=now_s_of(connection)), rows)
 
 
 def message(type: str, data: Mapping[str, Json], *, like_openai: bool = False) -> Message:

@@ -8,9 +8,11 @@ from collections.abc import Awaitable, Callable
 
 from workflows.errors import StoreAway
 from workflows.ports import ArtifactStore
-from workflows.store_outage import FIRST_WAIT_S, LONGEST_WAIT_S
 from workflows.types import Artifact
 
+FIRST_WAIT_S = 0.5
+LONGEST_WAIT_S = 10.0
+"""Between two questions while the store is away."""
 Tell = Callable[[str], Awaitable[None]]
 
 

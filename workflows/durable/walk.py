@@ -233,7 +233,7 @@ class Walk:
             attempt=node.attempt, generation=node.generation, payload=payload,
             avoid=avoid if payload == node.payload else (),
             inputs={dep: self._nodes[dep].artifact if self._has_result(dep) else None for dep in node.deps},
-            deadline_s=time.time() + limit_s)
+            left_s=limit_s)
         try:
             async with asyncio.timeout(limit_s) as clock:
                 result = await self._shop.steps[node.kind](call)

@@ -32,7 +32,7 @@ def render_call(call: NodeCall) -> RenderCall:
     p = call.payload
     return RenderCall(
         job_id=call.job_id, node_id=call.node_id, shot_id=call.shot_id, attempt=call.attempt, key=call.key,
-        deadline_s=call.deadline_s, card=str(p["card"]), card_digest=str(p["card_digest"]), prompt=str(p["prompt"]),
+        left_s=call.left_s, card=str(p["card"]), card_digest=str(p["card_digest"]), prompt=str(p["prompt"]),
         negative_prompt=str(p["negative_prompt"]), width_px=integer(p["width_px"]), height_px=integer(p["height_px"]),
         frames=integer(p["frames"]), fps=number(p["fps"]), steps=integer(p["steps"]), guidance=number(p["guidance"]),
         seed=integer(p["seed"]) + call.generation, first_frame=_first_frame(call), references=_references(call),

@@ -27,12 +27,12 @@ async def story(call: NodeCall, cards: Cards, store: ArtifactStore, writer: Stor
     What a writer other than the rules has told is told again from the store: a model would tell another story.
     Raises InvalidDocument when the script cannot become a film with these cards.
     """
+    until_s = time.monotonic() + (1 - _RESERVE) * call.left_s
     check_submitted(call.payload, cards=cards, writer=writer)
     known = await asyncio.to_thread(_known, call, cards, store) if call.payload.get("writer") else None
     if known is not None:
         artifact, found = known
         return NodeResult(artifact=artifact, warnings=found.warnings, new_nodes=found.plan.nodes)
-    until_s = call.deadline_s - _RESERVE * max(call.deadline_s - time.time(), 0.0)
     made = await tell_story(call.payload, cards=cards, writer=writer, until_s=until_s)
     artifact = await asyncio.to_thread(_keep, call, made, store)
     return NodeResult(artifact=artifact, warnings=made.warnings, new_nodes=made.plan.nodes)

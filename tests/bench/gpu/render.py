@@ -43,6 +43,7 @@ from tests.bench.gpu.architectures import ARCHITECTURES
 from tests.bench.gpu.probe import Device, FlopCount, Marks, matmul_tflops
 from tests.bench.gpu.weights import RandomWeights
 from tests.bench.gpu.workload import Result, Workload, render_call
+from workflows.deadline import Deadline
 from workflows.media.decode import write_png
 from workflows.store import Store
 from workflows.types import Artifact, MediaType
@@ -113,7 +114,7 @@ class Stage:
         """The model class that a replica runs, with what a replica gives it."""
         call = render_call(self.card, self.take, key="0" * 32, first_frame=None)
         records = RunRecords(self.reporter, lambda: (call,), steps=call.steps)
-        watch = Watch(label=call.node_id, cancel=CancelToken(), deadline_s=call.deadline_s)
+        watch = Watch(label=call.node_id, cancel=CancelToken(), deadline=Deadline.after(call.left_s))
         # Not in the progress callback: on a GPU that comes when later kernels are queued already.
         with _marked(self.pipe.scheduler, marks):
             self.painter.generate(self.take, progress_callback=records.step, watch=watch)

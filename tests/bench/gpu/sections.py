@@ -31,6 +31,7 @@ from tests.bench.gpu.probe import Device, copy_tb_per_s, matmul_tflops
 from tests.bench.gpu.weights import RandomWeights
 from tests.bench.gpu.workload import PROMPT, WORKLOADS, Workload, render_call
 from tests.bench.report import write_report
+from workflows.deadline import Deadline
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +105,7 @@ def progress(run: Run) -> list[str]:
 
     def on() -> None:
         records = RunRecords(reporter, lambda: (call,), steps=call.steps)
-        watch = Watch(cancel=CancelToken(), deadline_s=call.deadline_s)
+        watch = Watch(cancel=CancelToken(), deadline=Deadline.after(call.left_s))
         with tapped(pipe, seed=take.seed, progress_callback=records.step, watch=watch) as generator:
             pipe(**arguments, generator=generator, output_type="latent")
 

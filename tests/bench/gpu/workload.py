@@ -104,7 +104,7 @@ class Workload:
 def render_call(card: ModelCard, take: Take, *, key: str, first_frame: Artifact | None) -> RenderCall:
     """The same take as a replica is asked for it."""
     return RenderCall(
-        job_id="job", node_id="s1.clip", shot_id="s1", attempt=1, key=key, deadline_s=4e9, card=card.name,
+        job_id="job", node_id="s1.clip", shot_id="s1", attempt=1, key=key, left_s=4e9, card=card.name,
         card_digest=card.digest(), prompt=take.prompt, negative_prompt=take.negative_prompt, width_px=take.width_px,
         height_px=take.height_px, frames=take.frames, fps=take.fps, steps=take.steps, guidance=take.guidance,
         seed=take.seed, first_frame=first_frame)

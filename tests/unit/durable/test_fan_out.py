@@ -50,7 +50,7 @@ async def test_a_story_in_the_store_does_not_stand_in_for_its_shots(studio: Stud
     journal = Journal(studio.ledger.database)
     key = content_key(NodeKind.STORY, {"script": "..."}, ())
     first = journal.start(claim, studio.node("story"), key=key)
-    await teller(NodeCall(job_id="film", node_id="story", shot_id="", kind=NodeKind.STORY, key=key, deadline_s=0.0,
+    await teller(NodeCall(job_id="film", node_id="story", shot_id="", kind=NodeKind.STORY, key=key, left_s=0.0,
                           attempt=first.attempt, generation=0, payload={}, inputs={}))
     with studio.ledger.database.write() as connection:
         connection.execute(sa.update(job).values(lease_until=1.0))

@@ -242,7 +242,7 @@ async def test_a_choice_without_scores_takes_the_first_and_says_so() -> None:
     call = NodeCall(job_id="j", node_id="a.pick", shot_id="a", kind=NodeKind.PICK, key="p", attempt=1, generation=0,
                     payload={"below": 0.5}, inputs={"a.clip": clip, "a.score": None,
                                                     "a.clip.2": replace(clip, key="l"), "a.score.2": None},
-                    deadline_s=1.0)
+                    left_s=1.0)
     made = await pick(call)
     assert (made.artifact, made.warnings) == (clip, (
         "shot a: no take scores 0.5 or more (take 1 not measured, take 2 not measured); the film uses take 1",))

@@ -284,7 +284,7 @@ def test_every_stage_stops_where_it_is_told_to_and_leaves_nothing(tmp_path: Path
     for node in nodes:
         call = NodeCall(job_id="edit", node_id=node.id, shot_id=node.shot_id, kind=node.kind, key=keys[node.id],
                         attempt=1, generation=0, payload=node.payload,
-                        inputs={dep: made[dep] for dep in node.deps}, deadline_s=0.0)
+                        inputs={dep: made[dep] for dep in node.deps}, left_s=0.0)
         told = []
 
         def stop(done: int, total: int, told: list = told) -> None:

@@ -12,6 +12,7 @@ from starlette.testclient import TestClient
 from configs.load import SettingsError, load_settings
 from serve_app.http.schemas import Problem
 from tests.desk import TWO_SHOTS, Shop, open_shop
+from tests.disks import Disk
 from workflows.errors import StoreAway
 
 
@@ -98,6 +99,15 @@ class TestSurprises:
         shop.cluster.error = StoreAway(store="s3://films", reason="could not connect")
         reply = shop.client.get("/api/capacity")
         assert (reply.status_code, reply.headers["retry-after"], reply.json()["code"]) == (503, "5", "store-away")
+    def test_a_full_disk_under_it_is_said_so_until_there_is_room(self, shop: Shop) -> None:
+        disk, shots = Disk(shop.ledger), [{"prompt": f"{number} stars " + "x" * 500} for number in range(40)]
+        disk.is_full = True
+        reply = shop.client.post("/api/films", json={"shots": shots})
+        assert (reply.status_code, reply.headers["retry-after"], reply.json()["code"]) == (503, "5", "database-away")
+        assert reply.headers["content-type"] == "application/problem+json"
+        assert shop.client.get("/api/jobs").json()["jobs"] == [], "reading goes on"
+        disk.is_full = False
+        assert shop.client.post("/api/films", json={"shots": shots}).status_code == 202
 
     @pytest.mark.parametrize("path", ["/nothing", "/api", "/api/nothing", "/docs", "/api/jobs/%00", "/api/films"])
     def test_a_path_or_method_that_is_none_is_a_problem_too(self, shop: Shop, path: str) -> None:

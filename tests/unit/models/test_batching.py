@@ -330,7 +330,7 @@ async def test_one_that_waits_is_taken_out_at_once(bench: Bench) -> None:
 
 async def test_a_deadline_is_ones_own(bench: Bench) -> None:
     gate, first = await bench.hold()
-    late, in_time = [*bench.ask("late", deadline_s=1.0), *bench.ask("b")]
+    late, in_time = [*bench.ask("late", left_s=-1.0), *bench.ask("b")]
     await queued(bench, "late", "b")
     gate.opened.set()
     with pytest.raises(DeadlineExceeded) as passed:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ from serve_app.models.lifecycle import CancelToken
 from serve_app.providers.chat import Message
 from serve_app.providers.local import Answer, Question
 from tests import tiny_chat
+from workflows.deadline import NEVER, Deadline
 from workflows.errors import (
     DeadlineExceeded,
     GpuOutOfMemory,
@@ -57,11 +57,11 @@ def broken(repo: Path, tmp_path: Path) -> Path:
 
 def question(*words: str, temperature: float = 0.0, left_s: float = 60.0) -> Question:
     messages = (Message(role="system", content="You write."), *(Message(role="user", content=word) for word in words))
-    return Question(messages=messages, temperature=temperature, deadline_s=time.time() + left_s)
+    return Question(messages=messages, temperature=temperature, left_s=left_s)
 
 
 def said_by(model: ChatModel, asked: Question) -> Answer:
-    return model.answer(asked, cancel=CancelToken(), beat=lambda: None)
+    return model.answer(asked, deadline=NEVER, cancel=CancelToken(), beat=lambda: None)
 
 
 # -- answers -----------------------------------------------------------------------------------------------------
@@ -90,7 +90,8 @@ def test_what_a_checkpoint_prefers_decides_no_story(broken: Path) -> None:
 def test_an_answer_that_ends_is_whole(broken: Path) -> None:
     # Noise never ends by itself: the first token that it says is made the one that ends an answer.
     card = tiny_chat.card_of(broken)
-    first = chat_model.load(card, "cpu").answer(question("x"), cancel=CancelToken(), beat=lambda: None, most_tokens=1)
+    first = chat_model.load(card, "cpu").answer(question("x"), deadline=NEVER, cancel=CancelToken(),
+                                                beat=lambda: None, most_tokens=1)
     (token,) = PreTrainedTokenizerFast.from_pretrained(broken).encode(first.text)
     path = broken / "generation_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": [tiny_chat.BYTES + 2, token]}))
@@ -156,6 +157,17 @@ async def test_a_cancelled_caller_stops_the_generation_and_the_next_one_is_answe
         await waiting
 
 
+@pytest.mark.parametrize("off_s", [3600.0, -3600.0], ids=["ahead", "behind"])
+async def test_a_machine_whose_clock_is_an_hour_off_answers_as_always_and_a_deadline_ends_it(
+        off_s: float, repo: Path) -> None:
+    card = tiny_chat.card_of(repo, answer_tokens=200)
+    replica = ChatReplica(card, SETTINGS, 0, clock=lambda: time.monotonic() + off_s)
+    assert (await replica.answer(question("x", left_s=60.0))).tokens > 0
+    with pytest.raises(DeadlineExceeded, match="stopped between two tokens"):
+        await replica.answer(question("x", left_s=0.01))
+    replica.close()
+
+
 async def test_a_deadline_ends_a_generation(replica: ChatReplica) -> None:
     started = time.perf_counter()
     with pytest.raises(DeadlineExceeded, match="stopped between two tokens"):
@@ -181,9 +193,9 @@ class Scripted(ChatModel):
     def __init__(self, error: Exception) -> None:
         self.error = error
 
-    def answer(self, question: Question, *, cancel: CancelToken, beat: Callable[[], None], most_tokens: int = 0,
-               ) -> Answer:
-        if question.deadline_s == math.inf:
+    def answer(self, question: Question, *, deadline: Deadline, cancel: CancelToken, beat: Callable[[], None],
+               most_tokens: int = 0) -> Answer:
+        if deadline == NEVER:
             return Answer(text="", tokens=most_tokens, is_whole=False)
         raise self.error
 

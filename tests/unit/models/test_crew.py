@@ -30,6 +30,7 @@ from serve_app.models.takes import Take
 from serve_app.models.tap import UNWATCHED, ProgressCallback, Watch
 from tests.fakes_models import RememberingSink, render_call
 from tests.families import BY_NAME, STEPS, Family
+from workflows.deadline import Deadline
 from workflows.errors import (
     DeadlineExceeded,
     InvalidDocument,
@@ -164,7 +165,7 @@ def test_every_family_that_can_gives_the_pictures_of_one(name: str, parallel: di
 @pytest.mark.slow
 def test_a_deadline_ends_the_call_on_both(ship: Ship, of_one: UInt8Array) -> None:
     with pytest.raises(DeadlineExceeded):
-        ship.render(Watch(deadline_s=time.time() - 1))
+        ship.render(Watch(deadline=Deadline.after(-1)))
     assert same(ship.render(), of_one)
 
 

@@ -107,7 +107,7 @@ class Shop:
         content = {**node.payload, **payload}
         key = content_key(node.kind, content, tuple(artifact.key for artifact in inputs.values()), generation)
         return NodeCall(job_id="job", node_id=node_id, shot_id=node.shot_id, kind=node.kind, key=key, attempt=1,
-                        generation=generation, payload=content, inputs=inputs, deadline_s=4e9)
+                        generation=generation, payload=content, inputs=inputs, left_s=4e9)
 
     async def edit_call(self, **changes: Any) -> NodeCall:
         """A call for the first chunk that has not been made."""

@@ -14,6 +14,7 @@ from serve_app.models.gpu_steps import marks_for
 from serve_app.models.lifecycle import CancelToken
 from serve_app.models.records import StepClock
 from serve_app.models.tap import SchedulerTap, Watch
+from workflows.deadline import Deadline
 from workflows.errors import DeadlineExceeded, RenderCancelled
 
 STEPS = 5
@@ -120,7 +121,7 @@ def test_the_end_waits_for_steps_that_the_gpu_has_still_to_make(gpu: LateGpu, lo
 
 
 @pytest.mark.parametrize(("watch", "error"), [
-    (Watch(cancel=CancelToken()), RenderCancelled), (Watch(deadline_s=time.time() + 3600), DeadlineExceeded)])
+    (Watch(cancel=CancelToken()), RenderCancelled), (Watch(deadline=Deadline.after(3600)), DeadlineExceeded)])
 def test_a_stop_does_not_wait_for_the_gpu(watch: Watch, error: type[Exception], gpu: LateGpu, loop: Loop) -> None:
     heard: list[int] = []
 
@@ -131,7 +132,7 @@ def test_a_stop_does_not_wait_for_the_gpu(watch: Watch, error: type[Exception], 
             if isinstance(watch.cancel, CancelToken):
                 watch.cancel.set()
             else:
-                object.__setattr__(watch, "deadline_s", 1.0)
+                object.__setattr__(watch, "deadline", Deadline.after(-1))
 
     loop.between = between
     with pytest.raises(error), tap(loop, lambda step, *_: heard.append(step), gpu, watch):

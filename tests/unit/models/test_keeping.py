@@ -397,7 +397,7 @@ def test_drafts_with_a_step_cache_have_none_and_neither_has_a_share_of_nothing(t
 def test_only_who_asks_may_differ_between_two_attempts(tmp_path: Path) -> None:
     keeper = keeper_of(CheckpointShelf(str(tmp_path)))
     label = keeper.label(CALL)
-    assert keeper.label(replace(CALL, job_id="other", node_id="s9", shot_id="s9", attempt=7, deadline_s=1.0)) == label
+    assert keeper.label(replace(CALL, job_id="other", node_id="s9", shot_id="s9", attempt=7, left_s=1.0)) == label
     for change in ({"seed": 12}, {"steps": 6}, {"key": "b" * 32}, {"prompt": "a blue ball"}):
         assert keeper.label(replace(CALL, **change)) != label
     other_gpu = Keeper(None, ALWAYS, scripted_card(Task.TEXT_TO_VIDEO), made_on="cuda:0 (other)", used={})

@@ -231,7 +231,7 @@ async def test_a_waiting_call_is_cancelled_at_once_and_past_its_deadline_given_u
     bench.replica.cancel_job("job")
     assert isinstance(await failure_of(running), RenderCancelled)
     assert time.monotonic() - started_s < 2
-    assert isinstance(await failure_of(bench.image("5" * 32, deadline_s=time.time() + 0.5)), DeadlineExceeded)
+    assert isinstance(await failure_of(bench.image("5" * 32, left_s=0.5)), DeadlineExceeded)
 
 
 async def test_requests_run_side_by_side_up_to_the_cards_number(server: Provider, bench_of: MakeBench) -> None:

@@ -362,7 +362,7 @@ async def test_a_call_that_waits_for_the_gpu_is_cancelled_at_once(bench: Bench) 
 
 async def test_a_call_past_its_deadline_is_not_started(bench: Bench) -> None:
     with pytest.raises(DeadlineExceeded):
-        await bench.replica.clip(render_call(bench.card, deadline_s=time.time() - 1))
+        await bench.replica.clip(render_call(bench.card, left_s=-1.0))
     assert bench.pipe.takes == []
 
 

@@ -47,7 +47,7 @@ def stored(store: Store, directory: Path, name: str, *frames: np.ndarray) -> Art
 def call(card: ModelCard, clip: Artifact | None, key: str = "1" * 32, **references: Artifact) -> NodeCall:
     return NodeCall(
         job_id="job", node_id="s1.score", shot_id="s1", kind=NodeKind.SCORE, key=key, attempt=1, generation=0,
-        deadline_s=4e9, inputs={"s1.clip": clip}, payload={
+        left_s=4e9, inputs={"s1.clip": clip}, payload={
             "card": card.name, "card_digest": card.digest(), "frames": 4,
             "characters": [{"id": who, "reference": picture.to_json()} for who, picture in references.items()]})
 

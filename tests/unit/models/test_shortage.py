@@ -187,7 +187,7 @@ async def test_another_replica_is_not_waited_for_for_ever(house: House) -> None:
     card = scripted_card()
     replica = house.replica(card, ScriptedLoad())
     handle = ModelHandle(Router([replica]), 2, elsewhere_s=0.1)  # type: ignore[arg-type]
-    call = RenderCall(job_id="j", node_id="s1.clip", shot_id="s1", attempt=2, key="k" * 32, deadline_s=4e9,
+    call = RenderCall(job_id="j", node_id="s1.clip", shot_id="s1", attempt=2, key="k" * 32, left_s=4e9,
                       card=card.name, card_digest=card.digest(), prompt="a", negative_prompt="", width_px=64,
                       height_px=32, frames=5, steps=5, fps=8.0, guidance=3.0, seed=1, avoid=(replica.name,))
     async with asyncio.timeout(20):

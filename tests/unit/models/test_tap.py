@@ -15,6 +15,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from serve_app.models.lifecycle import CancelToken
 from serve_app.models.tap import SchedulerTap, Watch
 from tests.families import BY_NAME, STEPS, Family, every_family
+from workflows.deadline import Deadline
 from workflows.errors import DeadlineExceeded, RenderCancelled
 
 PipeOf = Callable[[str], DiffusionPipeline]
@@ -104,12 +105,12 @@ def test_a_render_past_its_deadline_stops_at_the_next_step(wan: Family, pipe_of:
 
     def slow(step: int, total: int, timestep: float) -> None:
         heard.append(step)
-        while time.time() <= deadline_s:
+        while not deadline.is_over:
             time.sleep(0.01)
 
-    deadline_s = time.time() + 1.0
+    deadline = Deadline.after(1.0)
     with pytest.raises(DeadlineExceeded):
-        wan.render(pipe_of("wan_t2v"), checkpoints, callback=slow, watch=Watch(deadline_s=deadline_s))
+        wan.render(pipe_of("wan_t2v"), checkpoints, callback=slow, watch=Watch(deadline=deadline))
     assert heard == [0]
 
 
@@ -117,7 +118,7 @@ def test_a_render_whose_deadline_has_passed_does_not_start(wan: Family, pipe_of:
     heard: list[object] = []
     with pytest.raises(DeadlineExceeded):
         wan.render(pipe_of("wan_t2v"), checkpoints, callback=lambda *step: heard.append(step),
-                   watch=Watch(deadline_s=time.time() - 1))
+                   watch=Watch(deadline=Deadline.after(-1)))
     assert heard == []
 
 

@@ -93,7 +93,7 @@ def test_any_answer_for_a_video(server: Provider, value: Json) -> None:
 def test_any_answer_in_a_chat(server: Provider, value: Json) -> None:
     server.will("/chat/completions", Response(json.dumps(value)))
     chat = HttpChat(StorySettings(writer="llm", api_url=server.url, model_name="x", retries=0))
-    ends_well(chat.ask([Message(role="user", content="?")], name="n", schema={}, until_s=time.time() + 9))
+    ends_well(chat.ask([Message(role="user", content="?")], name="n", schema={}, until_s=time.monotonic() + 9))
 
 
 class Saying:
@@ -111,7 +111,8 @@ class Saying:
 def test_any_storyboard_of_a_model(value: Json, enhance: bool) -> None:
     writer = ModelWriter(StorySettings(writer="llm", api_url="http://x/v1", model_name="x", enhance_prompts=enhance),
                          Saying(json.dumps(value)))
-    told = asyncio.run(writer.write("A cat.", file="a.txt", film=FilmFields(), cards=CARDS, until_s=time.time() + 9))
+    told = asyncio.run(writer.write("A cat.", file="a.txt", film=FilmFields(), cards=CARDS,
+                                    until_s=time.monotonic() + 9))
     assert told.is_own or told.warnings
     assert told.is_own or enhance or told.storyboard == parse_script("A cat.", file="a.txt")
 

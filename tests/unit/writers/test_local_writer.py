@@ -62,7 +62,7 @@ async def tell(speaker: Speaker, directory: Path, *, limit_s: float = 60.0, **ch
                        writer=writer_identity(settings, CARD))
     call = NodeCall(job_id="film", node_id="story", shot_id="", kind=NodeKind.STORY,
                     key=content_key(node.kind, node.payload, ()), attempt=1, generation=0, payload=node.payload,
-                    inputs={}, deadline_s=time.time() + limit_s)
+                    inputs={}, left_s=limit_s)
     store = Store(str(directory))
     result = await story(call, CARDS, store, story_writer(settings, CARD, speaker))
     return parse_storyboard(store.fetch(result.artifact).read_text(encoding="utf-8"), file="a.json"), result
