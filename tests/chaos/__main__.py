@@ -2,6 +2,7 @@
 
     python -m tests.chaos [--seed N] [--kills K] [--jobs J] [--database sqlite|postgres] [--out DIR]
     python -m tests.chaos matrix [--database sqlite|postgres] [--out DIR]    each component at each moment of a clip
+    python -m tests.chaos nodes [--kills K] [--out DIR]                      whole machines, and how soon work goes on
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ def main() -> int:
     options = _options(sys.argv[1:])
     if options.what == "matrix":
         return _matrix(options)
-    order = Order(seed=options.seed, kills=options.kills, jobs=options.jobs, database=options.database,
+    if options.what == "nodes":
+        return _nodes(options)
+    order = Order(seed=options.seed, kills=options.kills or 300, jobs=options.jobs, database=options.database,
                   compare=options.compare, limit_s=options.minutes * 60, repeat_limit=options.repeat_limit)
     if options.dry_run:
         struck = [one for one in Component if one is not Component.DATABASE or order.database == "postgres"]
@@ -52,12 +55,20 @@ def _matrix(options: argparse.Namespace) -> int:
     return 1 if troubles or any(cell.violations for cell in cells) else 0
 
 
+def _nodes(options: argparse.Namespace) -> int:
+    from tests.chaos import node_death  # ray
+
+    path, good = node_death.measure(options.kills or 3, options.out, say)
+    say(f"the table is in {path}")
+    return 0 if good else 1
+
+
 def _options(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=("kills", "matrix"), default="kills")
+    parser.add_argument("what", nargs="?", choices=("kills", "matrix", "nodes"), default="kills")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--kills", type=int, default=300)
+    parser.add_argument("--kills", type=int, help="300; of whole machines 3")
     parser.add_argument("--jobs", type=int, default=4, help="films that are open at the same time")
     parser.add_argument("--database", choices=("sqlite", "postgres"), default="sqlite")
     parser.add_argument("--compare", type=int, default=20, help="films compared with undisturbed ones, frame by frame")
