@@ -56,6 +56,7 @@ def _matrix(options: argparse.Namespace) -> int:
 
 
 def _nodes(options: argparse.Namespace) -> int:
+    from tests import conftest  # noqa: F401 - sets the token that the cluster and those who join it share
     from tests.chaos import node_death  # ray
 
     path, good = node_death.measure(options.kills or 3, options.out, say)

@@ -87,7 +87,8 @@ class Machines:
         _until(lambda: any(node.crashes for node in self._ledger.nodes(job_id)), "the death is noticed")
         _until(lambda: self._ledger.job(job_id).status.is_terminal, "the film")
         nodes, events = self._ledger.nodes(job_id), self._ledger.events(job_id, limit=MAX_LIMIT)
-        lost = next(node for node in nodes if node.crashes)
+        # Two shots may have been on it: the one that came back last.
+        lost = max((node for node in nodes if node.crashes), key=lambda node: node.started_at_s or 0.0)
         after = [event for event in events if event.node_id == lost.id and event.at_s > at_s]
         evidence = Evidence(job=self._ledger.job(job_id), nodes=nodes, events=events)
         return Death(
