@@ -16,5 +16,4 @@ def test_a_dead_machines_shot_goes_on_elsewhere() -> None:
     with machines("models.checkpoints.share=1", "models.checkpoints.interval_s=0") as found:
         death = found.lose_one(1)
     assert (death.status, death.violations) == (JobStatus.SUCCEEDED, ())
-    assert death.had_checkpoint
     assert death.resumed_after > 0

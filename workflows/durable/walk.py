@@ -175,9 +175,9 @@ class Walk:
         while True:
             # Until the result is committed: that is what the batch's limit counts, and a pause must not come between.
             async with self._room, self._shop.gates.place(job.batch_id, job.id):
-                # Two calls share a replica and die together, whichever of them killed it. Kept apart when one more death
-                # would be the last, the innocent one does not die with the other again, and only the guilty one is poison.
-                # Not sooner: a dead machine kills all its shots, and one after the other they would take all night.
+                # Two calls share a replica and die together, whichever of them killed it. Kept apart when one more
+                # death would be the last, the innocent one does not die with the other again, and only the guilty one
+                # is poison. Not sooner: a dead machine kills all its shots, and in a row they would take all night.
                 last = node.crashes >= max(self._shop.settings.poison_limit - 1, 1)
                 async with (self._shop.dispatcher.apart(node.lane) if last else nullcontext(),
                             self._shop.dispatcher.slot(node.lane, Ticket(
