@@ -149,7 +149,7 @@ class EditReplica:
         except ReelrayError:
             raise
         except Exception as error:
-            # The GPU part has its own; this is a full disk, a store that is away, a bug.
+            # The GPU part and the store have their own; this is a full scratch disk, a bug.
             log.exception("%s: failed outside the model", call.node_id)
             raise StageFailed(node_id=call.node_id, reason=short(error)) from None
 
