@@ -226,8 +226,9 @@ async def test_a_replica_that_is_to_end_hands_over_at_the_next_step(bench_of: Ca
     first, second = bench_of(checkpoints=CheckpointSettings(share=1e-9, interval_s=0.0)), bench_of()
     with held(first, 2, written=False) as gate:
         running = asyncio.create_task(first.replica.clip(CALL))
+        await reached(gate)  # of two that come at once either may be first
         waiting = asyncio.create_task(first.replica.clip(replace(CALL, key="b" * 32, node_id="s2.clip")))
-        await reached(gate)
+        await asyncio.sleep(0.1)  # into the queue
         first.replica.leave()
         with pytest.raises(HandedOver, match="nothing was begun"):
             await waiting
