@@ -78,7 +78,7 @@ def test_a_batch_survives_ctrl_c_kill_and_pause_and_renders_nothing_twice(place:
     process = start(place, *words(place))
     until(lambda: clips_done(place) > before)
     for victim in reversed(family(process)):
-        with contextlib.suppress(psutil.NoSuchProcess):
+        with contextlib.suppress(ProcessLookupError):
             os.kill(victim.pid, signal.SIGKILL)
     ended(process)
     # 3. paused from another terminal

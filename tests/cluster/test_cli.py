@@ -163,7 +163,7 @@ def test_kill_9_of_every_process_mid_film_and_the_same_command_goes_on(place: Pa
     process = start(place, "render", str(place / "film.yaml"), "-o", str(place / "film.mp4"))
     until(lambda: clips_done(place) >= 1)
     for victim in reversed(family(process)):
-        with contextlib.suppress(psutil.NoSuchProcess):
+        with contextlib.suppress(ProcessLookupError):
             os.kill(victim.pid, signal.SIGKILL)
     process.communicate(timeout=30)
     committed = clips_done(place)
