@@ -19,6 +19,9 @@ from tests.chaos.monkey import REPEAT_LIMIT, Order, run
 from tests.chaos.schedule import schedule
 from tests.chaos.served import Component
 
+KILLS, MACHINES = 300, 3
+"""How many die where nothing else is said."""
+
 
 def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
@@ -34,7 +37,7 @@ def main() -> int:
         return _matrix(options)
     if options.what == "nodes":
         return _nodes(options)
-    order = Order(seed=options.seed, kills=options.kills or 300, jobs=options.jobs, database=options.database,
+    order = Order(seed=options.seed, kills=options.kills, jobs=options.jobs, database=options.database,
                   compare=options.compare, limit_s=options.minutes * 60, repeat_limit=options.repeat_limit)
     if options.dry_run:
         struck = [one for one in Component if one is not Component.DATABASE or order.database == "postgres"]
@@ -59,7 +62,7 @@ def _nodes(options: argparse.Namespace) -> int:
     from tests import conftest  # noqa: F401 - sets the token that the cluster and those who join it share
     from tests.chaos import node_death  # ray
 
-    path, good = node_death.measure(options.kills or 3, options.out, say)
+    path, good = node_death.measure(options.kills, options.out, say)
     say(f"the table is in {path}")
     return 0 if good else 1
 
@@ -69,7 +72,7 @@ def _options(words: list[str]) -> argparse.Namespace:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", choices=("kills", "matrix", "nodes"), default="kills")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--kills", type=int, help="300; of whole machines 3")
+    parser.add_argument("--kills", type=int, help=f"{KILLS}; of whole machines {MACHINES}")
     parser.add_argument("--jobs", type=int, default=4, help="films that are open at the same time")
     parser.add_argument("--database", choices=("sqlite", "postgres"), default="sqlite")
     parser.add_argument("--compare", type=int, default=20, help="films compared with undisturbed ones, frame by frame")
@@ -77,7 +80,10 @@ def _options(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--repeat-limit", type=int, default=REPEAT_LIMIT, help="steps that a resume may make again")
     parser.add_argument("--out", type=Path, default=Path("out/chaos"))
     parser.add_argument("--dry-run", action="store_true", help="print the schedule and do nothing")
-    return parser.parse_args(words)
+    options = parser.parse_args(words)
+    if options.kills is None:
+        options.kills = MACHINES if options.what == "nodes" else KILLS
+    return options
 
 
 if __name__ == "__main__":

@@ -38,6 +38,11 @@ def film_of(seed: int, number: int) -> dict[str, Any]:
             "defaults": {"frames": 9, "steps": STEPS}, "shots": shots}
 
 
+def body_of(film: Mapping[str, Any]) -> Film:
+    """As it is sent."""
+    return Film(name="film.json", media_type="application/json", content=json.dumps(film).encode())
+
+
 @dataclass(slots=True)
 class Heard:
     """The steps of one job, as a client hears them."""
@@ -102,8 +107,7 @@ class Crowd:
                 client.close()
 
     def _follow(self, client: Client, number: int) -> None:
-        body = Film(name=f"film-{number}.json", media_type="application/json",
-                    content=json.dumps(film_of(self._seed, number)).encode())
+        body = body_of(film_of(self._seed, number))
         job_id = str(client.submit(body, idempotency_key=f"chaos-{self._seed}-{number}")["id"])
         heard = self.heard.setdefault(job_id, Heard())
         event: Event

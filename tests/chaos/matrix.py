@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import shutil
 import signal
@@ -16,14 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configs.load import load_settings
-from serve_app.client import Client, Film
+from serve_app.client import Client
 from tests.bench.report import write_report
 from tests.chaos.calm import calm_frames
-from tests.chaos.crowd import Heard, film_of
+from tests.chaos.crowd import Heard, body_of, film_of
 from tests.chaos.gated import Gate, Moment, gate_of
 from tests.chaos.invariants import COMMITS, Evidence, Rule, Violation, check, repeated_steps
 from tests.chaos.monkey import REPEAT_LIMIT, SETTINGS, Databases, database, resumed_at
-from tests.chaos.served import START_S, Component, Served, answers
+from tests.chaos.served import START_S, Component, Served, answers, until
 from workflows.checkpoints import DIRECTORY, SUFFIX, Kept
 from workflows.durable.ledger import MAX_LIMIT, Ledger
 from workflows.durable.rows import EventRow, EventType
@@ -96,14 +95,12 @@ class Floor:
 
     def play(self, component: Component, moment: Moment, *, compare: bool = True) -> Cell:
         """One film, one kill. Raises TimeoutError when the moment does not come or the film does not end."""
-        self._until(self._is_quiet, QUIET_S, "all components have a process")
+        until(self._is_quiet, QUIET_S, "all components have a process")
         self._number += 1
         if moment is not Moment.AFTER_COMMIT:
             self._gate.arm(moment)
         client = Client(self._served.url, patience_s=START_S)
-        body = Film(name="film.json", media_type="application/json",
-                    content=json.dumps(film_of(0, self._number)).encode())
-        job_id = str(client.submit(body)["id"])
+        job_id = str(client.submit(body_of(film_of(0, self._number)))["id"])
         heard = Heard()
         listening = threading.Thread(target=listen, args=(client, job_id, heard), daemon=True)
         listening.start()
@@ -112,7 +109,7 @@ class Floor:
         struck = Hit(component=component, moment=moment, job_id=job_id, node_id=node_id, at_s=time.time(), kept=kept)
         self._kill(component, pid)
         self._gate.open(moment)
-        self._until(lambda: self.ledger.job(job_id).status.is_terminal, CELL_S, f"{job_id} is over")
+        until(lambda: self.ledger.job(job_id).status.is_terminal, CELL_S, f"{job_id} is over")
         listening.join(CELL_S)
         client.close()
         return self._judge(struck, heard, compare=compare)
@@ -120,9 +117,9 @@ class Floor:
     def _reach(self, moment: Moment, job_id: str) -> tuple[int, str]:
         """Wait for the moment; the process that is held there (0: none is) and the clip it is about."""
         if moment is Moment.AFTER_COMMIT:
-            self._until(lambda: self._done_clips(job_id), CELL_S, "a clip is committed")
+            until(lambda: self._done_clips(job_id), CELL_S, "a clip is committed")
             return 0, self._done_clips(job_id)[0].node_id
-        self._until(lambda: self._gate.held(moment), CELL_S, f"a clip is held {moment.value}")
+        until(lambda: self._gate.held(moment), CELL_S, f"a clip is held {moment.value}")
         pid, whose = self._gate.held(moment) or (0, "")
         return pid, next(node.id for node in self.ledger.nodes(job_id) if whose in (node.id, node.key))
 
@@ -164,14 +161,6 @@ class Floor:
         singles = (Component.DIRECTOR, Component.INGRESS, Component.BOARD, Component.MEDIA)
         return (all(self._served.processes(one) for one in singles)
                 and len(self._served.processes(Component.MODEL)) >= 2 and answers(self._served.port))
-
-    @staticmethod
-    def _until(good: Callable[[], object], limit_s: float, what: str) -> None:
-        end_s = time.monotonic() + limit_s
-        while not good():
-            if time.monotonic() > end_s:
-                raise TimeoutError(f"not within {limit_s:g} s: {what}")
-            time.sleep(0.05)
 
 
 def kept_steps(store_url: str, key: str) -> int:

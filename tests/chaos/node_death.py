@@ -7,36 +7,36 @@ started, in one moment.
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
-from configs.load import casting, load_cards, load_settings
-from configs.settings import EngineSettings, Settings
+from configs.load import load_settings
+from configs.settings import EngineSettings
+from serve_app.client import Client
 from tests.bench.report import write_report
+from tests.chaos.crowd import body_of
 from tests.chaos.invariants import Evidence, Violation, check
+from tests.chaos.matrix import kept_steps
 from tests.chaos.monkey import database, resumed_at
-from tests.chaos.served import START_S, TITLES, Component, answers
-from tests.fake_cluster import FakeCluster, free_ports
-from workflows.checkpoints import DIRECTORY
+from tests.chaos.served import TITLES, Component, Served, until
+from tests.fake_cluster import FakeCluster
 from workflows.durable.ledger import MAX_LIMIT, Ledger
-from workflows.durable.rows import EventRow, EventType, NewJob, NodeRow
-from workflows.plan import plan_film
+from workflows.durable.rows import EventRow, EventType, NodeRow
 from workflows.store import Store
-from workflows.storyboard import parse_storyboard
 from workflows.types import JobStatus, NodeKind, NodeStatus
 
 MACHINES, STEPS = 2, 1000
 """One shot on two machines: where it goes on is a question of time only, not of room."""
 HEADER = ("death", "noticed, s", "shot started elsewhere, s", "went on after step", "film")
 BUSY_S = 0.5
+LIMIT_S = 300.0
 GOAL_S = 10.0
 TIMINGS = frozenset({"lease_s", "heartbeat_s", "poll_s", "backoff_s", "max_backoff_s"})
 DEFAULTS = tuple(f"engine.{name}={value:g}" for name, value in EngineSettings().model_dump(include=TIMINGS).items())
@@ -57,32 +57,30 @@ class Death:
     violations: tuple[Violation, ...]
 
 
-def film(number: int) -> str:
-    return (f"title: Death {number}\nsize: 128x128\nfps: 8\nseed: {1000 + number}\n"
-            f"defaults: {{frames: 9, steps: {STEPS}}}\n"
-            "shots:\n  - prompt: a red ball moves right over a white background\n")
+def film(number: int) -> dict[str, Any]:
+    """One shot, which no other number has."""
+    return {"title": f"Death {number}", "size": "128x128", "fps": 8, "seed": 1000 + number,
+            "defaults": {"frames": 9, "steps": STEPS},
+            "shots": [{"prompt": "a red ball moves right over a white background"}]}
 
 
 class Machines:
     """The cluster, with reelray served on it."""
 
-    def __init__(self, place: Path, cluster: FakeCluster, settings: Settings, ledger: Ledger) -> None:
-        self._place = place
+    def __init__(self, cluster: FakeCluster, served: Served, ledger: Ledger) -> None:
         self._cluster = cluster
-        self._settings = settings
+        self._url = served.url
         self._ledger = ledger
-        self._store = Store(settings.store)
+        self._store = Store(load_settings("ci", served.overrides).store)
 
     def lose_one(self, number: int) -> Death:
         """Have a film made, kill the machine that renders its shot, and wait for the film."""
-        job_id = f"death-{number}"
-        board = parse_storyboard(film(number))
-        plan = plan_film(board, cards=casting(self._settings, load_cards(self._settings)), assets={})
-        self._ledger.submit(NewJob(id=job_id, title=board.title, document={"title": board.title}, nodes=plan.nodes))
-        _until(lambda: any(map(self._is_kept, self._at_work(job_id))), "the shot is at work, with a checkpoint")
+        with closing(Client(self._url)) as client:
+            job_id = str(client.submit(body_of(film(number)))["id"])
+        until(lambda: any(map(self._is_kept, self._at_work(job_id))), LIMIT_S, "the shot is at work, with a checkpoint")
         at_s = self._kill(self._busiest())
-        _until(lambda: any(node.crashes for node in self._ledger.nodes(job_id)), "the death is noticed")
-        _until(lambda: self._ledger.job(job_id).status.is_terminal, "the film")
+        until(lambda: any(node.crashes for node in self._ledger.nodes(job_id)), LIMIT_S, "the death is noticed")
+        until(lambda: self._ledger.job(job_id).status.is_terminal, LIMIT_S, "the film")
         nodes, events = self._ledger.nodes(job_id), self._ledger.events(job_id, limit=MAX_LIMIT)
         lost = next(node for node in nodes if node.crashes)
         after = [event for event in events if event.node_id == lost.id and event.at_s > at_s]
@@ -98,7 +96,7 @@ class Machines:
                 if node.kind is NodeKind.CLIP and node.status is NodeStatus.RUNNING]
 
     def _is_kept(self, node: NodeRow) -> bool:
-        return any((Path(self._settings.store) / DIRECTORY / node.key).glob("*.ckpt"))
+        return kept_steps(self._store.url, node.key) > 0
 
     def _busiest(self) -> psutil.Process:
         """The replica that computes the most just now."""
@@ -128,14 +126,6 @@ def _first(events: Sequence[EventRow], kind: EventType) -> float:
     return min(event.at_s for event in events if event.type is kind)
 
 
-def _until(good: Callable[[], bool], what: str, limit_s: float = 300.0) -> None:
-    end_s = time.monotonic() + limit_s
-    while not good():
-        if time.monotonic() > end_s:
-            raise TimeoutError(f"{what}: not in {limit_s:g} s")
-        time.sleep(0.02)
-
-
 @contextmanager
 def machines(*more: str) -> Iterator[Machines]:
     """A head, two machines with a GPU each, and reelray on them. `more`: further settings."""
@@ -147,35 +137,15 @@ def machines(*more: str) -> Iterator[Machines]:
                      "min_workers": MACHINES, "max_workers": MACHINES}},
             head={"resources": {"CPU": 4}, "labels": {"pool": "head"}}, idle_s=600)
         stack.callback(cluster.close)
-        port = free_ports(1)[0]
-        overrides = [
-            *DEFAULTS, f"data_dir={place / 'state'}", f"database_url={databases.url}", f"store_url={place / 'films'}",
-            "store_is_shared=true", "ray.several_machines=true", f"ray.max_gpus={MACHINES}", "models.device=auto",
-            "models.torch_threads=1", "ray.service_labels={pool: head}", f"http.port={port}",
-            f"ray.address={cluster.address}",
-            f"models.default_replicas={{replicas: {MACHINES}, num_gpus: 1, num_cpus: 0.5}}", "engine.attempts=1", *more]
-        words = [word for override in overrides for word in ("--set", override)]
-        with (place / "serve.log").open("w") as log:
-            serving = subprocess.Popen(
-                [sys.executable, "-c", "from serve_app.cli import main; main()", "serve", "--profile", "ci", *words],
-                stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-        stack.callback(_end, serving)
-        _until(lambda: serving.poll() is not None or answers(port), "the server is ready", START_S)
-        if serving.poll() is not None:
-            raise RuntimeError((place / "serve.log").read_text())
-        settings = load_settings("ci", overrides, {})
+        served = Served(place, [
+            *DEFAULTS, f"database_url={databases.url}", f"store_url={place / 'films'}", "store_is_shared=true",
+            "ray.several_machines=true", f"ray.max_gpus={MACHINES}", "models.device=auto", "models.torch_threads=1",
+            "ray.service_labels={pool: head}", f"ray.address={cluster.address}", "engine.attempts=1",
+            f"models.default_replicas={{replicas: {MACHINES}, num_gpus: 1, num_cpus: 0.5}}", *more])
+        stack.enter_context(served)
         ledger = Ledger(databases.url)
         stack.callback(ledger.close)
-        yield Machines(place, cluster, settings, ledger)
-
-
-def _end(serving: subprocess.Popen[bytes]) -> None:
-    serving.terminate()
-    with suppress(subprocess.TimeoutExpired):
-        serving.wait(timeout=60)
-        return
-    serving.kill()
-    serving.wait()
+        yield Machines(cluster, served, ledger)
 
 
 def measure(times: int, directory: Path, say: Callable[[str], None]) -> tuple[Path, bool]:

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
 
@@ -64,6 +64,15 @@ def answers(port: int, path: str = READY, *, timeout_s: float = 5.0) -> bool:
         return False
     finally:
         connection.close()
+
+
+def until(good: Callable[[], object], limit_s: float, what: str) -> None:
+    """Wait for it. Raises TimeoutError."""
+    end_s = time.monotonic() + limit_s
+    while not good():
+        if time.monotonic() > end_s:
+            raise TimeoutError(f"not within {limit_s:g} s: {what}")
+        time.sleep(0.05)
 
 
 class Served:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 
 from workflows.errors import StoreAway
 from workflows.ports import ArtifactStore
@@ -35,28 +36,22 @@ class StoreWatch:
 
         Raises StoreAway when the limit has passed, and what else the store raises at once.
         """
-        if not self._away:
-            try:
-                return await asyncio.to_thread(self._store.find, key)
-            except StoreAway as error:
-                self._away = True
-                await tell(f"{error}; nothing new is started until it is back")
-        return await self._wait(key, tell)
-
-    async def _wait(self, key: str, tell: Tell) -> Artifact | None:
         started_s, wait_s = time.monotonic(), FIRST_WAIT_S
         while True:
-            async with self._turn:
+            async with self._turn if self._away else nullcontext():
                 try:
                     found = await asyncio.to_thread(self._store.find, key)
-                except StoreAway:
+                except StoreAway as error:
+                    is_news, self._away = not self._away, True
+                    if is_news:
+                        await tell(f"{error}; nothing new is started until it is back")
                     if time.monotonic() - started_s >= self._limit_s:
                         raise
                     # Inside the turn: whoever comes next has not to ask at once.
                     await asyncio.sleep(wait_s)
                     wait_s = min(wait_s * 2, LONGEST_WAIT_S)
-                    continue
-                if self._away:
-                    self._away = False
-                    await tell(f"the store is back after {time.monotonic() - started_s:.0f} s")
-                return found
+                else:
+                    if self._away:
+                        self._away = False
+                        await tell(f"the store is back after {time.monotonic() - started_s:.0f} s")
+                    return found
