@@ -109,9 +109,10 @@ class Store:
             return False
 
     def open(self, artifact: Artifact) -> BinaryIO:
-        """The artifact's bytes as a seekable stream. Raises ArtifactMissing."""
+        """The artifact's bytes as a seekable stream. Raises ArtifactMissing and StoreAway."""
         try:
-            stream: BinaryIO = self._fs.open(self._strip(artifact.uri), "rb")
+            with outages_of(self.url):
+                stream: BinaryIO = self._fs.open(self._strip(artifact.uri), "rb")
         except FileNotFoundError as error:
             raise ArtifactMissing(uri=artifact.uri) from error
         return stream

@@ -159,7 +159,8 @@ def test_a_server_that_goes_away_and_comes_back(s3_server: S3Server, s3_url: str
     back = threading.Timer(1.5, s3_server.come_back)
     back.start()
     try:
-        for question in (lambda: hasty.find(KEY), lambda: hasty.fetch(before), lambda: hasty.exists(before)):
+        for question in (lambda: hasty.find(KEY), lambda: hasty.fetch(before), lambda: hasty.exists(before),
+                         lambda: hasty.open(before)):
             with pytest.raises(StoreAway, match="Could not connect"):
                 question()
         source.write_bytes(b"other")
