@@ -34,6 +34,8 @@ def edit(page: Page, clip: Path) -> None:
     page.locator("#make").click()
     page.wait_for_url("**/films/*")
     page.wait_for_selector("#film[data-status=succeeded]", timeout=240_000)
+    page.wait_for_load_state("networkidle")  # the page has renewed the film's part for the last time
+    page.wait_for_function("['player', 'source'].every((id) => document.getElementById(id).readyState >= 2)")
     page.locator("#seek").fill("220")
     page.locator("#divider").press("Home")
     for _ in range(15):
