@@ -37,7 +37,8 @@ DIRECTOR = "director"
 INGRESS = "ingress"
 
 # Serve retries a full replica after 25 ms, then 50, up to 0.5 s; a GPU would idle that long between two shots.
-ROUTER = RequestRouterConfig(initial_backoff_s=0.01, max_backoff_s=0.05)
+ROUTER = RequestRouterConfig(request_router_class="serve_app.routing:PlacementRouter", initial_backoff_s=0.01,
+                             max_backoff_s=0.05)
 
 
 def build(settings: Settings, *, cluster: Mapping[str, float], only: Iterable[str] = (),

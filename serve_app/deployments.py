@@ -58,7 +58,8 @@ class ModelDeployment:
         reporter = _reporter(settings, self._cancel_job)
         self._replica: ModelReplica = ModelReplica(
             card, settings.models, settings.media, open_store(settings, patient=True), reporter,
-            float(assigned.get("GPU", 0)), checkpoints=CheckpointShelf(settings.store))
+            float(assigned.get("GPU", 0)), checkpoints=CheckpointShelf(settings.store),
+            name=serve.get_replica_context().replica_id.unique_id)
         when_stopping(self._replica.leave)
 
     async def image(self, call: RenderCall) -> NodeResult:
@@ -144,7 +145,7 @@ class DirectorDeployment(Director):
         ledger = Ledger(settings.database)
         super().__init__(settings, Ports(
             ledger=ledger, store=open_store(settings), story_store=open_store(settings, patient=True),
-            models=model_handles(models, settings.models),
+            models=model_handles(models),
             media=NodeHandle(media), edits={card: NodeHandle(handle) for card, handle in edits.items()},
             board=ActorTransport(settings.progress, settings.ray.namespace),
             writer=story_writer(settings.story, story_card(settings), None if chat is None else ChatHandle(chat)),

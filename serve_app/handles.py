@@ -13,65 +13,35 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import replace
 
 from ray.exceptions import RayActorError, RayError, RayTaskError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, RequestCancelledError
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
-from configs.settings import ModelsSettings
 from serve_app.providers.local import Answer, Question
-from workflows.deadline import Deadline
-from workflows.errors import ModelFailed, Overloaded, ReelrayError, ReplicaLost, WrongReplica
+from workflows.errors import ModelFailed, Overloaded, ReelrayError, ReplicaLost
 from workflows.ports import Model, RenderCall
 from workflows.types import NodeCall, NodeResult
-
-ELSEWHERE_S = 60.0
-"""How long another replica is waited for: all its places may be taken, and it may be away."""
-AGAIN_S = 0.05
 
 
 class ModelHandle:
     """A model deployment as the port that stages know."""
 
-    def __init__(self, handle: DeploymentHandle, replicas: int = 1, *, elsewhere_s: float = ELSEWHERE_S) -> None:
-        """Wrap the handle of one card's deployment, which has so many replicas."""
+    def __init__(self, handle: DeploymentHandle) -> None:
+        """Wrap the handle of one card's deployment."""
         self._handle = handle
-        self._replicas = replicas
-        self._elsewhere_s = elsewhere_s
 
     async def image(self, call: RenderCall) -> NodeResult:
         """Text to one picture."""
-        if call.avoid:
-            return await self._elsewhere(self._handle.image, call)
         async with _one_call(self._handle.image.remote(call), call.node_id) as response:
             result: NodeResult = await response
         return result
 
     async def clip(self, call: RenderCall) -> NodeResult:
         """Text, or text and first frame, to one clip."""
-        if call.avoid:
-            return await self._elsewhere(self._handle.clip, call)
         async with _one_call(self._handle.clip.remote(call), call.node_id) as response:
             result: NodeResult = await response
         return result
-
-    async def _elsewhere(self, method: DeploymentHandle, call: RenderCall) -> NodeResult:
-        """One call, until Serve's router has found a replica that is not to be avoided; after a while, any.
-
-        Serve has no way to name a replica. One that is to be avoided refuses at once, so asking costs next to nothing.
-        """
-        deadline = Deadline.after(call.left_s)
-        patience = Deadline.after(min(self._elsewhere_s, call.left_s))
-        while True:
-            if len(call.avoid) >= self._replicas or patience.is_over:
-                call = replace(call, avoid=())
-            try:
-                async with _one_call(method.remote(replace(call, left_s=deadline.left_s)), call.node_id) as response:
-                    result: NodeResult = await response
-                return result
-            except WrongReplica:
-                await asyncio.sleep(AGAIN_S)
 
 
 class NodeHandle:
@@ -104,9 +74,9 @@ class ChatHandle:
         return result
 
 
-def model_handles(handles: Mapping[str, DeploymentHandle], models: ModelsSettings) -> dict[str, Model]:
+def model_handles(handles: Mapping[str, DeploymentHandle]) -> dict[str, Model]:
     """Ports by card name."""
-    return {card: ModelHandle(handle, models.replica_of(card).replicas) for card, handle in handles.items()}
+    return {card: ModelHandle(handle) for card, handle in handles.items()}
 
 
 @asynccontextmanager

@@ -20,6 +20,7 @@ from workflows.durable.engine import Engine
 from workflows.durable.ledger import Ledger
 from workflows.durable.rows import JobRow, NewJob, NodeRow
 from workflows.media.encode import EncodeOptions
+from workflows.placement import Candidate, Placement, Wanted
 from workflows.ports import Model, RenderCall
 from workflows.stages.finish import Finisher
 from workflows.stages.pick import pick
@@ -30,24 +31,32 @@ from workflows.types import NodeCall, NodeKind, NodeResult, NodeSpec
 
 
 class Router:
-    """A deployment's handle whose replicas take turns, as Serve's router may have it."""
+    """A deployment's handle that places calls as the product's router does."""
 
     def __init__(self, replicas: Sequence[ModelReplica]) -> None:
         self.asked: list[int] = []
-        self._turns = itertools.cycle(enumerate(replicas))
+        self._replicas = replicas
+        self._placement = Placement()
+        self._numbers = itertools.count()
         self.image = _Method(self._image)
         self.clip = _Method(self._clip)
 
     async def _image(self, call: RenderCall) -> NodeResult:
-        return await self._next().image(call)
+        return await self._place(call).image(call)
 
     async def _clip(self, call: RenderCall) -> NodeResult:
-        return await self._next().clip(call)
+        return await self._place(call).clip(call)
 
-    def _next(self) -> ModelReplica:
-        number, replica = next(self._turns)
-        self.asked.append(number)
-        return replica
+    def _place(self, call: RenderCall) -> ModelReplica:
+        wanted = Wanted(id=f"call {next(self._numbers)}", key=call.key, avoid=call.avoid)
+        names = [replica.name for replica in self._replicas]
+        able = [Candidate(name=name, room=2) for name in names]
+        chosen = self._placement.choose(wanted, able) or self._placement.choose(Wanted(id=wanted.id), able)
+        assert chosen is not None
+        self.asked.append(names.index(chosen.name))
+        # Who is busy plays no part in what these tests are for.
+        self._placement.over(wanted.id, chosen.name)
+        return self._replicas[self.asked[-1]]
 
 
 class _Method:
@@ -71,12 +80,12 @@ class House:
     def replica(self, card: ModelCard, load: Any, room: float | None = None) -> ModelReplica:
         self.replicas.append(ModelReplica(
             card, ModelsSettings(torch_threads=1), MediaSettings(preset="ultrafast"), self.store, RememberingSink(),
-            0.0, load, room_gb=lambda device, gpus: room))
+            0.0, load, room_gb=lambda device, gpus: room, name=f"replica {len(self.replicas)}"))
         return self.replicas[-1]
 
     def serve(self, card: ModelCard, *replicas: ModelReplica) -> Router:
         router = Router(replicas)
-        self.models[card.name] = ModelHandle(router, len(replicas))  # type: ignore[arg-type]
+        self.models[card.name] = ModelHandle(router)  # type: ignore[arg-type]
         return router
 
     async def render(self, job_id: str, nodes: Sequence[NodeSpec], *, limit_s: float = 60.0) -> JobRow:

@@ -35,7 +35,6 @@ ReelrayError                    fault     retry
    ├─ RenderCancelled           caller    never     stopped between two denoising steps because it was asked to
    ├─ ReplicaLost               capacity  free      the process or node died under the call; not the shot's fault
    ├─ Overloaded                capacity  free      the deployment refused the call for now
-   │  └─ WrongReplica           capacity  free      this replica ran out of memory for it; another one may not
    ├─ HandedOver                capacity  free      its replica is being stopped; another goes on from its checkpoint
    └─ PoisonNode                system    never     it killed its replica again and again
 
@@ -499,10 +498,6 @@ class Overloaded(StageFailed):
 
     fault: ClassVar[Fault] = Fault.CAPACITY
     retry: ClassVar[Retry] = Retry.FREE
-
-
-class WrongReplica(Overloaded):
-    """This replica is to be avoided: it ran out of memory for the call before. Another one may have more."""
 
 
 class HandedOver(StageFailed):

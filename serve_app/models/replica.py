@@ -12,7 +12,6 @@ import asyncio
 import functools
 import logging
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -51,7 +50,6 @@ from workflows.errors import (
     ReelrayError,
     RenderRefused,
     StageFailed,
-    WrongReplica,
 )
 from workflows.media.encode import EncodeOptions
 from workflows.media.frames import UInt8Array
@@ -75,18 +73,18 @@ class ModelReplica:
         self, card: ModelCard, settings: ModelsSettings, media: MediaSettings, store: ArtifactStore,
         sink: ProgressSink, assigned_gpus: float, load: pipelines.LoadPipeline = pipelines.load,
         room_gb: Callable[[str, float], float | None] = gpu_room_gb, checkpoints: CheckpointShelf | None = None,
-        clock: Clock = time.monotonic,
+        clock: Clock = time.monotonic, name: str = "",
     ) -> None:
         """Load every task of the card and make one tiny call with each; a replica that exists can render.
 
-        `clock`: what the seconds that a call has left are counted by.
+        `name`: what whoever sends the calls knows it by; `clock`: what the seconds that a call has left are counted by.
 
         Raises ImpossibleResources for the device, InvalidDocument for the card, and whatever the warm-up raises.
         """
         self._card = card
         self._card_digest = card.digest()
-        self.name = uuid.uuid4().hex[:12]
-        """Of this process; calls that did not fit here name it."""
+        self.name = name
+        """Calls that did not fit here name it."""
         self._store = store
         self._sink = sink
         self._runs: Runs[RenderCall] = Runs(sink, clock=clock)
@@ -162,8 +160,6 @@ class ModelReplica:
 
     async def _answer(self, call: RenderCall, task: Task) -> NodeResult:
         self._refuse_other_card(call, task)
-        if self.name in call.avoid:
-            raise WrongReplica(node_id=call.node_id, reason="it did not fit this replica's GPU before")
         if self._keeper.is_leaving:
             raise HandedOver(node_id=call.node_id, reason=LEAVING)
         return await self._runs.answer(call, lambda run: self._produce(run, call, task))

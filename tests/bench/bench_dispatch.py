@@ -30,7 +30,7 @@ from ray.serve.schema import LoggingConfig
 
 from configs.load import load_settings
 from configs.model_card import ModelCard
-from configs.settings import Settings
+from configs.settings import EngineSettings, Settings
 from serve_app.app import build
 from tests.bench import rq_baseline
 from tests.bench.report import write_report
@@ -142,7 +142,8 @@ def run_director(durations: Sequence[float], gpus: int, directory: Path) -> Run:
         f"data_dir={directory}", "models.text_to_image=placeholder", "models.text_to_video=placeholder",
         "models.image_to_video=placeholder",
         f"models.by_card.placeholder={{replicas: {gpus}, num_gpus: 1, num_cpus: 0.1}}",
-        "engine.lease_s=30", "engine.heartbeat_s=5"], {})
+        *(f"engine.{name}={EngineSettings.model_fields[name].default}" for name in ("lease_s", "heartbeat_s", "poll_s"))
+    ], {})
     app = build(settings, cluster=ray.cluster_resources(), model=SleepModel)
     director = serve.run(app, name="director", route_prefix=None)
     ledger = Ledger(settings.database)

@@ -81,7 +81,7 @@ class Journal:
             fence(connection, claim)
             if not _move(connection, old, new):
                 return _settled(connection, new)
-            charge_result(connection, new, key_id=claim.job.key_id)
+            charge_result(connection, new, payer=claim.payer)
             if new.kind in graph.FAN_OUT:
                 _adopt(connection, new, result.new_nodes)
             elif result.new_nodes:
@@ -148,7 +148,7 @@ class Journal:
             fence(connection, claim)
             if _move(connection, old, new):
                 if old.status is NodeStatus.RUNNING:
-                    charge(connection, [old], Outcome.WASTED, key_id=claim.job.key_id)
+                    charge(connection, [old], Outcome.WASTED, payer=claim.payer)
                 append(connection, new.job_id, notes)
         return new
 

@@ -56,6 +56,12 @@ SHOT_EVENTS = frozenset({HookEvent.SHOT_SUCCEEDED.value, HookEvent.SHOT_FAILED.v
 LOST = (NodeStatus.FAILED, NodeStatus.SKIPPED)
 
 
+# Built once: every node's end asks.
+_LISTENING = (sa.select(hook.c.id, hook.c.events)
+              .where(hook.c.disabled == "", sa.or_(hook.c.job_id == "", hook.c.job_id == sa.bindparam("of_job")))
+              .order_by(hook.c.id).with_for_update(read=True, key_share=True))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
     """One event, as it is sent."""
@@ -113,10 +119,7 @@ def message(type: str, data: Mapping[str, Json], *, like_openai: bool = False) -
 def _listening(connection: sa.Connection, job_id: str) -> list[tuple[str, frozenset[str]]]:
     """Endpoints for this job and what they want. Their rows are kept from deletion until the transaction ends: a node's
     commit must not fail because an endpoint was removed."""
-    found = connection.execute(
-        sa.select(hook.c.id, hook.c.events).where(hook.c.disabled == "", hook.c.job_id.in_(("", job_id)))
-        .order_by(hook.c.id).with_for_update(read=True, key_share=True))
-    return [(row.id, frozenset(row.events)) for row in found]
+    return [(row.id, frozenset(row.events)) for row in connection.execute(_LISTENING, {"of_job": job_id})]
 
 
 def _of_job(connection: sa.Connection, job_id: str) -> list[Message]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 
 import sqlalchemy as sa
@@ -48,6 +49,7 @@ class Outcome(StrEnum):
     """A job ended as cancelled; `wall_s` after that was asked for."""
 
 
+_INSERT = sa.insert(usage)
 FREE = (Outcome.SAVED.value, Outcome.CARRIED.value)
 """What is told and not charged."""
 
@@ -75,36 +77,46 @@ def spent(connection: sa.Connection, key_id: str = "") -> Mapping[str, float]:
     return {str(found): float(seconds) for found, seconds in connection.execute(wanted)}
 
 
-def charge(connection: sa.Connection, nodes: Sequence[NodeRow], outcome: Outcome, *, key_id: str,
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Payer:
+    """Whom the work for a job is charged to."""
+
+    key_id: str = ""
+    batch_id: str = ""
+
+    def columns(self) -> dict[str, str | None]:
+        """Of a row of the usage table."""
+        return {"key_id": self.key_id or None, "batch_id": self.batch_id or None}
+
+
+def charge(connection: sa.Connection, nodes: Sequence[NodeRow], outcome: Outcome, *, payer: Payer,
            until_s: float | None = None) -> None:
     """Write what an attempt at each node (of one job) has cost until its end, or until now."""
     at = time.time() if until_s is None else until_s
-    batch_id = batch_of(connection, nodes[0].job_id) if nodes else ""
-    whose = {"key_id": key_id or None, "batch_id": batch_id or None}
-    rows = [{**_row(connection, found, outcome, at), **whose} for found in nodes]
+    rows = [{**_row(connection, found, outcome, at), **payer.columns()} for found in nodes]
     if rows:
-        connection.execute(sa.insert(usage), rows)
+        connection.execute(_INSERT, rows)
 
 
-def charge_result(connection: sa.Connection, made: NodeRow, *, key_id: str) -> None:
+def charge_result(connection: sa.Connection, made: NodeRow, *, payer: Payer) -> None:
     """Write what a result has cost, or what finding it has saved, and what of it earlier attempts had done."""
-    charge(connection, [made], Outcome.SAVED if made.cached else Outcome.USEFUL, key_id=key_id)
+    charge(connection, [made], Outcome.SAVED if made.cached else Outcome.USEFUL, payer=payer)
     if made.seconds.get(CARRIED):
-        charge(connection, [made], Outcome.CARRIED, key_id=key_id)
+        charge(connection, [made], Outcome.CARRIED, payer=payer)
 
 
 def charge_running(connection: sa.Connection, job_id: str) -> None:
     """What the job has running is about to be stopped: charge it as wasted."""
     running = [NodeRow.of(row) for row in connection.execute(sa.select(node).where(
         node.c.job_id == job_id, node.c.status == NodeStatus.RUNNING.value)).mappings()]
-    charge(connection, running, Outcome.WASTED, key_id=_key_of(connection, job_id))
+    charge(connection, running, Outcome.WASTED, payer=payer_of(connection, job_id))
 
 
 def charge_interrupted(connection: sa.Connection, job_id: str, nodes: Sequence[NodeRow]) -> None:
     """What a vanished Director left running."""
     if nodes:
         seen_s = connection.scalar(sa.select(sa.func.max(event.c.at)).where(event.c.job_id == job_id))
-        charge(connection, nodes, Outcome.INTERRUPTED, key_id=_key_of(connection, job_id), until_s=seen_s or 0.0)
+        charge(connection, nodes, Outcome.INTERRUPTED, payer=payer_of(connection, job_id), until_s=seen_s or 0.0)
 
 
 def note_waited(connection: sa.Connection, job_id: str) -> None:
@@ -126,10 +138,9 @@ def note_cancelled(connection: sa.Connection, job_id: str) -> None:
 
 def _note_job(connection: sa.Connection, job_id: str, outcome: Outcome, *, since_s: float) -> None:
     at = time.time()
-    connection.execute(sa.insert(usage).values(
-        at=at, key_id=_key_of(connection, job_id) or None, outcome=outcome.value, kind=JOB, lane="", node_key="",
-        wall_s=max(at - since_s, 0.0), gpu_s=0.0, steps=0, diffusion_s=0.0, job_id=job_id,
-        batch_id=batch_of(connection, job_id) or None))
+    connection.execute(_INSERT, {
+        "at": at, "outcome": outcome.value, "kind": JOB, "lane": "", "node_key": "", "wall_s": max(at - since_s, 0.0),
+        "gpu_s": 0.0, "steps": 0, "diffusion_s": 0.0, "job_id": job_id, **payer_of(connection, job_id).columns()})
 
 
 def takes_gpu(node: NodeRow) -> bool:
@@ -138,13 +149,10 @@ def takes_gpu(node: NodeRow) -> bool:
     return node.lane not in NO_MODEL_LANES or (isinstance(writer, Mapping) and "card" in writer)
 
 
-def _key_of(connection: sa.Connection, job_id: str) -> str:
-    return connection.scalar(sa.select(job.c.key_id).where(job.c.id == job_id)) or ""
-
-
-def batch_of(connection: sa.Connection, job_id: str) -> str:
-    """The batch of a job; empty: none."""
-    return connection.scalar(sa.select(job.c.batch_id).where(job.c.id == job_id)) or ""
+def payer_of(connection: sa.Connection, job_id: str) -> Payer:
+    """Who pays for a job."""
+    row = connection.execute(sa.select(job.c.key_id, job.c.batch_id).where(job.c.id == job_id)).first()
+    return Payer() if row is None else Payer(key_id=row.key_id or "", batch_id=row.batch_id or "")
 
 
 def _row(connection: sa.Connection, found: NodeRow, outcome: Outcome, at: float) -> dict[str, object]:

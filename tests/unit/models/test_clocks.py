@@ -12,16 +12,14 @@ import numpy as np
 import pytest
 
 from configs.settings import MediaSettings, ModelsSettings
-from serve_app.handles import ModelHandle
 from serve_app.media_worker import MediaWorker
 from serve_app.models.replica import ModelReplica
 from tests.fakes_models import Gate, RememberingSink, ScriptedLoad, render_call, scripted_card
 from workflows.deadline import Clock, Deadline
-from workflows.errors import DeadlineExceeded, WrongReplica
+from workflows.errors import DeadlineExceeded
 from workflows.media.encode import EncodeOptions, encode
-from workflows.ports import RenderCall
 from workflows.store import Store
-from workflows.types import Artifact, MediaType, NodeCall, NodeKind, NodeResult
+from workflows.types import Artifact, MediaType, NodeCall, NodeKind
 
 CARD = scripted_card()
 AN_HOUR_OFF = pytest.mark.parametrize("off_s", [3600.0, -3600.0], ids=["ahead", "behind"])
@@ -94,14 +92,6 @@ async def test_the_cpus_worker_counts_by_its_own_clock_too(off_s: float, tmp_pat
         await late.run(compose(clip_in(store, tmp_path), key="e" * 32))
 
 
-async def test_a_call_that_is_tried_elsewhere_has_less_left_each_time() -> None:
-    router = Router(refusals=2)
-    call = render_call(CARD, left_s=LIMIT_S, avoid=("that one",))
-    await ModelHandle(router, 2).clip(call)  # type: ignore[arg-type]
-    left_s = [call.left_s for call in router.calls]
-    assert LIMIT_S > left_s[0] > left_s[1] > left_s[2] > LIMIT_S - 10
-
-
 def test_a_deadline_is_not_sent_anywhere() -> None:
     with pytest.raises(TypeError, match="one process's clock"):
         pickle.dumps(Deadline.after(1.0))
@@ -116,24 +106,6 @@ class Hurrying(RememberingSink):
 
     def update(self, *_: object, urgent: bool = False) -> None:
         self.clock.at_s += LIMIT_S + 1
-
-
-class Router:
-    """A deployment handle whose first calls come to the replica that is to be avoided."""
-
-    def __init__(self, refusals: int) -> None:
-        self.calls: list[RenderCall] = []
-        self.clip = self
-        self._refusals = refusals
-
-    def remote(self, call: RenderCall) -> asyncio.Task[NodeResult]:
-        self.calls.append(call)
-        return asyncio.create_task(self._answer(len(self.calls) > self._refusals))
-
-    async def _answer(self, is_right: bool) -> NodeResult:
-        if not is_right:
-            raise WrongReplica(node_id="s1.clip", reason="it did not fit")
-        return NodeResult(artifact=Artifact(key="k", uri="u", sha256="", size_bytes=0, media_type=MediaType.MP4))
 
 
 def clip_in(store: Store, directory: Path) -> Artifact:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -14,10 +13,9 @@ import torch
 
 from configs.memory import Placement, smaller_sizes
 from configs.model_card import Memory, ModelCard, Peak, SizeRule, Task
-from serve_app.handles import ModelHandle
 from tests.fakes_models import ScriptedLoad, scripted_card
 from tests.families import BY_NAME
-from tests.house import House, Router
+from tests.house import House
 from tests.scarce import ScarceLoad
 from tests.studio import QUICK
 from workflows.durable.rows import NodeRow
@@ -26,7 +24,6 @@ from workflows.errors import GpuOutOfMemory, ModelFailed
 from workflows.media.decode import read_picture
 from workflows.media.probe import probe
 from workflows.plan import plan_film, plan_keys
-from workflows.ports import RenderCall
 from workflows.storyboard import parse_storyboard
 from workflows.types import JobStatus, NodeKind, NodeSpec, NodeStatus, Stage, content_key
 
@@ -180,15 +177,3 @@ def test_a_model_without_a_smaller_size_is_named() -> None:
     made = plan_film(parse_storyboard(json.dumps(board)), cards=dict.fromkeys(Task, card))
     assert any("model scripted has no smaller size of the form of 64x32" in warning for warning in made.warnings)
     assert "smaller" not in made.nodes[0].payload
-
-
-async def test_another_replica_is_not_waited_for_for_ever(house: House) -> None:
-    """One replica is there where there should be two: after a while it is asked again."""
-    card = scripted_card()
-    replica = house.replica(card, ScriptedLoad())
-    handle = ModelHandle(Router([replica]), 2, elsewhere_s=0.1)  # type: ignore[arg-type]
-    call = RenderCall(job_id="j", node_id="s1.clip", shot_id="s1", attempt=2, key="k" * 32, left_s=4e9,
-                      card=card.name, card_digest=card.digest(), prompt="a", negative_prompt="", width_px=64,
-                      height_px=32, frames=5, steps=5, fps=8.0, guidance=3.0, seed=1, avoid=(replica.name,))
-    async with asyncio.timeout(20):
-        assert (await handle.clip(call)).artifact.key == call.key

@@ -1,0 +1,138 @@
+"""Which replica of a model a call goes to. Pure: knows no Ray; `serve_app.routing` asks it for Serve.
+
+A call goes to a replica with the fewest calls, so that none waits beside an idle GPU. Before that count two things: a
+call for what a replica is making already joins it there instead of being made twice, and what did not fit a replica's
+memory goes to another one. Among equals a replica that has done such work before is preferred, for what it still has: a
+shape that was compiled and has its memory, a source video that is on the machine. An idle replica that has it not is
+better than a busy one that has, since the GPU is lost otherwise.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+KINS = 4
+"""Kinds of work that a replica, or a machine, is thought to be still prepared for; the latest."""
+DOUBTED_S = 5.0
+"""After a replica could not be reached, others are tried first for so long."""
+FORGOTTEN_S = 60.0
+"""A choice of which nothing more was heard: whoever made the call went before it was sent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """A call, as far as its place depends on it."""
+
+    id: str
+    key: str = ""
+    """Of its result; calls of one key share a run where they meet. Empty: none."""
+    kin: str = ""
+    """Calls of one kin leave something behind that the next of them can use; empty: nothing."""
+    avoid: Collection[str] = ()
+    """Replicas that had not the memory for it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A replica that could take it."""
+
+    name: str
+    machine: str = ""
+    calls: int = 0
+    """That it has, by what was heard of it; others may send it some, too."""
+    room: int = 1
+    """Calls that it takes at a time."""
+
+
+@dataclass(slots=True, eq=False)
+class _Given:
+    """A call that was given to a replica."""
+
+    name: str
+    key: str
+    since_s: float
+    tried: frozenset[str] = frozenset()
+    """Replicas that did not take it, this one not yet among them."""
+    is_sent: bool = False
+
+
+class Placement:
+    """The calls of one caller to the replicas of one deployment."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Start with no call in flight."""
+        self._clock = clock
+        self._given: dict[str, _Given] = {}
+        self._kins: defaultdict[str, list[str]] = defaultdict(list)
+        """By replica and by machine, the latest last."""
+        self._turns: dict[str, int] = {}
+        """When each replica was chosen last, as a count of choices."""
+        self._turn = 0
+        self._doubted: dict[str, float] = {}
+        """Replicas that could not be reached, and when that was."""
+
+    def choose(self, wanted: Wanted, candidates: Sequence[Candidate]) -> Candidate | None:
+        """The one to try now, which counts as having the call; None: there is none that may be asked.
+
+        Asked again for a call, the replica that it was given to did not take it: the others come first.
+        """
+        tried = self._take_back(wanted.id)
+        able = [one for one in candidates if one.name not in wanted.avoid]
+        if not able:
+            return None
+        if all(one.name in tried for one in able):
+            tried = frozenset()
+        calls = Counter(given.name for given in self._given.values())
+        twins = {given.name for given in self._given.values() if given.key == wanted.key and wanted.key}
+
+        def order(one: Candidate) -> tuple[bool, bool, bool, int, bool, bool, int]:
+            have = max(calls[one.name], one.calls)
+            return (one.name in tried, one.name in self._doubted, not (one.name in twins and have < one.room), have,
+                    wanted.kin not in self._kins[one.name], wanted.kin not in self._kins[one.machine],
+                    self._turns.get(one.name, 0))
+
+        chosen = min(able, key=order)
+        self._turn += 1
+        self._turns[chosen.name] = self._turn
+        self._given[wanted.id] = _Given(chosen.name, wanted.key, self._clock(), tried)
+        return chosen
+
+    def sent(self, wanted: Wanted, candidate: Candidate) -> None:
+        """The replica has taken the call."""
+        given = self._given.get(wanted.id)
+        if given is not None and given.name == candidate.name:  # a quick call may be over by now
+            given.is_sent = True
+        self._doubted.pop(candidate.name, None)
+        for holder in (candidate.name, candidate.machine):
+            if wanted.kin and holder:
+                kins = self._kins[holder]
+                self._kins[holder] = [*(kin for kin in kins if kin != wanted.kin), wanted.kin][-KINS:]
+
+    def over(self, call_id: str, name: str) -> None:
+        """The call is no longer at this replica, whatever became of it; it may be at another one by now."""
+        given = self._given.get(call_id)
+        if given is not None and given.name == name:
+            del self._given[call_id]
+
+    def doubt(self, name: str) -> None:
+        """The replica could not be reached just now."""
+        self._doubted[name] = self._clock()
+
+    def keep(self, candidates: Sequence[Candidate]) -> None:
+        """These are left; forget what is known of others."""
+        holders = {one.name for one in candidates} | {one.machine for one in candidates}
+        for holder in [holder for holder in self._kins if holder not in holders]:
+            del self._kins[holder]
+        self._turns = {name: turn for name, turn in self._turns.items() if name in holders}
+
+    def _take_back(self, call_id: str) -> frozenset[str]:
+        """Forget the last choice for a call, and what is too old; which replicas did not take it."""
+        now_s = self._clock()
+        self._doubted = {name: at_s for name, at_s in self._doubted.items() if now_s - at_s < DOUBTED_S}
+        last = self._given.pop(call_id, None)
+        self._given = {other: given for other, given in self._given.items()
+                       if given.is_sent or now_s - given.since_s < FORGOTTEN_S}
+        return frozenset() if last is None else last.tried | {last.name}
