@@ -59,7 +59,7 @@ class ModelDeployment:
         self._replica: ModelReplica = ModelReplica(
             card, settings.models, settings.media, open_store(settings, patient=True), reporter,
             float(assigned.get("GPU", 0)), checkpoints=CheckpointShelf(settings.store),
-            name=serve.get_replica_context().replica_id.unique_id)
+            name=own_name())
         when_stopping(self._replica.leave)
 
     async def image(self, call: RenderCall) -> NodeResult:
@@ -184,6 +184,11 @@ class DirectorDeployment(Director):
 def model_deployment(card: str) -> str:
     """What Serve calls the deployment of a model card."""
     return f"model-{card}"
+
+
+def own_name() -> str:
+    """What the router knows this replica by."""
+    return str(serve.get_replica_context().replica_id.unique_id)
 
 
 def running_replicas(app_name: str, cards: Iterable[str]) -> dict[str, int]:

@@ -14,7 +14,7 @@ from actors.reporter import Reporter
 from configs.memory import Placement
 from configs.model_card import ModelCard, Task
 from configs.settings import Settings
-from serve_app.deployments import ModelDeployment, open_store
+from serve_app.deployments import ModelDeployment, open_store, own_name
 from serve_app.models import pipelines
 from serve_app.models.replica import ModelReplica
 from serve_app.models.resume import DENOISERS
@@ -84,4 +84,4 @@ class ScarceModel(ModelDeployment):
         self._replica = ModelReplica(
             card, settings.models, settings.media, open_store(settings), reporter,
             float(context.get_assigned_resources().get("GPU", 0)),
-            load=ScarceLoad({Placement(name): int(limit) for name, limit in limits.items()}))
+            load=ScarceLoad({Placement(name): int(limit) for name, limit in limits.items()}), name=own_name())

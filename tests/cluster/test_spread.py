@@ -49,10 +49,14 @@ class Stamping:
 
 
 def film(name: str, *, of: str) -> NewJob:
-    return NewJob(id=name, document={}, nodes=tuple(NodeSpec(
-        id=f"s{number}.clip", kind=NodeKind.CLIP, shot_id=f"s{number}", lane="placeholder", payload={
-            "card": "placeholder", "card_digest": "", "prompt": of, "negative_prompt": "", "width_px": 8, "height_px": 8,
-            "frames": 1, "fps": 8, "steps": 1, "guidance": 0, "seed": number}) for number in range(REPLICAS)))
+    """A clip for every replica."""
+    return NewJob(id=name, document={}, nodes=tuple(clip(of, number) for number in range(REPLICAS)))
+
+
+def clip(prompt: str, seed: int) -> NodeSpec:
+    payload = {"card": "placeholder", "card_digest": "", "prompt": prompt, "negative_prompt": "", "width_px": 8,
+               "height_px": 8, "frames": 1, "fps": 8, "steps": 1, "guidance": 0, "seed": seed}
+    return NodeSpec(id=f"s{seed}.clip", kind=NodeKind.CLIP, shot_id=f"s{seed}", lane="placeholder", payload=payload)
 
 
 def made(running: Running) -> list[tuple[str, str]]:
