@@ -16,7 +16,7 @@ from configs.chat_card import AnyCard, ChatCard
 from configs.load import casting, edit_cards, load_cards
 from configs.model_card import ModelCard, Task
 from configs.settings import Settings
-from workflows.dispatch import Dispatcher
+from workflows.dispatch import Depth, Dispatcher
 from workflows.durable.engine import Engine
 from workflows.durable.ledger import Ledger
 from workflows.edit_plan import CLASSICAL, EDIT_KINDS
@@ -29,11 +29,6 @@ from workflows.story import StoryWriter
 from workflows.types import CPU_LANE, STORY_LANE, NodeKind
 
 log = logging.getLogger(__name__)
-
-PREFETCH = 2
-"""Batches in flight per replica: one on the GPU, one waiting beside it, so that the GPU never waits for an RPC. A batch
-is one call, or as many as the card says."""
-
 
 class Board(Protocol):
     """What the Director needs of the ProgressActor; every call is a hint that may be lost."""
@@ -73,7 +68,8 @@ class Director:
         cards = load_cards(settings)
         self._cast = casting(settings, cards)
         lanes = lane_capacity(settings, self._cast, edit_cards(settings, cards))
-        self._dispatcher = Dispatcher(lanes, patience_s=settings.engine.batch_wait_s)
+        depths = {card.name: depth_of(card) for card in (*self._cast.values(), *edit_cards(settings, cards))}
+        self._dispatcher = Dispatcher(lanes, depths=depths, patience_s=settings.engine.batch_wait_s)
         self._engine = Engine(ports.ledger, self._steps(), store=ports.store, dispatcher=self._dispatcher,
                               settings=settings.engine, only=only)
         self._running = asyncio.get_running_loop().create_task(self._engine.run(), name="engine")
@@ -124,11 +120,16 @@ class Director:
                 **dict.fromkeys(EDIT_KINDS, media), NodeKind.MASK: in_video, NodeKind.EDIT: in_video}
 
 
-def calls_at_once(card: AnyCard) -> int:
-    """Calls in flight per replica."""
+def depth_of(card: AnyCard) -> Depth:
+    """Calls at one replica: those that it works on at the same time, and as many that wait beside them."""
     if isinstance(card, ChatCard):
-        return 1  # who waits beside a long answer loses the time that its own one needs
-    return card.remote.parallel if card.remote else PREFETCH * card.batch
+        return Depth()  # who waits beside a long answer loses the time that its own one needs
+    return Depth(at_once=card.remote.parallel) if card.remote else Depth(at_once=card.batch, ahead=card.batch)
+
+
+def calls_at_once(card: AnyCard) -> int:
+    """Calls in flight per replica, at most."""
+    return depth_of(card).calls
 
 
 def lane_capacity(settings: Settings, cast: Mapping[Task, ModelCard],

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from configs.load import load_cards
 from configs.model_card import ModelCard
 from configs.settings import Settings
-from serve_app.director import PREFETCH
+from serve_app.director import calls_at_once
 from workflows.edit import EditRequest
 from workflows.edit_hands import hands_of, with_card_defaults
 from workflows.edit_plan import CLASSICAL, Hand
@@ -42,7 +42,7 @@ class ModelsHere:
     @property
     def lanes(self) -> dict[str, int]:
         """Calls in flight per card."""
-        return dict.fromkeys(self._cards, PREFETCH)
+        return {name: calls_at_once(card) for name, card in self._cards.items()}
 
     @contextmanager
     def opened(self, store: ArtifactStore, sink: ProgressSink, say: Callable[[str], None],

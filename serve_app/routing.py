@@ -8,6 +8,7 @@ one router per handle, in the process that calls. The base class and its hooks a
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
@@ -37,7 +38,7 @@ class PlacementRouter(RequestRouter):
         candidates = [self._candidate(replica) for replica in candidate_replicas]
         chosen = self._placement.choose(wanted, candidates)
         if chosen is None and time.time() - pending_request.created_at > ELSEWHERE_S:
-            chosen = self._placement.choose(Wanted(id=wanted.id, key=wanted.key, kin=wanted.kin), candidates)
+            chosen = self._placement.choose(replace(wanted, avoid=()), candidates)
         return [[replica for replica in candidate_replicas
                  if chosen is not None and replica.replica_id.unique_id == chosen.name]]
 
@@ -70,10 +71,7 @@ def wanted_of(pending: PendingRequest) -> Wanted:
     """What a call's place depends on."""
     id = pending.metadata.internal_request_id
     match pending.args:
-        case [RenderCall() as call, *_]:
-            return Wanted(id=id, key=call.key, kin=f"{call.width_px}x{call.height_px}x{call.frames}", avoid=call.avoid)
-        case [NodeCall() as call, *_]:
-            source = call.payload.get("source")
-            return Wanted(id=id, key=call.key, kin=str(source.get("key", "")) if isinstance(source, dict) else "")
+        case [(RenderCall() | NodeCall()) as call, *_]:
+            return Wanted(id=id, key=call.key, avoid=call.avoid, seat=call.seat)
         case _:
             return Wanted(id=id)

@@ -8,7 +8,10 @@ last served is the virtual time, at which newcomers start. So one shot behind a 
 tenant with fifty films gets no more than one with a single film, and none is starved by an equal. Inside a job the call
 with the longest remaining path goes first, because the film waits for it longest.
 
-`Dispatcher` puts one queue in front of every lane, for one asyncio event loop.
+`Dispatcher` puts one queue in front of every lane, for one asyncio event loop. A lane has seats, one for each replica,
+and several calls at a seat: what the replica works on, and one that waits beside it so that its GPU never waits for an
+RPC. Calls are seated in advance only while there are more waiting than seats: on the last lap a shot that waits behind
+a long one could have started at whichever replica was free first.
 """
 
 from __future__ import annotations
@@ -23,9 +26,11 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
+from types import MappingProxyType
 from typing import Protocol
 
 from workflows.errors import InvalidSettings
+from workflows.placement import Candidate, Placement, Wanted
 from workflows.types import Priority
 
 CLASSES = (Priority.INTERACTIVE, Priority.BATCH)
@@ -80,6 +85,25 @@ class Ticket:
     """What it will use of the lane, > 0; any unit, the same for all."""
     rank: float = 0.0
     """Remaining path; the highest of a job goes first."""
+    key: str = ""
+    """Of the result; calls of one key share a seat. Empty: none."""
+    kin: str = ""
+    """See `workflows.placement`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Depth:
+    """Calls at one seat of a lane."""
+
+    at_once: int = 1
+    """That its replica works on, >= 1."""
+    ahead: int = 0
+    """That wait there while there is plenty of work, >= 0."""
+
+    @property
+    def calls(self) -> int:
+        """At a seat at most."""
+        return self.at_once + self.ahead
 
 
 @dataclass(slots=True, eq=False)
@@ -225,52 +249,81 @@ class FairQueue:
 class _Lane:
     """One pool of slots and its queue."""
 
-    def __init__(self, capacity: int, patience_s: float) -> None:
+    def __init__(self, capacity: int, depth: Depth, patience_s: float) -> None:
         self.capacity = capacity
         self.busy = 0
         self.queue = FairQueue(patience_s=patience_s)
-        self.grants: dict[int, asyncio.Future[None]] = {}
+        self.grants: dict[int, asyncio.Future[int]] = {}
         self.apart = asyncio.Lock()
+        self._depth = depth
+        self._placement = Placement()
+        self._seats: dict[int, int] = {}
+        """Of those that have a slot."""
 
-    async def acquire(self, ticket: Ticket) -> None:
-        granted = asyncio.get_running_loop().create_future()
+    @property
+    def seats(self) -> int:
+        return -(-self.capacity // self._depth.calls)
+
+    async def acquire(self, ticket: Ticket) -> int:
+        granted: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.queue.push(ticket)
         self.grants[id(ticket)] = granted
         self.pump()
         try:
-            await granted
+            return await granted
         except asyncio.CancelledError:
             if not self.queue.discard(ticket):
                 # The slot and the cancel came in the same moment.
-                self.release()
+                self.release(ticket)
             raise
         finally:
             self.grants.pop(id(ticket), None)
 
-    def release(self) -> None:
+    def release(self, ticket: Ticket) -> None:
+        self._placement.over(_name(ticket), str(self._seats.pop(id(ticket))))
         self.busy -= 1
         self.pump()
 
     def pump(self) -> None:
-        while self.busy < self.capacity and self.queue:
+        while self.busy < self.capacity and self.queue and (seats := self._free()):
             ticket = self.queue.pop()
             granted = self.grants[id(ticket)]
             self.busy += 1
+            wanted = Wanted(id=_name(ticket), key=ticket.key, kin=ticket.kin)
+            seat = self._placement.choose(wanted, seats)
+            assert seat is not None, "nothing is avoided here"
+            self._placement.sent(wanted, seat)
+            self._seats[id(ticket)] = int(seat.name)
             if not granted.done():
-                granted.set_result(None)
+                granted.set_result(int(seat.name))
         if not self.busy and not self.queue:
             self.queue.rest()
+
+    def _free(self) -> list[Candidate]:
+        """Seats that take a call now: those whose replica would begin it, or all with room when many calls wait."""
+        calls, plenty = self._placement.calls(), len(self.queue) > self.seats * self._depth.at_once
+        most = self._depth.calls if plenty else self._depth.at_once
+        seats = [Candidate(name=str(seat), room=self._depth.calls) for seat in range(self.seats)]
+        # A twin may join its run at a full seat, but only when some seat is free: it takes a slot like any other.
+        return seats if any(calls[seat.name] < most for seat in seats) else []
+
+
+def _name(ticket: Ticket) -> str:
+    return str(id(ticket))
 
 
 class Dispatcher:
     """Slots of named lanes, given out fairly. For one event loop; not thread-safe."""
 
-    def __init__(self, capacity: Mapping[str, int], *, patience_s: float = math.inf) -> None:
+    def __init__(self, capacity: Mapping[str, int], *, depths: Mapping[str, Depth] = MappingProxyType({}),
+                 patience_s: float = math.inf) -> None:
         """`capacity`: calls at the same time, by lane; a lane with 0 waits until it is resized.
 
+        `depths`: how many of them are at one seat, one unless said.
         `patience_s`: a lane that gave batch work nothing for so long, while some waited, gives it the next slot.
         """
-        self._lanes = {lane: _Lane(_checked(lane, slots), patience_s) for lane, slots in capacity.items()}
+        self._lanes = {lane: _Lane(_checked(lane, slots), depths.get(lane, Depth()), patience_s)
+                       for lane, slots in capacity.items()}
 
     @property
     def lanes(self) -> tuple[str, ...]:
@@ -278,17 +331,17 @@ class Dispatcher:
         return tuple(self._lanes)
 
     @asynccontextmanager
-    async def slot(self, lane: str, ticket: Ticket) -> AsyncIterator[None]:
-        """Wait for a slot and hold it; a waiter that is cancelled leaves no trace.
+    async def slot(self, lane: str, ticket: Ticket) -> AsyncIterator[int]:
+        """Wait for a slot and hold it: the number of its seat, from 0. A waiter that is cancelled leaves no trace.
 
         Raises InvalidSettings when there is no such lane.
         """
         pool = self._lane(lane)
-        await pool.acquire(ticket)
+        seat = await pool.acquire(ticket)
         try:
-            yield
+            yield seat
         finally:
-            pool.release()
+            pool.release(ticket)
 
     def apart(self, lane: str) -> asyncio.Lock:
         """Entered before a slot, keeps a call from running beside any other that entered it."""

@@ -1,4 +1,8 @@
-"""Which replica of a model a call goes to. Pure: knows no Ray; `serve_app.routing` asks it for Serve.
+"""Which replica of a model a call goes to. Pure: knows no Ray.
+
+It is asked twice. The dispatcher has a seat for each replica, decides when a call may start and at which seat, and so
+knows of each whether it is idle; `serve_app.routing`, for Serve, keeps one replica to each seat, and places what comes
+without a seat or what its seat's replica cannot take.
 
 A call goes to a replica with the fewest calls, so that none waits beside an idle GPU. Before that count two things: a
 call for what a replica is making already joins it there instead of being made twice, and what did not fit a replica's
@@ -11,8 +15,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+
+from workflows.types import Json
 
 KINS = 4
 """Kinds of work that a replica, or a machine, is thought to be still prepared for; the latest."""
@@ -33,6 +39,8 @@ class Wanted:
     """Calls of one kin leave something behind that the next of them can use; empty: nothing."""
     avoid: Collection[str] = ()
     """Replicas that had not the memory for it."""
+    seat: int | None = None
+    """Calls of one seat go to one replica, those of others to others, as long as there are enough of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +79,8 @@ class Placement:
         self._turns: dict[str, int] = {}
         """When each replica was chosen last, as a count of choices."""
         self._turn = 0
+        self._seats: dict[int, str] = {}
+        """The replica of each seat."""
         self._doubted: dict[str, float] = {}
         """Replicas that could not be reached, and when that was."""
 
@@ -85,20 +95,29 @@ class Placement:
             return None
         if all(one.name in tried for one in able):
             tried = frozenset()
-        calls = Counter(given.name for given in self._given.values())
+        calls = self.calls()
         twins = {given.name for given in self._given.values() if given.key == wanted.key and wanted.key}
+        # After a replica has died two seats may have one; the first keeps it when there is another again.
+        owners = {name: seat for seat, name in sorted(self._seats.items(), reverse=True)}
 
-        def order(one: Candidate) -> tuple[bool, bool, bool, int, bool, bool, int]:
-            have = max(calls[one.name], one.calls)
-            return (one.name in tried, one.name in self._doubted, not (one.name in twins and have < one.room), have,
-                    wanted.kin not in self._kins[one.name], wanted.kin not in self._kins[one.machine],
+        def order(one: Candidate) -> tuple[bool | int, ...]:
+            have, owner = max(calls[one.name], one.calls), owners.get(one.name)
+            seat = 2 if wanted.seat is None or owner not in (None, wanted.seat) else 1 if owner is None else 0
+            return (one.name in tried, one.name in self._doubted, seat, not (one.name in twins and have < one.room),
+                    have, wanted.kin not in self._kins[one.name], wanted.kin not in self._kins[one.machine],
                     self._turns.get(one.name, 0))
 
         chosen = min(able, key=order)
         self._turn += 1
         self._turns[chosen.name] = self._turn
+        if wanted.seat is not None:
+            self._seats[wanted.seat] = chosen.name
         self._given[wanted.id] = _Given(chosen.name, wanted.key, self._clock(), tried)
         return chosen
+
+    def calls(self) -> Counter[str]:
+        """How many each replica has been given that are not over."""
+        return Counter(given.name for given in self._given.values())
 
     def sent(self, wanted: Wanted, candidate: Candidate) -> None:
         """The replica has taken the call."""
@@ -127,6 +146,7 @@ class Placement:
         for holder in [holder for holder in self._kins if holder not in holders]:
             del self._kins[holder]
         self._turns = {name: turn for name, turn in self._turns.items() if name in holders}
+        self._seats = {seat: name for seat, name in self._seats.items() if name in holders}
 
     def _take_back(self, call_id: str) -> frozenset[str]:
         """Forget the last choice for a call, and what is too old; which replicas did not take it."""
@@ -136,3 +156,13 @@ class Placement:
         self._given = {other: given for other, given in self._given.items()
                        if given.is_sent or now_s - given.since_s < FORGOTTEN_S}
         return frozenset() if last is None else last.tried | {last.name}
+
+
+def kin_of(payload: Mapping[str, Json]) -> str:
+    """What a node leaves at its replica: a shape that was compiled for, or a source video's file."""
+    source = payload.get("source")
+    if isinstance(source, dict):
+        return str(source.get("key", ""))
+    if "width_px" not in payload:
+        return ""
+    return f"{payload['width_px']}x{payload.get('height_px')}x{payload.get('frames')}"

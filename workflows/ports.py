@@ -60,6 +60,8 @@ class RenderCall:
     """Reference pictures of characters, in the shot's order (text to image)."""
     avoid: tuple[str, ...] = ()
     """Replicas that ran out of memory for it, by name; it is sent to others."""
+    seat: int | None = None
+    """As in NodeCall."""
     may_shrink: bool = False
     """It may be made smaller: what does not fit is no mistake of the call then, and a first frame of another size is
     scaled."""

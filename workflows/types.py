@@ -276,6 +276,8 @@ class NodeCall:
     """Seconds until the attempt is stopped, from here; a receiver counts them from its arrival, by its own clock."""
     avoid: tuple[str, ...] = ()
     """Replicas that ran out of memory for it; another one is asked where there is one."""
+    seat: int | None = None
+    """Of its lane: calls of one seat go to one replica. None: to any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

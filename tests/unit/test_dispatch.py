@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from workflows.dispatch import Dispatcher, FairQueue, Ticket, path_ranks
+from workflows.dispatch import Depth, Dispatcher, FairQueue, Ticket, path_ranks
 from workflows.errors import InvalidSettings
 from workflows.types import NodeKind, NodeSpec, Priority
 
@@ -263,6 +263,45 @@ class TestDispatcher:
         assert all(sum(name.startswith("suspect") for name in names) <= 1 for names in together)
         assert {"plain", "suspect 1"} in [set(names) for names in together]
 
+    async def test_a_call_waits_at_a_seat_only_while_more_wait_than_there_are_seats(self) -> None:
+        slots = Dispatcher({"gpu": 4}, depths={"gpu": Depth(ahead=1)})
+        counts = []
+        async with asyncio.TaskGroup() as group:
+            for _ in range(7):
+                group.create_task(hold(slots, "film", turns=50))
+                await asyncio.sleep(0)
+                counts.append(slots.running("gpu"))
+        assert counts == [1, 2, 2, 2, 3, 4, 4], "the third and fourth may yet start at the seat that is free first"
+
+    @relaxed
+    @given(st.integers(1, 5), st.integers(1, 3), st.integers(0, 3), st.integers(1, 40), st.randoms())
+    def test_no_seat_is_idle_while_somebody_waits(self, seats: int, at_once: int, ahead: int, calls: int,
+                                                  chance: random.Random) -> None:
+        """Each replica ends its calls in the order in which it got them, `at_once` of them at a time."""
+        asyncio.run(check_seats(seats, Depth(at_once=at_once, ahead=ahead), calls, chance))
+
+    async def test_calls_of_one_key_sit_together(self) -> None:
+        slots, seats = Dispatcher({"gpu": 6}, depths={"gpu": Depth(ahead=1)}), []
+
+        async def call(key: str) -> None:
+            async with slots.slot("gpu", Ticket(job_id="film", key=key)) as seat:
+                seats.append((key, seat))
+                await asyncio.sleep(0.01)
+
+        await asyncio.gather(*(call(key) for key in ("a", "b", "a")))
+        assert len(set(seats)) == 2, "the third shares the first one's run; a seat stays free"
+
+    async def test_a_seat_that_has_done_such_work_is_given_it_again(self) -> None:
+        slots = Dispatcher({"gpu": 3})
+
+        async def seat_of(kin: str) -> int:
+            async with slots.slot("gpu", Ticket(job_id="film", kin=kin)) as seat:
+                return seat
+
+        wide, tall = await seat_of("wide"), await seat_of("tall")
+        assert wide != tall
+        assert [await seat_of("wide") for _ in range(3)] == [wide] * 3
+
     async def test_lanes_do_not_wait_for_each_other(self) -> None:
         dispatcher = Dispatcher({"gpu": 1, "cpu": 1})
         async with (asyncio.timeout(1), dispatcher.slot("gpu", Ticket(job_id="a")),
@@ -311,3 +350,30 @@ def test_a_rank_is_the_longest_path_to_the_end() -> None:
         ("key", "", 1.0), ("a", ("key",), 5.0), ("b", ("key", "a"), 4.0), ("free", "", 2.0),
         ("compose", ("a", "b", "free"), 3.0))]
     assert path_ranks(nodes) == {"key": 13.0, "a": 12.0, "b": 7.0, "free": 5.0, "compose": 3.0}
+
+
+async def check_seats(seats: int, depth: Depth, calls: int, chance: random.Random) -> None:
+    slots = Dispatcher({"gpu": seats * depth.calls}, depths={"gpu": depth})
+    held: list[tuple[int, asyncio.Event]] = []
+
+    async def call() -> None:
+        async with slots.slot("gpu", Ticket(job_id=chance.choice("ab"), cost=chance.uniform(1, 5))) as seat:
+            over = asyncio.Event()
+            held.append((seat, over))
+            await over.wait()
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(calls):
+            group.create_task(call())
+        for _ in range(calls):
+            for _ in range(5):  # until everybody has heard
+                await asyncio.sleep(0)
+            loads = Counter(seat for seat, _ in held)
+            assert max(loads.values()) <= depth.calls
+            if slots.waiting("gpu"):
+                assert all(loads[seat] >= depth.at_once for seat in range(seats)), loads
+            begun = [one for place, one in enumerate(held)
+                     if sum(seat == one[0] for seat, _ in held[:place]) < depth.at_once]
+            ended = chance.choice(begun)
+            held.remove(ended)
+            ended[1].set()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from workflows.placement import DOUBTED_S, FORGOTTEN_S, KINS, Candidate, Placement, Wanted
+from workflows.placement import DOUBTED_S, FORGOTTEN_S, KINS, Candidate, Placement, Wanted, kin_of
 
 
 class Hand:
@@ -172,9 +172,41 @@ def test_the_end_of_an_earlier_try_is_not_the_end_of_the_call() -> None:
     assert give(placement, "y", able) == first, "x is at the other one"
 
 
+def test_each_seat_keeps_a_replica_of_its_own() -> None:
+    able, placement = replicas("a", "b", "c"), Placement()
+    first = {seat: give(placement, f"first {seat}", able, seat=seat) for seat in (2, 0, 1)}
+    assert sorted(first.values()) == ["a", "b", "c"]
+    for number, seat in enumerate((1, 1, 0, 2)):
+        assert give(placement, f"again {number}", able, seat=seat) == first[seat], "whatever else there is"
+
+
+def test_two_seats_share_a_replica_only_until_there_is_another() -> None:
+    placement = Placement()
+    assert give(placement, "1", replicas("a"), seat=0) == give(placement, "2", replicas("a"), seat=1) == "a"
+    for number in range(3):
+        assert give(placement, f"x{number}", replicas("a", "new"), seat=0) == "a"
+        assert give(placement, f"y{number}", replicas("a", "new"), seat=1) == "new"
+
+
+def test_a_seat_whose_replica_is_gone_or_to_be_avoided_gets_another() -> None:
+    able, placement = replicas("a", "b"), Placement()
+    assert give(placement, "1", able, seat=0) == "a"
+    assert give(placement, "2", able, seat=0, avoid=("a",)) == "b"
+    placement.keep(replicas("b"))
+    assert give(placement, "3", replicas("b", "c"), seat=1) == "c"
+    assert give(placement, "4", replicas("b", "c"), seat=0) == "b"
+
+
 def test_what_is_known_of_replicas_that_are_gone_is_forgotten() -> None:
     placement = Placement()
     give(placement, "1", replicas("old", machine="m"), kin="k")
     placement.over("1", "old")
     placement.keep(replicas("new"))
     assert give(placement, "2", replicas("other", "old"), kin="k") == "other"
+
+
+@pytest.mark.parametrize(("payload", "kin"), [
+    ({"width_px": 832, "height_px": 480, "frames": 81, "prompt": "a"}, "832x480x81"),
+    ({"source": {"key": "abc", "uri": "u"}, "width_px": 1}, "abc"), ({"text": "a caption"}, "")])
+def test_what_a_node_leaves_at_its_replica(payload: dict[str, object], kin: str) -> None:
+    assert kin_of(payload) == kin  # type: ignore[arg-type]

@@ -40,6 +40,7 @@ from workflows.errors import (
     Retry,
     StageFailed,
 )
+from workflows.placement import kin_of
 from workflows.ports import ArtifactStore, Step
 from workflows.types import (
     MISSING_KEY,
@@ -182,14 +183,15 @@ class Walk:
                 async with (self._shop.dispatcher.apart(node.lane) if last else nullcontext(),
                             self._shop.dispatcher.slot(node.lane, Ticket(
                                 job_id=job.id, tenant=job.key_id, priority=job.priority, weight=job.weight,
-                                cost=node.cost, rank=self._ranks[node.id]))):
+                                cost=node.cost, rank=self._ranks[node.id], key=key,
+                                kin=kin_of(node.payload))) as seat):
                     try:
                         node = await self._shop.patience.insist(self._shop.journal.start, self._claim, node, key=key)
                         await self._be_certain()
                     except (BudgetSpent, BatchHeld) as refused:
                         outcome: NodeResult | Exception = refused
                     else:
-                        outcome = await self._attempt(node, so_far.avoid)
+                        outcome = await self._attempt(node, so_far.avoid, seat)
                 tried = await self._settle(node, outcome, key, so_far)
             if isinstance(tried, Settled):
                 return tried
@@ -224,7 +226,7 @@ class Walk:
                 raise LeaseLost(job_id=self._claim.job.id)
             self._lease.certain_until_s = asked_s + self._shop.settings.lease_s
 
-    async def _attempt(self, node: NodeRow, avoid: tuple[str, ...]) -> NodeResult | Exception:
+    async def _attempt(self, node: NodeRow, avoid: tuple[str, ...], seat: int) -> NodeResult | Exception:
         """Run the step once, under the time limit of its kind; whatever it raises is handed back as a value."""
         general_s, own_s = self._shop.settings.timeout_s.of(node.kind.value), self._claim.job.limits.attempt_timeout_s
         limit_s = general_s if node.lane in NO_MODEL_LANES else min(general_s, own_s or general_s)
@@ -235,7 +237,7 @@ class Walk:
             attempt=node.attempt, generation=node.generation, payload=payload,
             avoid=avoid if payload == node.payload else (),
             inputs={dep: self._nodes[dep].artifact if self._has_result(dep) else None for dep in node.deps},
-            left_s=limit_s)
+            left_s=limit_s, seat=seat)
         try:
             async with asyncio.timeout(limit_s) as clock:
                 result = await self._shop.steps[node.kind](call)

@@ -37,6 +37,7 @@ def render_call(call: NodeCall) -> RenderCall:
         frames=integer(p["frames"]), fps=number(p["fps"]), steps=integer(p["steps"]), guidance=number(p["guidance"]),
         seed=integer(p["seed"]) + call.generation, first_frame=_first_frame(call), references=_references(call),
         cache_threshold=_cache_threshold(p), avoid=call.avoid, may_shrink=SMALLER in p,
+        seat=call.seat,
     )
 
 
