@@ -7,6 +7,7 @@ one router per handle, in the process that calls. The base class and its hooks a
 
 from __future__ import annotations
 
+import random
 import time
 from dataclasses import replace
 from typing import Any
@@ -26,7 +27,7 @@ class PlacementRouter(RequestRouter):
 
     def initialize_state(self, **kwargs: Any) -> None:
         """Called by Serve once; there are no arguments."""
-        self._placement = Placement()
+        self._placement = Placement(draw=random.random)
 
     async def choose_replicas(self, candidate_replicas: list[RunningReplica],
                               pending_request: PendingRequest | None = None) -> list[list[RunningReplica]]:

@@ -70,14 +70,16 @@ class _Given:
 class Placement:
     """The calls of one caller to the replicas of one deployment."""
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Start with no call in flight."""
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic, draw: Callable[[], float] = lambda: 0.0) -> None:
+        """Start with no call in flight. `draw`: numbers from 0 to below 1 that order replicas which nothing else does;
+        where several place calls on the same replicas they must not all begin with the same one."""
         self._clock = clock
+        self._draw = draw
         self._given: dict[str, _Given] = {}
         self._kins: defaultdict[str, list[str]] = defaultdict(list)
         """By replica and by machine, the latest last."""
-        self._turns: dict[str, int] = {}
-        """When each replica was chosen last, as a count of choices."""
+        self._turns: dict[str, float] = {}
+        """When each replica was chosen last, as a count of choices; below 1: never."""
         self._turn = 0
         self._seats: dict[int, str] = {}
         """The replica of each seat."""
@@ -100,12 +102,12 @@ class Placement:
         # After a replica has died two seats may have one; the first keeps it when there is another again.
         owners = {name: seat for seat, name in sorted(self._seats.items(), reverse=True)}
 
-        def order(one: Candidate) -> tuple[bool | int, ...]:
+        def order(one: Candidate) -> tuple[float, ...]:
             have, owner = max(calls[one.name], one.calls), owners.get(one.name)
             seat = 2 if wanted.seat is None or owner not in (None, wanted.seat) else 1 if owner is None else 0
             return (one.name in tried, one.name in self._doubted, seat, not (one.name in twins and have < one.room),
                     have, wanted.kin not in self._kins[one.name], wanted.kin not in self._kins[one.machine],
-                    self._turns.get(one.name, 0))
+                    self._turns.setdefault(one.name, self._draw()))
 
         chosen = min(able, key=order)
         self._turn += 1

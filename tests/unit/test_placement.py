@@ -197,6 +197,12 @@ def test_a_seat_whose_replica_is_gone_or_to_be_avoided_gets_another() -> None:
     assert give(placement, "4", replicas("b", "c"), seat=0) == "b"
 
 
+def test_two_who_place_calls_do_not_begin_with_the_same_replica() -> None:
+    able = replicas(*"abcdefgh")
+    firsts = {give(Placement(draw=random.Random(seed).random), "1", able) for seed in range(20)}
+    assert len(firsts) > 3
+
+
 def test_what_is_known_of_replicas_that_are_gone_is_forgotten() -> None:
     placement = Placement()
     give(placement, "1", replicas("old", machine="m"), kin="k")

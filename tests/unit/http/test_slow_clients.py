@@ -105,7 +105,7 @@ async def open_house(shop: Shop) -> AsyncIterator[House]:
 async def house(closed_shop: Shop) -> AsyncIterator[House]:
     """With short limits."""
     place: Path = closed_shop.settings.data_dir
-    shop = open_shop(place, place / "state.db", f"http.window={WINDOW}", "http.body_timeout_s=0.5",
+    shop = open_shop(place, place / "state.db", f"http.window={WINDOW}", "http.body_timeout_s=1",
                      "http.heartbeat_s=1000")
     async with open_house(shop) as house:
         yield house
