@@ -56,6 +56,11 @@ class ModelHandle:
             result: NodeResult = await response
         return result
 
+    async def assist(self, call: RenderCall) -> None:
+        """Help with a call."""
+        async with _one_call(self._handle.assist.remote(call), call.node_id) as response:
+            await response
+
     async def _elsewhere(self, method: DeploymentHandle, call: RenderCall) -> NodeResult:
         """One call, until Serve's router has found a replica that is not to be avoided; after a while, any.
 

@@ -28,9 +28,10 @@ from diffusers import DiffusionPipeline
 
 from configs.model_card import ModelCard, Task
 from configs.parallel import Parallel
-from serve_app.models.context_parallel import UNEVEN, join_group, share_out
+from serve_app.models.context_parallel import LOOPBACK, UNEVEN, join_group, share_out
 from serve_app.models.crew_wire import LOADED, MET, Call, Enlist, Go, Meet, Report, Verdict
 from serve_app.models.lifecycle import CancelToken
+from serve_app.models.party import Parties
 from serve_app.models.pipelines import LoadPipeline
 from serve_app.models.studio import Painter
 from serve_app.models.takes import Take
@@ -51,8 +52,6 @@ log = logging.getLogger(__name__)
 
 GRACE_S = 10.0
 """How much later than the first process of a call that failed the others may end it and still count as one crew."""
-LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
-"""A replica is on one machine; what its processes say to each other must not be heard outside."""
 
 
 class Alone:
@@ -74,8 +73,10 @@ class Alone:
         """Nothing to end."""
 
 
-def crew_of(card: ModelCard, device: str, *, stall_s: float) -> Alone | Crew:
-    """Start the further processes that the card asks for. Raises ImpossibleResources for more GPUs than there are."""
+def crew_of(card: ModelCard, device: str, *, stall_s: float) -> Alone | Crew | Parties:
+    """Start the further processes that the card asks for, or none where replicas help each other. Raises ImpossibleResources for more GPUs than there are."""
+    if card.elastic is not None:
+        return Parties(card.elastic, device, stall_s=stall_s)
     if card.parallel is None:
         return Alone()
     seen = torch.cuda.device_count()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
 
-from workflows.ports import Model, RenderCall
+from workflows.ports import Model, Party, RenderCall
 from workflows.types import SMALLER, Artifact, Json, NodeCall, NodeResult
 
 Models = Mapping[str, Model]
@@ -14,7 +18,8 @@ Models = Mapping[str, Model]
 async def keyframe(call: NodeCall, models: Models) -> NodeResult:
     """Text to one picture, the first frame of a clip."""
     render = render_call(call)
-    return await models[render.card].image(render)
+    async with company(render, call.gpus, models[render.card]) as render:
+        return await models[render.card].image(render)
 
 
 async def clip(call: NodeCall, models: Models) -> NodeResult:
@@ -24,7 +29,30 @@ async def clip(call: NodeCall, models: Models) -> NodeResult:
     the picture in its payload.
     """
     render = render_call(call)
-    return await models[render.card].clip(render)
+    async with company(render, call.gpus, models[render.card]) as render:
+        return await models[render.card].clip(render)
+
+
+@asynccontextmanager
+async def company(render: RenderCall, gpus: int, model: Model) -> AsyncIterator[RenderCall]:
+    """Around one call that may take several GPUs: others are asked to help, and are free again when this ends.
+
+    What becomes of them is their own affair: a call whose helpers do not come is made without them.
+    """
+    if gpus == 1:
+        yield render
+        return
+    party = Party(id=uuid.uuid4().hex, size=gpus, rank=0)
+    helpers = [asyncio.create_task(model.assist(replace(render, party=replace(party, rank=rank))),
+                                   name=f"{render.node_id} helper {rank}") for rank in range(1, gpus)]
+    try:
+        yield replace(render, party=party)
+    except BaseException:
+        for helper in helpers:
+            helper.cancel()
+        raise
+    finally:
+        await asyncio.gather(*helpers, return_exceptions=True)
 
 
 def render_call(call: NodeCall) -> RenderCall:
