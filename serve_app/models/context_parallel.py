@@ -106,7 +106,11 @@ def take_back(pipes: Iterable[DiffusionPipeline]) -> None:
         if model._parallel_config is None:
             continue
         remove_context_parallel(model, model._cp_plan)
-        model._parallel_config = None
+        config, model._parallel_config = model._parallel_config, None
+        context = config.context_parallel_config
+        # Whatever still holds the config must not hold the group: its connections close when nothing knows it.
+        config._mesh = context.mesh = context._mesh = None
+        context._flattened_mesh = context._ring_mesh = context._ulysses_mesh = None
         for processor in _processors(model):
             processor._parallel_config = None
 

@@ -9,6 +9,7 @@ an exchange on a GPU that nobody answers has to break it off, and is unhealthy a
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import hmac
 import logging
@@ -17,6 +18,7 @@ import socket
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -84,6 +86,7 @@ class Together:
                 dist.distributed_c10d._abort_process_group()
             else:
                 dist.destroy_process_group()
+            gc.collect()  # a group closes its connections when nothing knows it any more
 
     def break_off(self, problem: str) -> None:
         """From another thread: this process is inside an exchange that nobody answers.
@@ -170,6 +173,8 @@ class Parties:
             mate.is_needed = False
         if failure is None:
             _wait(mates)
+        else:
+            traceback.clear_frames(failure.__traceback__)  # what they hold keeps the group's connections open
         self.together.leave(broken=failure is not None)
         if failure is not None:
             _wait(mates)
