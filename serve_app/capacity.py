@@ -41,8 +41,8 @@ def check_resources(settings: Settings, cards: Iterable[AnyCard], cluster: Mappi
                      else f"--set models.by_card.{card.name}.num_gpus=")
             raise ImpossibleResources(
                 problem=f"card {card.name} asks for {gpus:g} GPUs per replica, but its "
-                        + (f"`parallel` shares a call out among {own}" if own > 1 else "`elastic` lends whole GPUs, one "
-                           "for each replica") + f"; nearest valid: {where}{own}")
+                        + (f"`parallel` shares a call out among {own}" if own > 1 else "`elastic` lends whole GPUs")
+                        + f"; nearest valid: {where}{own}")
     if gpus_taken(wanted) > have or largest > have:
         wanted = wanted if gpus_taken(wanted) > have else [largest]
         split = "" if sum(wanted) > have else f", and no part may lie on two of them, so {gpus_taken(wanted):g}"

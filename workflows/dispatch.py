@@ -23,8 +23,10 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
+from types import MappingProxyType
 from typing import Protocol
 
+from workflows.elastic import RECONSIDER_S, Tail, costs_ahead
 from workflows.errors import InvalidSettings
 from workflows.types import Priority
 
@@ -66,6 +68,11 @@ def path_ranks(nodes: Iterable[Costed]) -> Mapping[str, float]:
     return ranks
 
 
+def no_more() -> int:
+    """Nothing else is to come."""
+    return 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ticket:
     """One call that waits for a slot."""
@@ -80,6 +87,10 @@ class Ticket:
     """What it will use of the lane, > 0; any unit, the same for all."""
     rank: float = 0.0
     """Remaining path; the highest of a job goes first."""
+    elastic: bool = False
+    """It may get several GPUs, where its lane has idle ones."""
+    coming: Callable[[], int] = no_more
+    """How many calls of its job will wait for this lane too, once what they need is there."""
 
 
 @dataclass(slots=True, eq=False)
@@ -216,6 +227,12 @@ class FairQueue:
         self._classes[ticket.priority].discard(place)
         return True
 
+    def ahead(self) -> tuple[float, ...]:
+        """What the calls cost that wait, and those that are about to; the dearest first."""
+        waiting = [ticket for _, _, ticket in self._places.values()]
+        jobs = {ticket.job_id: ticket for ticket in waiting}
+        return costs_ahead([ticket.cost for ticket in waiting], sum(ticket.coming() for ticket in jobs.values()))
+
     def rest(self) -> None:
         """Nothing waits and nothing is served: what jobs used before counts no more."""
         for group in self._classes.values():
@@ -225,52 +242,77 @@ class FairQueue:
 class _Lane:
     """One pool of slots and its queue."""
 
-    def __init__(self, capacity: int, patience_s: float) -> None:
+    def __init__(self, capacity: int, patience_s: float, tail: Tail | None) -> None:
         self.capacity = capacity
         self.busy = 0
         self.queue = FairQueue(patience_s=patience_s)
-        self.grants: dict[int, asyncio.Future[None]] = {}
+        self.grants: dict[int, asyncio.Future[int]] = {}
+        self.held: dict[int, int] = {}
+        """Slots by ticket."""
         self.apart = asyncio.Lock()
+        self._tail = tail
+        self._again: asyncio.TimerHandle | None = None
 
-    async def acquire(self, ticket: Ticket) -> None:
-        granted = asyncio.get_running_loop().create_future()
+    async def acquire(self, ticket: Ticket) -> int:
+        granted: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.queue.push(ticket)
         self.grants[id(ticket)] = granted
         self.pump()
         try:
-            await granted
+            return await granted
         except asyncio.CancelledError:
             if not self.queue.discard(ticket):
                 # The slot and the cancel came in the same moment.
-                self.release()
+                self.release(ticket)
             raise
         finally:
             self.grants.pop(id(ticket), None)
 
-    def release(self) -> None:
-        self.busy -= 1
+    def release(self, ticket: Ticket) -> None:
+        self.busy -= self.held.pop(id(ticket))
+        if self._tail is not None:
+            self._tail.ended(id(ticket))
         self.pump()
 
     def pump(self) -> None:
-        while self.busy < self.capacity and self.queue:
+        while self.busy < self.capacity and self.queue and (slots := self._slots_for_next()):
             ticket = self.queue.pop()
-            granted = self.grants[id(ticket)]
-            self.busy += 1
+            granted, slots = self.grants[id(ticket)], slots if ticket.elastic else 1
+            self.busy += slots
+            self.held[id(ticket)] = slots
+            if self._tail is not None:
+                self._tail.began(id(ticket), ticket.cost, slots, self.capacity)
             if not granted.done():
-                granted.set_result(None)
+                granted.set_result(slots)
         if not self.busy and not self.queue:
             self.queue.rest()
+
+    def _slots_for_next(self) -> int:
+        """One, or as many as there are GPUs for it; 0: it waits for more of them to be idle."""
+        if self._tail is None:
+            return 1
+        slots = self._tail.gpus_for_next(self.queue.ahead(), self.capacity)
+        if not slots and self._again is None:
+            self._again = asyncio.get_running_loop().call_later(RECONSIDER_S, self._reconsider)
+        return slots
+
+    def _reconsider(self) -> None:
+        self._again = None
+        self.pump()
 
 
 class Dispatcher:
     """Slots of named lanes, given out fairly. For one event loop; not thread-safe."""
 
-    def __init__(self, capacity: Mapping[str, int], *, patience_s: float = math.inf) -> None:
-        """`capacity`: calls at the same time, by lane; a lane with 0 waits until it is resized.
+    def __init__(self, capacity: Mapping[str, int], *, patience_s: float = math.inf,
+                 tails: Mapping[str, Tail] = MappingProxyType({})) -> None:
+        """`capacity`: calls at the same time, by lane; a lane with 0 waits until it is resized. `tails`: of lanes where
+        calls may get several slots at once, one for each GPU.
 
         `patience_s`: a lane that gave batch work nothing for so long, while some waited, gives it the next slot.
         """
-        self._lanes = {lane: _Lane(_checked(lane, slots), patience_s) for lane, slots in capacity.items()}
+        self._lanes = {lane: _Lane(_checked(lane, slots), patience_s, tails.get(lane))
+                       for lane, slots in capacity.items()}
 
     @property
     def lanes(self) -> tuple[str, ...]:
@@ -278,17 +320,18 @@ class Dispatcher:
         return tuple(self._lanes)
 
     @asynccontextmanager
-    async def slot(self, lane: str, ticket: Ticket) -> AsyncIterator[None]:
-        """Wait for a slot and hold it; a waiter that is cancelled leaves no trace.
+    async def slot(self, lane: str, ticket: Ticket) -> AsyncIterator[int]:
+        """Wait for a slot and hold it, or as many as are given, which it yields; a waiter that is cancelled leaves no
+        trace.
 
         Raises InvalidSettings when there is no such lane.
         """
         pool = self._lane(lane)
-        await pool.acquire(ticket)
+        slots = await pool.acquire(ticket)
         try:
-            yield
+            yield slots
         finally:
-            pool.release()
+            pool.release(ticket)
 
     def apart(self, lane: str) -> asyncio.Lock:
         """Entered before a slot, keeps a call from running beside any other that entered it."""

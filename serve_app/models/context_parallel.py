@@ -49,12 +49,11 @@ def require_support(pipe: DiffusionPipeline, card: ModelCard, parallel: Parallel
                       "up", f"ulysses: {parallel.degree}")
     for name, model in denoisers(pipe).items():
         kind = type(model).__name__
-        if model._cp_plan is None:
-            raise refused(card, setting_of(card), f"diffusers {diffusers.__version__} cannot share out {name} ({kind}) among "
-                          "GPUs: the class has no context-parallel plan", f"no `{setting_of(card)}` in this card")
-        if kind in BROKEN_PLANS:
+        problem = ("the class has no context-parallel plan" if model._cp_plan is None
+                   else BROKEN_PLANS.get(kind, ""))
+        if problem:
             raise refused(card, setting_of(card), f"diffusers {diffusers.__version__} cannot share out {name} ({kind}) "
-                          f"among GPUs: {BROKEN_PLANS[kind]}", f"no `{setting_of(card)}` in this card")
+                          f"among GPUs: {problem}", f"no `{setting_of(card)}` in this card")
         for setting, heads in model.config.items():
             if setting.endswith("num_attention_heads") and isinstance(heads, int) and not parallel.uneven:
                 _require_heads(card, parallel, f"{name} ({kind}) has {heads} attention heads ({setting})", heads)

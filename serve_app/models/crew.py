@@ -74,8 +74,12 @@ class Alone:
 
 
 def crew_of(card: ModelCard, device: str, *, stall_s: float) -> Alone | Crew | Parties:
-    """Start the further processes that the card asks for, or none where replicas help each other. Raises ImpossibleResources for more GPUs than there are."""
+    """Start the further processes that the card asks for, or none where replicas help each other.
+
+    Raises ImpossibleResources for more GPUs than there are.
+    """
     if card.elastic is not None:
+        _stay_inside()
         return Parties(card.elastic, device, stall_s=stall_s)
     if card.parallel is None:
         return Alone()
@@ -85,6 +89,11 @@ def crew_of(card: ModelCard, device: str, *, stall_s: float) -> Alone | Crew | P
             problem=f"card {card.name} shares a call out among {card.parallel.degree} GPUs, but this replica has "
                     f"{seen}; nearest valid: resources.num_gpus: {card.parallel.degree}")
     return Crew(card, card.parallel, device, stall_s=stall_s)
+
+
+def _stay_inside() -> None:
+    for name, value in LOOPBACK.items():
+        os.environ.setdefault(name, value)
 
 
 @dataclass(slots=True, eq=False)
@@ -124,8 +133,7 @@ class Crew:
         """Of the last call."""
         self._running = False
         self._meetings = tempfile.TemporaryDirectory(prefix="reelray-crew-")
-        for name, value in LOOPBACK.items():
-            os.environ.setdefault(name, value)
+        _stay_inside()
         threads = max(torch.get_num_threads() // parallel.degree, 1)
         if device == "cpu":
             torch.set_num_threads(threads)

@@ -31,7 +31,7 @@ from diffusers import DiffusionPipeline
 
 from configs.model_card import ModelCard, Task
 from configs.parallel import Elastic
-from serve_app.models.context_parallel import LOOPBACK, join_group, share_out, take_back
+from serve_app.models.context_parallel import join_group, share_out, take_back
 from serve_app.models.crew_wire import Call, Go, Meet, Report, Verdict
 from serve_app.models.lifecycle import CancelToken, free_memory
 from serve_app.models.pipelines import LoadPipeline
@@ -69,8 +69,6 @@ class Together:
         self.pipes: list[DiffusionPipeline] = []
         self.problem = ""
         """Why no further call can be made in this process; empty: it is well."""
-        for name, value in LOOPBACK.items():
-            os.environ.setdefault(name, value)
 
     def join(self, size: int, rank: int, meeting: str) -> None:
         """Returns when all are there and every denoiser is shared out. Raises what torch raises."""

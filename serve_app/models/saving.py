@@ -62,7 +62,7 @@ class Saver:
         """What is seen of the card's options in the loaded model."""
 
     def save(self, frames: UInt8Array, call: RenderCall, records: RunRecords, *, warnings: tuple[str, ...],
-             seconds: Mapping[str, float], gpus: int = 1) -> NodeResult:  # noqa: PLR0913
+             seconds: Mapping[str, float], gpus: int = 1) -> NodeResult:
         """Encode frames_THWC as MP4, or frame_HWC as PNG, and commit it under the call's key.
 
         `gpus`: that made it, where idle ones helped.

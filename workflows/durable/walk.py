@@ -14,6 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from graphlib import TopologicalSorter
 
 from configs.settings import EngineSettings
@@ -180,21 +181,32 @@ class Walk:
                 # is poison. Not sooner: a dead machine kills all its shots, and in a row they would take all night.
                 last = node.crashes >= max(self._shop.settings.poison_limit - 1, 1)
                 async with (self._shop.dispatcher.apart(node.lane) if last else nullcontext(),
-                            self._shop.dispatcher.slot(node.lane, Ticket(
-                                job_id=job.id, tenant=job.key_id, priority=job.priority, weight=job.weight,
-                                cost=node.cost, rank=self._ranks[node.id]))):
+                            self._shop.dispatcher.slot(node.lane, self._ticket(node, so_far)) as gpus):
                     try:
                         node = await self._shop.patience.insist(self._shop.journal.start, self._claim, node, key=key)
                         await self._be_certain()
                     except (BudgetSpent, BatchHeld) as refused:
                         outcome: NodeResult | Exception = refused
                     else:
-                        outcome = await self._attempt(node, so_far.avoid)
+                        outcome = await self._attempt(node, so_far.avoid, gpus)
                 tried = await self._settle(node, outcome, key, so_far)
             if isinstance(tried, Settled):
                 return tried
             node = tried.node
             await asyncio.sleep(tried.wait_s)
+
+    def _ticket(self, node: NodeRow, so_far: _SoFar) -> Ticket:
+        job = self._claim.job
+        # What did not go well goes alone: it may go on from where it was, and nobody else is drawn into its end.
+        smooth = not (node.failures or node.crashes or node.interruptions or so_far.refusals)
+        return Ticket(job_id=job.id, tenant=job.key_id, priority=job.priority, weight=job.weight, cost=node.cost,
+                      rank=self._ranks[node.id], elastic=smooth, coming=partial(self._coming, node.lane))
+
+    def _coming(self, lane: str) -> int:
+        """Nodes that will wait for the lane too, once what they wait for now is settled."""
+        return sum(node.lane == lane and not self._settled[node.id].is_set()
+                   and any(not self._settled[dep].is_set() for dep in graph.waits_for(node))
+                   for node in self._nodes.values())
 
     async def _settle(self, node: NodeRow, outcome: NodeResult | Exception, key: str, so_far: _SoFar,
                       ) -> Settled | _Again:
@@ -224,7 +236,7 @@ class Walk:
                 raise LeaseLost(job_id=self._claim.job.id)
             self._lease.certain_until_s = asked_s + self._shop.settings.lease_s
 
-    async def _attempt(self, node: NodeRow, avoid: tuple[str, ...]) -> NodeResult | Exception:
+    async def _attempt(self, node: NodeRow, avoid: tuple[str, ...], gpus: int) -> NodeResult | Exception:
         """Run the step once, under the time limit of its kind; whatever it raises is handed back as a value."""
         general_s, own_s = self._shop.settings.timeout_s.of(node.kind.value), self._claim.job.limits.attempt_timeout_s
         limit_s = general_s if node.lane in NO_MODEL_LANES else min(general_s, own_s or general_s)
@@ -235,7 +247,7 @@ class Walk:
             attempt=node.attempt, generation=node.generation, payload=payload,
             avoid=avoid if payload == node.payload else (),
             inputs={dep: self._nodes[dep].artifact if self._has_result(dep) else None for dep in node.deps},
-            left_s=limit_s)
+            left_s=limit_s, gpus=gpus)
         try:
             async with asyncio.timeout(limit_s) as clock:
                 result = await self._shop.steps[node.kind](call)

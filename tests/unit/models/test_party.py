@@ -25,6 +25,7 @@ from configs.model_card import ModelCard, Task
 from configs.parallel import Elastic
 from configs.settings import MediaSettings, ModelsSettings
 from serve_app.models import pipelines
+from serve_app.models.crew import crew_of
 from serve_app.models.lifecycle import CancelToken
 from serve_app.models.party import Parties, address_of
 from serve_app.models.party_member import assist
@@ -73,9 +74,10 @@ def fail_once(room: Room) -> list[int]:
     return failed
 
 
-def furnish(card: ModelCard, *, stall_s: float = 60, meet_s: float = MEET_S) -> Room:
-    assert card.elastic is not None
-    parties = Parties(card.elastic, "cpu", stall_s=stall_s, meet_s=meet_s)
+def furnish(card: ModelCard, *, stall_s: float = 60) -> Room:
+    parties = crew_of(card, "cpu", stall_s=stall_s)
+    assert isinstance(parties, Parties)
+    parties.meet_s = MEET_S
     return Room(parties=parties, studio=parties.joined(open_studio(card, "cpu", parties.keeping(pipelines.load))))
 
 
