@@ -257,6 +257,8 @@ class _Lane:
         granted: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.queue.push(ticket)
         self.grants[id(ticket)] = granted
+        if self._tail is not None:
+            self._tail.came()
         self.pump()
         try:
             return await granted

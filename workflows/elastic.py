@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import statistics
 import time
 from collections import deque
@@ -21,8 +22,10 @@ SPEEDUPS = {1: 1.0, 2: 1.85, 4: 3.4, 8: 4.4}
 figures for diffusion transformers (docs/models.md), not measured here."""
 OVERDUE = 0.1
 """A call that takes longer than expected is expected to take this share of its time so far again."""
-RECONSIDER_S = 1.0
+RECONSIDER_S = 0.5
 """While a GPU stands for its neighbour: how often that is thought over, since expectations may not come true."""
+SETTLE_S = 0.5
+"""For how long no call must have come before one gets several GPUs: those of a film come within moments."""
 PACES = 5
 """Ended calls that expectations are corrected by."""
 
@@ -97,6 +100,8 @@ class Tail:
     calls_per_replica: int
     """In flight; all but one of them wait there."""
     clock: Callable[[], float] = time.monotonic
+    _came_s: float = -math.inf
+    """When the last call came."""
     _running: dict[Hashable, _Running] = field(default_factory=dict)
     _paces: deque[float] = field(default_factory=lambda: deque(maxlen=PACES))
     """Seconds per unit of cost, on one GPU."""
@@ -113,7 +118,12 @@ class Tail:
             in_flight = sum(call.gpus for call in self._running.values())
             return 1 if len(costs) > replicas and in_flight < capacity else 0
         pace = self._pace()
-        return gpus_for_next([cost * pace for cost in costs], free_in_s, self.sizes)
+        gpus = gpus_for_next([cost * pace for cost in costs], free_in_s, self.sizes)
+        return gpus if gpus < 2 or self.clock() - self._came_s >= SETTLE_S else 0
+
+    def came(self) -> None:
+        """A call waits now."""
+        self._came_s = self.clock()
 
     def began(self, call: Hashable, cost: float, gpus: int, capacity: int) -> None:
         """A call was given its GPUs."""

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import torch.distributed as dist
 
 from configs.model_card import ModelCard, Task
@@ -83,6 +84,7 @@ def furnish(card: ModelCard, *, stall_s: float = 60) -> Room:
 
 def help_out(link: Connection, card: ModelCard, stall_s: float) -> None:
     """Another replica's process: helps each party that it is told, or renders alone, until it hears nothing more."""
+    torch.set_num_threads(1)
     room = furnish(card, stall_s=stall_s)
     link.send(os.getpid())
     while (asked := link.recv()) is not None:
@@ -139,8 +141,11 @@ def card(checkpoints: Path) -> ModelCard:
 
 
 @pytest.fixture(scope="module")
-def room(card: ModelCard) -> Room:
-    return furnish(card)
+def room(card: ModelCard) -> Iterator[Room]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield furnish(card)
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
