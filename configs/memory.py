@@ -178,6 +178,8 @@ def share_of(card: AnyCard, models: ModelsSettings) -> Share:
         return Share(gpus=card.resources.num_gpus, why="as the card says")
     if isinstance(card, ModelCard) and card.parallel is not None:
         return Share(gpus=card.parallel.degree, why=f"{card.parallel}")
+    if isinstance(card, ModelCard) and card.elastic is not None:
+        return Share(gpus=1.0, why="`elastic` lends whole GPUs")
     if card.loader not in ("diffusers", "transformers", "tracker"):
         return Share(gpus=0.0, why="nothing is computed here")
     peak = _usual_peak(card)

@@ -14,7 +14,7 @@ from configs.draft import DraftCall
 from configs.edit_rules import FINDS_BY, EditRules, FindsBy, kinds_problem
 from configs.endpoint import RemoteModel
 from configs.model_options import Effect, Exactness, Options, worst
-from configs.parallel import Parallel
+from configs.parallel import Elastic, Parallel
 from configs.prompt_world import PromptWorld
 from configs.provenance import Provenance
 from configs.references import IpAdapter, References
@@ -26,7 +26,7 @@ GPU_SIZES_GB = (12, 16, 24, 48, 80, 141)
 """Memory of common GPUs, in 10^9 bytes."""
 CONTEXT_GB = 1.0
 """Of a GPU's memory, what the CUDA context and its libraries keep for themselves."""
-LATER_FIELDS = ("dtypes", "variant", "scheduler", "vae_tiling", "references", "edit")
+LATER_FIELDS = ("dtypes", "variant", "scheduler", "vae_tiling", "references", "edit", "elastic")
 """Fields younger than the first artifacts: unset they are no part of a digest, so older results keep their keys."""
 
 NO_NEGATIVE_PROMPT = frozenset({
@@ -217,6 +217,8 @@ class ModelCard(Provenance):
     resources: Resources = Resources()
     parallel: Parallel | None = None
     """Several GPUs for one call; a replica gets as many, and `resources.num_gpus` may say nothing else."""
+    elastic: Elastic | None = None
+    """Replicas that stand idle beside a call help with it; each has one whole GPU."""
     arguments: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """Further arguments of the pipeline's call that never change, e.g. `max_sequence_length`."""
     options: Options = Options()
@@ -248,8 +250,10 @@ class ModelCard(Provenance):
         tiles = Effect(option="vae_tiling", exactness=Exactness.APPROXIMATE, why="seams between tiles are blended")
         batch = Effect(option="batch", exactness=Exactness.TOLERANCE, why="other kernels add in another order")
         parallel = Effect(option="parallel", exactness=Exactness.TOLERANCE, why="each GPU adds up its own share")
+        elastic = Effect(option="elastic", exactness=Exactness.TOLERANCE, why="GPUs that help add up their own shares")
         frames = Effect(option="edit.frames_at_once", exactness=Exactness.TOLERANCE, why=batch.why)
         own = ((tiles, self.vae_tiling), (batch, self.batch > 1), (parallel, self.parallel is not None),
+               (elastic, self.elastic is not None),
                (frames, self.edit is not None and self.edit.frames_at_once > 1))
         return (*(effect for effect, on in own if on), *self.options.effects())
 
@@ -267,8 +271,11 @@ class ModelCard(Provenance):
         free = {"title", "notes", "licence", "licence_terms", "licence_url", "gated", "resources", "seconds_per_step",
                 "world", "prompt_words", "grade", "memory", "sources", "draft", "repo_env"}
         free |= {name for name in LATER_FIELDS if name not in self.model_fields_set}
-        free |= {name for name, off in (("batch", self.batch == 1), ("parallel", self.parallel is None)) if off}
+        free |= {name for name, off in (("batch", self.batch == 1), ("parallel", self.parallel is None),
+                                        ("elastic", self.elastic is None)) if off}
         tree = self.model_dump(mode="json", exclude=free)
+        if self.elastic is not None:
+            tree["elastic"] = True  # how many GPUs help is not the card's to say, but the moment's
         if self.remote is None:
             del tree["remote"]  # cards without one keep the digests that they had before there were such
         else:
@@ -338,15 +345,21 @@ class ModelCard(Provenance):
 
     @model_validator(mode="after")
     def _only_pipelines_are_shared_out(self) -> ModelCard:
-        if self.parallel is not None and self.loader != "diffusers":
-            raise ValueError("`parallel` is for cards with `loader: diffusers`; take it out of this "
+        if self.parallel is not None and self.elastic is not None:
+            raise ValueError("`elastic` lends idle replicas of one GPU each, which `parallel` leaves none; take one of "
+                             "the two out")
+        name = "parallel" if self.parallel is not None else "elastic" if self.elastic is not None else ""
+        if name and self.loader != "diffusers":
+            raise ValueError(f"`{name}` is for cards with `loader: diffusers`; take it out of this "
                              f"{self.loader} card")
+        if name == "elastic" and (edits := [task.value for task in self.tasks if task not in FILM_TASKS]):
+            raise ValueError(f"`elastic` is for cards that make films; take it out of a card that does {edits[0]}")
         beside = {
             # Each GPU would judge by its own share of the tokens, and then wait for one that judged otherwise.
             "draft.cache": bool(self.draft and self.draft.cache), "batch": self.batch > 1,
             "options.compile": self.options.compile != "none", "options.offload": self.options.offload != "none"}
-        if self.parallel is not None and (clash := next((name for name, on in beside.items() if on), None)):
-            raise ValueError(f"`parallel` does not go with {clash}; take one of the two out")
+        if name and (clash := next((option for option, on in beside.items() if on), None)):
+            raise ValueError(f"`{name}` does not go with {clash}; take one of the two out")
         return self
 
     @model_validator(mode="after")

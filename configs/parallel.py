@@ -43,3 +43,27 @@ class Parallel(Frozen):
     def __str__(self) -> str:
         ways = [f"{name} {value}" for name, value in (("ulysses", self.ulysses), ("ring", self.ring)) if value > 1]
         return f"{self.degree} GPUs per call ({', '.join(ways)}{', uneven shares' if self.uneven else ''})"
+
+
+class Elastic(Frozen):
+    """Idle replicas of the same model on the same machine help with a call: each holds the whole model already.
+
+    How many do is decided for each call when it begins. Results are those of one GPU within rounding.
+    """
+
+    ulysses: Annotated[int, Field(ge=2, le=64)]
+    """Most GPUs for one call, its own among them; must divide the number of attention heads."""
+    uneven: bool = False
+    """As in Parallel."""
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """GPUs that a call may get, ascending: the numbers that divide the most, since those divide the heads too."""
+        return tuple(size for size in range(1, self.ulysses + 1) if self.ulysses % size == 0)
+
+    def shared_by(self, gpus: int) -> Parallel:
+        """How so many of them share one call; above 1."""
+        return Parallel(ulysses=gpus, uneven=self.uneven)
+
+    def __str__(self) -> str:
+        return f"up to {self.ulysses} idle GPUs per call{' (uneven shares)' if self.uneven else ''}"

@@ -33,12 +33,16 @@ def check_resources(settings: Settings, cards: Iterable[AnyCard], cluster: Mappi
             raise ImpossibleResources(
                 problem=f"card {card.name} asks for {gpus:g} GPUs per replica; above 1 only whole numbers; "
                 f"nearest {int(gpus)} or {int(gpus) + 1}")
-        if isinstance(card, ModelCard) and card.parallel is not None and gpus not in (0, card.parallel.degree):
+        own = card.parallel.degree if isinstance(card, ModelCard) and card.parallel else 0
+        if isinstance(card, ModelCard) and card.elastic is not None:
+            own = 1
+        if own and gpus not in (0, own):
             where = ("resources.num_gpus: " if replicas.num_gpus is None
                      else f"--set models.by_card.{card.name}.num_gpus=")
             raise ImpossibleResources(
-                problem=f"card {card.name} asks for {gpus:g} GPUs per replica, but its `parallel` shares a call out "
-                f"among {card.parallel.degree}; nearest valid: {where}{card.parallel.degree}")
+                problem=f"card {card.name} asks for {gpus:g} GPUs per replica, but its "
+                        + (f"`parallel` shares a call out among {own}" if own > 1 else "`elastic` lends whole GPUs")
+                        + f"; nearest valid: {where}{own}")
     if gpus_taken(wanted) > have or largest > have:
         wanted = wanted if gpus_taken(wanted) > have else [largest]
         split = "" if sum(wanted) > have else f", and no part may lie on two of them, so {gpus_taken(wanted):g}"

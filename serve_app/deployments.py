@@ -70,6 +70,10 @@ class ModelDeployment:
         """Text, or text and first frame, to one clip."""
         return await self._replica.clip(call)
 
+    async def assist(self, call: RenderCall) -> None:
+        """Help another replica of the card with its call."""
+        await self._replica.assist(call)
+
     def _cancel_job(self, job_id: str) -> None:
         self._replica.cancel_job(job_id)
 

@@ -20,6 +20,7 @@ from workflows.dispatch import Depth, Dispatcher
 from workflows.durable.engine import Engine
 from workflows.durable.ledger import Ledger
 from workflows.edit_plan import CLASSICAL, EDIT_KINDS
+from workflows.elastic import Tail
 from workflows.ports import ArtifactStore, MediaWorker, Model, Step
 from workflows.stages.edit_route import EditWorker, ask_model
 from workflows.stages.pick import pick
@@ -69,7 +70,8 @@ class Director:
         self._cast = casting(settings, cards)
         lanes = lane_capacity(settings, self._cast, edit_cards(settings, cards))
         depths = {card.name: depth_of(card) for card in (*self._cast.values(), *edit_cards(settings, cards))}
-        self._dispatcher = Dispatcher(lanes, depths=depths, patience_s=settings.engine.batch_wait_s)
+        self._dispatcher = Dispatcher(lanes, depths=depths, patience_s=settings.engine.batch_wait_s,
+                                      tails=tails_of(self._cast.values()))
         self._engine = Engine(ports.ledger, self._steps(), store=ports.store, dispatcher=self._dispatcher,
                               settings=settings.engine, only=only)
         self._running = asyncio.get_running_loop().create_task(self._engine.run(), name="engine")
@@ -130,6 +132,12 @@ def depth_of(card: AnyCard) -> Depth:
 def calls_at_once(card: AnyCard) -> int:
     """Calls in flight per replica, at most."""
     return depth_of(card).calls
+
+
+def tails_of(cards: Iterable[ModelCard]) -> dict[str, Tail]:
+    """By lane: how idle replicas help, where the card lets them."""
+    return {card.name: Tail(sizes=card.elastic.sizes, calls_per_replica=calls_at_once(card))
+            for card in cards if card.elastic is not None}
 
 
 def lane_capacity(settings: Settings, cast: Mapping[Task, ModelCard],

@@ -43,6 +43,11 @@ class ModelHandle:
             result: NodeResult = await response
         return result
 
+    async def assist(self, call: RenderCall) -> None:
+        """Help with a call."""
+        async with _one_call(self._handle.assist.remote(call), call.node_id) as response:
+            await response
+
 
 class NodeHandle:
     """A deployment that does whole nodes, the media worker's, a tracker's or an editor's; `run` is a step as the engine

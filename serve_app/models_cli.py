@@ -213,6 +213,7 @@ def _facts(card: ModelCard) -> list[tuple[str, str]]:
         ("batch", f"up to {card.batch} pictures in one call" if card.batch > 1 else ""),
         ("references", _references_fact(card)),
         ("parallel", "" if card.parallel is None else str(card.parallel)),
+        ("elastic", "" if card.elastic is None else str(card.elastic)),
         ("speed", f"about {card.seconds_per_step:g} s per step at the default shape"
                   + (", on a large GPU" if card.loader == "diffusers" and card.resources.num_gpus != 0 else "")),
     ]

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from workflows.dispatch import path_ranks
+from workflows.fair_queue import path_ranks
 from workflows.types import Json, NodeKind, Priority
 
 MODEL_KINDS = frozenset({NodeKind.KEYFRAME, NodeKind.CLIP})

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 
 from workflows.types import Json
 
+PARTIES = 100
+"""Of which it is known where they meet; the latest."""
 KINS = 4
 """Kinds of work that a replica, or a machine, is thought to be still prepared for; the latest."""
 DOUBTED_S = 5.0
@@ -41,6 +43,8 @@ class Wanted:
     """Replicas that had not the memory for it."""
     seat: int | None = None
     """Calls of one seat go to one replica, those of others to others, as long as there are enough of them."""
+    party: str = ""
+    """Calls of one party meet on one machine; empty: it meets nobody."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +87,8 @@ class Placement:
         self._turn = 0
         self._seats: dict[int, str] = {}
         """The replica of each seat."""
+        self._parties: dict[str, str] = {}
+        """The machine of each party."""
         self._doubted: dict[str, float] = {}
         """Replicas that could not be reached, and when that was."""
 
@@ -102,20 +108,32 @@ class Placement:
         # After a replica has died two seats may have one; the first keeps it when there is another again.
         owners = {name: seat for seat, name in sorted(self._seats.items(), reverse=True)}
 
+        meets_at = self._parties.get(wanted.party, "")
+
         def order(one: Candidate) -> tuple[float, ...]:
             have, owner = max(calls[one.name], one.calls), owners.get(one.name)
-            seat = 2 if wanted.seat is None or owner not in (None, wanted.seat) else 1 if owner is None else 0
-            return (one.name in tried, one.name in self._doubted, seat, not (one.name in twins and have < one.room),
-                    have, wanted.kin not in self._kins[one.name], wanted.kin not in self._kins[one.machine],
+            is_mine, is_free = wanted.seat is not None and owner == wanted.seat, owner is None
+            return (one.name in tried, one.name in self._doubted, meets_at not in ("", one.machine),
+                    not is_mine, not is_free, not (one.name in twins and have < one.room), have,
+                    wanted.kin not in self._kins[one.name], wanted.kin not in self._kins[one.machine],
                     self._turns.setdefault(one.name, self._draw()))
 
         chosen = min(able, key=order)
         self._turn += 1
         self._turns[chosen.name] = self._turn
         if wanted.seat is not None:
-            self._seats[wanted.seat] = chosen.name
+            self._sit(wanted.seat, chosen.name, owners)
+        if wanted.party:
+            self._parties = dict([*self._parties.items(), (wanted.party, meets_at or chosen.machine)][-PARTIES:])
         self._given[wanted.id] = _Given(chosen.name, wanted.key, self._clock(), tried)
         return chosen
+
+    def _sit(self, seat: int, name: str, owners: Mapping[str, int]) -> None:
+        """The seat has this replica from now on; whose replica that was gets the seat's."""
+        before, owner = self._seats.get(seat), owners.get(name)
+        if owner not in (None, seat) and before is not None and before != name and before not in self._doubted:
+            self._seats[owner] = before
+        self._seats[seat] = name
 
     def calls(self) -> Counter[str]:
         """How many each replica has been given that are not over."""

@@ -28,6 +28,18 @@ class ArtifactStore(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Party:
+    """Replicas of one model on one machine that are to make one call together, seen by one of them."""
+
+    id: str
+    """Of this one meeting, and known to nobody else."""
+    size: int
+    """Replicas, one GPU each; at least 2."""
+    rank: int
+    """0 is whose call it is; 1 to size - 1 help."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RenderCall:
     """Everything a model replica needs to make one picture or one clip; small enough for one RPC."""
 
@@ -61,10 +73,12 @@ class RenderCall:
     avoid: tuple[str, ...] = ()
     """Replicas that ran out of memory for it, by name; it is sent to others."""
     seat: int | None = None
-    """As in NodeCall."""
+    """Of its lane; calls of one seat go to one replica. None: to any."""
     may_shrink: bool = False
     """It may be made smaller: what does not fit is no mistake of the call then, and a first frame of another size is
     scaled."""
+    party: Party | None = None
+    """Others that were asked to help; each goes to a replica of its own. None: it is made alone."""
 
 
 class Model(Protocol):
@@ -79,6 +93,9 @@ class Model(Protocol):
 
     async def clip(self, call: RenderCall) -> NodeResult:
         """Text, or text and first frame, to one clip (MP4)."""
+
+    async def assist(self, call: RenderCall) -> None:
+        """Help the replica that makes the call, as one of its party; returns when it needs no help, or never came."""
 
 
 class ProgressSink(Protocol):

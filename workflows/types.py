@@ -256,6 +256,10 @@ class NodeSpec:
     """Runs even when something it depends on failed (compose does)."""
 
 
+LENT = "lent"
+"""In a result's seconds: what the GPUs that helped have spent on it, all together."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeCall:
     """One attempt at one node, as handed to its stage."""
@@ -276,8 +280,9 @@ class NodeCall:
     """Seconds until the attempt is stopped, from here; a receiver counts them from its arrival, by its own clock."""
     avoid: tuple[str, ...] = ()
     """Replicas that ran out of memory for it; another one is asked where there is one."""
-    seat: int | None = None
-    """Of its lane: calls of one seat go to one replica. None: to any."""
+    seats: tuple[int, ...] = ()
+    """Of its lane: its own, and those of idle replicas that are kept free to help. Calls of one seat go to one replica;
+    without a seat they go to any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -291,6 +296,8 @@ class NodeResult:
     """Dynamic fan-out: inserted in the same commit as this result."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Named timings, e.g. `diffusion`, `encode`."""
+    gpus: int = 1
+    """That made it, where idle ones helped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

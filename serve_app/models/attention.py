@@ -38,7 +38,7 @@ def choose(card: ModelCard, name: str, denoiser: ModelMixin, dtype: torch.dtype,
     """
     tried: list[str] = []
     for backend in card.options.attention:
-        problem = _not_shared(backend, card.parallel) or _try(denoiser, backend, dtype, device)
+        problem = _not_shared(backend, shared_by(card)) or _try(denoiser, backend, dtype, device)
         if not problem:
             log.info("%s: %s attends with %s%s", card.name, name, backend,
                      f" (not with {'; '.join(tried)})" if tried else "")
@@ -46,6 +46,11 @@ def choose(card: ModelCard, name: str, denoiser: ModelMixin, dtype: torch.dtype,
         tried.append(f"{backend}: {problem}")
     raise refused(card, "options.attention", f"none works for {name} ({type(denoiser).__name__}) on "
                                              f"{device} in {dtype}: {'; '.join(tried)}", "native")
+
+
+def shared_by(card: ModelCard) -> Parallel | None:
+    """How several GPUs may come to share a call of the card; None: they never do."""
+    return card.elastic.shared_by(card.elastic.ulysses) if card.elastic is not None else card.parallel
 
 
 def backend_of(denoiser: torch.nn.Module) -> str:

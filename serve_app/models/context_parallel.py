@@ -5,16 +5,18 @@ Every process holds the whole model and calls the whole pipeline; inside the den
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
+from typing import Any
 
 import diffusers
 import torch
 import torch.distributed as dist
 from diffusers import ContextParallelConfig, DiffusionPipeline, ModelMixin, ParallelConfig
 from diffusers.hooks import apply_context_parallel
+from diffusers.hooks.context_parallel import remove_context_parallel
 from diffusers.models.attention import AttentionModuleMixin
-from diffusers.models.attention_processor import Attention
+from diffusers.models.attention_processor import Attention, MochiAttention
 
 from configs.model_card import ModelCard
 from configs.parallel import Parallel
@@ -28,6 +30,8 @@ BROKEN_PLANS = {
     "LTX2VideoTransformer3DModel": "its plan does not cut up positions of the `split` kind, which the checkpoints use",
 }
 """Classes whose plan fails in the first step, as seen with diffusers 0.42.1 and checkpoints of their classes."""
+LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+"""Processes that share a call are on one machine; what they say to each other must not be heard outside."""
 UNEVEN = "divisible by mesh size"
 """How diffusers says that a sequence of tokens cannot be cut into equal shares."""
 
@@ -45,21 +49,25 @@ def require_support(pipe: DiffusionPipeline, card: ModelCard, parallel: Parallel
                       "up", f"ulysses: {parallel.degree}")
     for name, model in denoisers(pipe).items():
         kind = type(model).__name__
-        if model._cp_plan is None:
-            raise refused(card, "parallel", f"diffusers {diffusers.__version__} cannot share out {name} ({kind}) among "
-                          "GPUs: the class has no context-parallel plan", "no `parallel` in this card")
-        if kind in BROKEN_PLANS:
-            raise refused(card, "parallel", f"diffusers {diffusers.__version__} cannot share out {name} ({kind}) among "
-                          f"GPUs: {BROKEN_PLANS[kind]}", "no `parallel` in this card")
+        problem = ("the class has no context-parallel plan" if model._cp_plan is None
+                   else BROKEN_PLANS.get(kind, ""))
+        if problem:
+            raise refused(card, setting_of(card), f"diffusers {diffusers.__version__} cannot share out {name} ({kind}) "
+                          f"among GPUs: {problem}", f"no `{setting_of(card)}` in this card")
         for setting, heads in model.config.items():
             if setting.endswith("num_attention_heads") and isinstance(heads, int) and not parallel.uneven:
                 _require_heads(card, parallel, f"{name} ({kind}) has {heads} attention heads ({setting})", heads)
 
 
+def setting_of(card: ModelCard) -> str:
+    """Which part of the card asks for several GPUs."""
+    return "parallel" if card.elastic is None else "elastic"
+
+
 def _require_heads(card: ModelCard, parallel: Parallel, what: str, heads: int) -> None:
     if heads % parallel.ulysses:
         nearest = max(degree for degree in range(1, parallel.ulysses) if heads % degree == 0)
-        raise refused(card, "parallel.ulysses", f"{what}, which {parallel.ulysses} does not divide",
+        raise refused(card, f"{setting_of(card)}.ulysses", f"{what}, which {parallel.ulysses} does not divide",
                       f"ulysses: {nearest}" if nearest > 1 else "uneven: true")
 
 
@@ -82,14 +90,40 @@ def share_out(pipes: Iterable[DiffusionPipeline], parallel: Parallel, device: st
         ring_degree=parallel.ring, ulysses_degree=parallel.ulysses, mesh=mesh,
         ulysses_anything=parallel.uneven and parallel.ulysses > 1, ring_anything=parallel.uneven and parallel.ring > 1)
     config = ParallelConfig(context_parallel_config=context)
-    models = {id(model): model for pipe in pipes for model in denoisers(pipe).values()}
-    for model in models.values():
+    for model in _each_once(pipes):
         if kind != "cpu":
             if parallel.ring > 1 and not _has_backend(model):
                 model.set_attention_backend(RING_BACKEND)
             model.enable_parallelism(config=config)
         else:
             _enable_on_cpu(model, config, rank)
+
+
+def take_back(pipes: Iterable[DiffusionPipeline]) -> None:
+    """Undo `share_out`: every denoiser computes alone again, as if nothing had been. Harmless where nothing was."""
+    for model in _each_once(pipes):
+        if model._parallel_config is None:
+            continue
+        remove_context_parallel(model, model._cp_plan)
+        config, model._parallel_config = model._parallel_config, None
+        context = config.context_parallel_config
+        # Whatever still holds the config must not hold the group: its connections close when nothing knows it.
+        config._mesh = context.mesh = context._mesh = None
+        context._flattened_mesh = context._ring_mesh = context._ulysses_mesh = None
+        for processor in _processors(model):
+            processor._parallel_config = None
+
+
+def _each_once(pipes: Iterable[DiffusionPipeline]) -> tuple[ModelMixin, ...]:
+    return tuple({id(model): model for pipe in pipes for model in denoisers(pipe).values()}.values())
+
+
+def _processors(model: ModelMixin) -> Iterator[Any]:
+    """What computes its attention, and can be told to share it."""
+    for part in model.modules():
+        if isinstance(part, Attention | AttentionModuleMixin | MochiAttention) and hasattr(
+                part.processor, "_parallel_config"):
+            yield part.processor
 
 
 def _has_backend(model: ModelMixin) -> bool:
@@ -103,7 +137,6 @@ def _enable_on_cpu(model: ModelMixin, config: ParallelConfig, rank: int) -> None
     context = config.context_parallel_config
     config.setup(rank, dist.get_world_size(), torch.device("cpu"), mesh=context.mesh)
     model._parallel_config = config
-    for part in model.modules():
-        if isinstance(part, Attention | AttentionModuleMixin) and hasattr(part.processor, "_parallel_config"):
-            part.processor._parallel_config = config
+    for processor in _processors(model):
+        processor._parallel_config = config
     apply_context_parallel(model, context, model._cp_plan)

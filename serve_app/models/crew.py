@@ -28,9 +28,10 @@ from diffusers import DiffusionPipeline
 
 from configs.model_card import ModelCard, Task
 from configs.parallel import Parallel
-from serve_app.models.context_parallel import UNEVEN, join_group, share_out
+from serve_app.models.context_parallel import LOOPBACK, UNEVEN, join_group, share_out
 from serve_app.models.crew_wire import LOADED, MET, Call, Enlist, Go, Meet, Report, Verdict
 from serve_app.models.lifecycle import CancelToken
+from serve_app.models.party import Parties
 from serve_app.models.pipelines import LoadPipeline
 from serve_app.models.studio import Painter
 from serve_app.models.takes import Take
@@ -51,8 +52,6 @@ log = logging.getLogger(__name__)
 
 GRACE_S = 10.0
 """How much later than the first process of a call that failed the others may end it and still count as one crew."""
-LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
-"""A replica is on one machine; what its processes say to each other must not be heard outside."""
 
 
 class Alone:
@@ -74,8 +73,14 @@ class Alone:
         """Nothing to end."""
 
 
-def crew_of(card: ModelCard, device: str, *, stall_s: float) -> Alone | Crew:
-    """Start the further processes that the card asks for. Raises ImpossibleResources for more GPUs than there are."""
+def crew_of(card: ModelCard, device: str, *, stall_s: float) -> Alone | Crew | Parties:
+    """Start the further processes that the card asks for, or none where replicas help each other.
+
+    Raises ImpossibleResources for more GPUs than there are.
+    """
+    if card.elastic is not None:
+        _stay_inside()
+        return Parties(card.elastic, device, stall_s=stall_s)
     if card.parallel is None:
         return Alone()
     seen = torch.cuda.device_count()
@@ -84,6 +89,11 @@ def crew_of(card: ModelCard, device: str, *, stall_s: float) -> Alone | Crew:
             problem=f"card {card.name} shares a call out among {card.parallel.degree} GPUs, but this replica has "
                     f"{seen}; nearest valid: resources.num_gpus: {card.parallel.degree}")
     return Crew(card, card.parallel, device, stall_s=stall_s)
+
+
+def _stay_inside() -> None:
+    for name, value in LOOPBACK.items():
+        os.environ.setdefault(name, value)
 
 
 @dataclass(slots=True, eq=False)
@@ -123,8 +133,7 @@ class Crew:
         """Of the last call."""
         self._running = False
         self._meetings = tempfile.TemporaryDirectory(prefix="reelray-crew-")
-        for name, value in LOOPBACK.items():
-            os.environ.setdefault(name, value)
+        _stay_inside()
         threads = max(torch.get_num_threads() // parallel.degree, 1)
         if device == "cpu":
             torch.set_num_threads(threads)

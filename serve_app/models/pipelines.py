@@ -66,6 +66,8 @@ def load(card: ModelCard, task: Task, device: str, components: Mapping[str, Any]
         raise refused(card, "repo", f"{where} cannot be loaded: {_first_line(error)}") from error
     if card.parallel is not None:
         require_support(pipe, card, card.parallel, device)
+    if card.elastic is not None:
+        require_support(pipe, card, card.elastic.shared_by(card.elastic.ulysses), device)
     return options.apply(with_adapter(_adjusted(pipe, card), card, DTYPES), card, device, dtypes, shared)
 
 

@@ -26,6 +26,7 @@ from serve_app.models.crew import crew_of
 from serve_app.models.keeping import Keeper, KeptRun
 from serve_app.models.ladder import Ladder
 from serve_app.models.lifecycle import (
+    CancelToken,
     GpuThread,
     Heartbeat,
     SerialThread,
@@ -35,6 +36,8 @@ from serve_app.models.lifecycle import (
     pick_device,
     set_torch_threads,
 )
+from serve_app.models.party import Parties
+from serve_app.models.party_member import assist
 from serve_app.models.records import DECODED_SHARE, RunRecords, StepClock
 from serve_app.models.runs import Run, Runs
 from serve_app.models.saving import Saver, picture_of, references_of
@@ -123,6 +126,15 @@ class ModelReplica:
         """Text, or text and first frame, to one clip (MP4)."""
         return await self._answer(call, Task.TEXT_TO_VIDEO if call.first_frame is None else Task.IMAGE_TO_VIDEO)
 
+    async def assist(self, call: RenderCall) -> None:
+        """Help the replica that makes the call; returns when it is not, or no longer, needed."""
+        parties, token = self._crew, CancelToken()
+        self._refuse_other_card(call, next(iter(self._studio)))
+        if not isinstance(parties, Parties) or call.party is None or self._keeper.is_leaving:
+            return
+        help_out = functools.partial(assist, call.party, self._studio, parties, cancel=token, beat=self._heartbeat.beat)
+        await self._gpu.run(lambda: help_out() if self._stands(call) else None, cancel=token)
+
     async def cancel(self, key: str) -> bool:
         """Stop the run of a key, for all who wait for it; they get RenderCancelled. Returns whether it was running."""
         return self._runs.cancel(key)
@@ -155,6 +167,12 @@ class ModelReplica:
         self._studio, self._batcher = {}, None
         self._ladder.close()
         free_memory()
+
+    def _stands(self, call: RenderCall) -> bool:
+        """Whether all weights are on the GPU, as a call in company needs them. On the GPU thread."""
+        shape = Shape(width_px=call.width_px, height_px=call.height_px, frames=call.frames,
+                      pictures=len(call.references))
+        return all(self._ladder.stand(task, shape) for task in self._studio)
 
     # -- runs and those who wait for them -----------------------------------------------------------------------------
 
@@ -200,7 +218,7 @@ class ModelReplica:
                 seconds["wait"] = time.perf_counter() - queued - sum(seconds.values())
                 target = replace(call, key=substitute_key(call.key)) if run.differs else call
                 save = functools.partial(self._saver.save, frames, target, records, seconds={**seconds, **kept.carried},
-                                         warnings=(*warnings, *run.notes))
+                                         warnings=(*warnings, *run.notes), gpus=run.gpus)
                 return await self._saving.run(save, cancel=run.token)
         except ReelrayError:
             raise
@@ -244,10 +262,12 @@ class ModelReplica:
         """On the GPU thread: frames, and how long the steps and the rest took."""
         run.begun, call = True, kept.call
         watch = Watch(label=call.node_id, cancel=run.token, deadline=run.deadline, beat=self._heartbeat.beat,
-                      note=run.notes.append, other_pixels=run.differ)
+                      note=run.notes.append, other_pixels=run.differ, shared=run.share)
         failure: StageFailed
         try:
             clock, watch = StepClock(records.step), kept.watched(watch)
+            if call.party is not None and not kept.first_step and self._stands(call):
+                watch = replace(watch, party=call.party)
             for attempt in self._ladder.attempts(task, take.shape, watch):
                 with attempt:
                     frames = self._studio[task].generate(take, progress_callback=clock, watch=watch)

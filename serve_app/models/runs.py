@@ -60,6 +60,8 @@ class Run(Generic[CallT]):
     """What the model had to say of its result."""
     differs: bool = False
     """Pixels may not be those that the key stands for."""
+    gpus: int = 1
+    """That made it."""
     begun: bool = False
     """It has had its turn on the GPU."""
     jobs: set[str] = field(default_factory=set)
@@ -76,6 +78,10 @@ class Run(Generic[CallT]):
     def differ(self) -> None:
         """The result must not stand in for that of another GPU, which would have had the memory."""
         self.differs = True
+
+    def share(self, gpus: int) -> None:
+        """So many GPUs made it together."""
+        self.gpus = gpus
 
     def let_go(self, waiters: list[_Waiter[CallT]], why: type[StageFailed] = RenderCancelled,
                reason: str = "cancelled") -> None:

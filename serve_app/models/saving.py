@@ -23,7 +23,7 @@ from workflows.media.decode import last_frame, read_picture, write_png
 from workflows.media.encode import EncodeOptions, encode
 from workflows.media.frames import UInt8Array
 from workflows.ports import ArtifactStore, RenderCall
-from workflows.types import Json, MediaType, NodeResult
+from workflows.types import LENT, Json, MediaType, NodeResult
 
 GUESSED = Effect(option="draft.cache", exactness=Exactness.APPROXIMATE, why="steps are guessed from the one before")
 PACKAGES = ("reelray", "torch", "diffusers", "transformers", "accelerate", "av", "numpy")
@@ -62,8 +62,10 @@ class Saver:
         """What is seen of the card's options in the loaded model."""
 
     def save(self, frames: UInt8Array, call: RenderCall, records: RunRecords, *, warnings: tuple[str, ...],
-             seconds: Mapping[str, float]) -> NodeResult:
+             seconds: Mapping[str, float], gpus: int = 1) -> NodeResult:
         """Encode frames_THWC as MP4, or frame_HWC as PNG, and commit it under the call's key.
+
+        `gpus`: that made it, where idle ones helped.
 
         Raises MediaError, and what the store raises.
         """
@@ -80,17 +82,20 @@ class Saver:
             encoded = time.perf_counter()
             records.saving(ENCODED_SHARE)
             taken = {**seconds, "encode": encoded - started}
-            artifact = self._store.put(call.key, path, media_type=media_type,
-                                       manifest=self._manifest(call, warnings, taken, records.first_step))
+            manifest = self._manifest(call, warnings, taken, records.first_step)
+            if gpus > 1:
+                manifest["device"] = f"{gpus} x {self._device}"
+                taken[LENT] = (gpus - 1) * (seconds["diffusion"] + seconds["decode"])
+            artifact = self._store.put(call.key, path, media_type=media_type, manifest=manifest)
         records.done()
-        return NodeResult(artifact=artifact, warnings=warnings,
+        return NodeResult(artifact=artifact, warnings=warnings, gpus=gpus,
                           seconds={**taken, "store": time.perf_counter() - encoded})
 
     def _manifest(self, call: RenderCall, warnings: tuple[str, ...], seconds: Mapping[str, float], first_step: int,
                   ) -> dict[str, Json]:
         asked = asdict(call)
         first = None if call.first_frame is None else call.first_frame.to_json()
-        for name in ("left_s", "references", "avoid", "may_shrink"):
+        for name in ("left_s", "references", "avoid", "may_shrink", "party"):
             del asked[name]
         pictures: list[Json] = [picture.to_json() for picture in call.references]
         references: dict[str, Json] = {"references": pictures} if pictures else {}

@@ -28,6 +28,7 @@ from serve_app.models.gpu_steps import MakeMark, StepRelay, marks_for
 from serve_app.models.resume import DenoiserSwitch, Drawing, StepCheckpoint, checkpoint_now, restore
 from workflows.deadline import NEVER, Deadline
 from workflows.errors import DeadlineExceeded, ModelFailed, RenderCancelled
+from workflows.ports import Party
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,10 @@ def _nothing() -> None:
 
 
 def _unheard(text: str) -> None:
+    """Nobody wants to know."""
+
+
+def _uncounted(gpus: int) -> None:
     """Nobody wants to know."""
 
 
@@ -82,6 +87,10 @@ class Watch:
     """Takes each checkpoint, on the rendering thread. An error in it ends the render."""
     resume: StepCheckpoint | None = None
     """Go on from here. Steps before it are not run and not reported."""
+    party: Party | None = None
+    """Other replicas were asked to help."""
+    shared: Callable[[int], None] = _uncounted
+    """Called with the number of GPUs when others did."""
 
     def check(self) -> None:
         """Raise RenderCancelled or DeadlineExceeded when it is time to stop."""

@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from workflows.dispatch import FairQueue, Ticket, path_ranks
+from workflows.elastic import RECONSIDER_S, costs_ahead, speedup
+from workflows.fair_queue import FairQueue, Ticket, path_ranks
 from workflows.types import Priority
 
 
@@ -86,6 +87,11 @@ class Fair:
         return self._calls.pop(id(self._queue.pop())) if self._queue else None
 
 
+    def waiting(self) -> list[float]:
+        """What the calls that wait are thought to take."""
+        return [call.cost for _, call in self._calls.values()]
+
+
 class Fifo:
     """First come, first served."""
 
@@ -129,6 +135,7 @@ class Simulation:
         self._number = itertools.count()
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._idle = list(range(gpus))
+        self._arrives_s = {job.id: job.arrives_s for job in jobs}
         self._left = {(job.id, call.id): len(call.deps) for job in jobs for call in job.calls}
         self._users: defaultdict[tuple[str, str], list[tuple[Job, Call]]] = defaultdict(list)
         for job in jobs:
@@ -179,6 +186,59 @@ class Simulation:
                 if not self._left[other.id, user.id]:
                     order.add(other, user)
         return end
+
+
+Rule = Callable[[Sequence[float], Sequence[float], Sequence[int]], int]
+"""As `workflows.elastic.gpus_for_next`."""
+
+
+def greedy(waiting_s: Sequence[float], free_in_s: Sequence[float], sizes: Sequence[int]) -> int:
+    """What looks no further than this moment: a call that nothing waits behind gets all that is idle."""
+    idle = sum(in_s <= 0 for in_s in free_in_s)
+    return 0 if not idle else 1 if len(waiting_s) > 1 else max(size for size in sizes if size <= idle)
+
+
+class ElasticSimulation(Simulation):
+    """The same, where a call may get several GPUs; it is done sooner by the figures of `workflows.elastic`."""
+
+    def __init__(self, jobs: Sequence[Job], gpus: int, rule: Rule, sizes: Sequence[int]) -> None:
+        super().__init__(jobs, gpus)
+        self._rule, self._sizes = rule, sizes
+        self._expected_s = [0.0] * gpus
+        """By GPU: when it is thought to be free."""
+        self._coming = {(job.id, call.id) for job in jobs for call in job.calls if call.deps}
+
+    def _give(self, order: Order, outcome: Outcome) -> None:
+        assert isinstance(order, Fair)
+        while self._idle and (waiting := order.waiting()):
+            here = [job_id for job_id, _ in self._coming if self.now_s >= self._arrives_s[job_id]]
+            gpus = self._rule(costs_ahead(waiting, len(here)), self._free_in_s(), self._sizes)
+            if not gpus:
+                self._at(self.now_s + RECONSIDER_S, lambda: None)
+                break
+            found = order.take(0)
+            assert found is not None
+            job, call = found
+            team = [self._idle.pop() for _ in range(gpus)]
+            took_s = call.seconds / speedup(gpus)
+            outcome.busy_s += took_s * gpus
+            for gpu in team:
+                self._expected_s[gpu] = self.now_s + call.cost / speedup(gpus)
+            self._at(self.now_s + took_s, self._ends(order, outcome, job, call, team))
+
+    def _free_in_s(self) -> list[float]:
+        return [0.0 if gpu in self._idle else max(self._expected_s[gpu] - self.now_s, 1e-3)
+                for gpu in range(self._gpus)]
+
+    def _ends(self, order: Order, outcome: Outcome, job: Job, call: Call, team: list[int]) -> Callable[[], None]:
+        first, *others = team
+        end = self._end(order, outcome, job, call, first)
+
+        def ends() -> None:
+            self._idle.extend(others)
+            end()
+            self._coming -= {key for key in self._coming if not self._left[key]}
+        return ends
 
 
 def lower_bound_s(jobs: Sequence[Job], gpus: int) -> float:

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from workflows.dispatch import Depth, Dispatcher, FairQueue, Ticket, path_ranks
+from workflows.dispatch import Depth, Dispatcher
 from workflows.errors import InvalidSettings
+from workflows.fair_queue import FairQueue, Ticket, path_ranks
 from workflows.types import NodeKind, NodeSpec, Priority
 
 INTERACTIVE, BATCH = Priority.INTERACTIVE, Priority.BATCH
@@ -284,7 +285,7 @@ class TestDispatcher:
         slots, seats = Dispatcher({"gpu": 6}, depths={"gpu": Depth(ahead=1)}), []
 
         async def call(key: str) -> None:
-            async with slots.slot("gpu", Ticket(job_id="film", key=key)) as seat:
+            async with slots.slot("gpu", Ticket(job_id="film", key=key)) as [seat]:
                 seats.append((key, seat))
                 await asyncio.sleep(0.01)
 
@@ -295,7 +296,7 @@ class TestDispatcher:
         slots = Dispatcher({"gpu": 3})
 
         async def seat_of(kin: str) -> int:
-            async with slots.slot("gpu", Ticket(job_id="film", kin=kin)) as seat:
+            async with slots.slot("gpu", Ticket(job_id="film", kin=kin)) as [seat]:
                 return seat
 
         wide, tall = await seat_of("wide"), await seat_of("tall")
@@ -357,7 +358,7 @@ async def check_seats(seats: int, depth: Depth, calls: int, chance: random.Rando
     held: list[tuple[int, asyncio.Event]] = []
 
     async def call() -> None:
-        async with slots.slot("gpu", Ticket(job_id=chance.choice("ab"), cost=chance.uniform(1, 5))) as seat:
+        async with slots.slot("gpu", Ticket(job_id=chance.choice("ab"), cost=chance.uniform(1, 5))) as [seat]:
             over = asyncio.Event()
             held.append((seat, over))
             await over.wait()

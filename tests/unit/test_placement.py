@@ -197,6 +197,19 @@ def test_a_seat_whose_replica_is_gone_or_to_be_avoided_gets_another() -> None:
     assert give(placement, "4", replicas("b", "c"), seat=0) == "b"
 
 
+def test_a_party_meets_on_one_machine_and_seats_change_places_for_it() -> None:
+    able = [Candidate(name=name, machine=name[0]) for name in ("a1", "b1", "a2", "b2")]
+    placement = Placement()
+    seats = {seat: give(placement, f"first {seat}", able, seat=seat) for seat in range(4)}
+    for seat, name in seats.items():
+        placement.over(f"first {seat}", name)
+    lead = give(placement, "lead", able, seat=0, party="p")
+    helper = give(placement, "help", able, seat=1, party="p")
+    assert (seats[0], seats[1], lead, helper) == ("a1", "b1", "a1", "a2")
+    assert give(placement, "other", able, seat=2) == "b1", "they have changed places"
+    assert give(placement, "another", able, seat=3) == "b2"
+
+
 def test_two_who_place_calls_do_not_begin_with_the_same_replica() -> None:
     able = replicas(*"abcdefgh")
     firsts = {give(Placement(draw=random.Random(seed).random), "1", able) for seed in range(20)}

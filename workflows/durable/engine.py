@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from configs.settings import EngineSettings
-from workflows.dispatch import CLASSES, Dispatcher
+from workflows.dispatch import Dispatcher
 from workflows.durable.database import is_down
 from workflows.durable.gates import Gates
 from workflows.durable.journal import Journal
@@ -26,6 +26,7 @@ from workflows.durable.rows import Level
 from workflows.durable.store_watch import StoreWatch
 from workflows.durable.walk import Walk, Workshop
 from workflows.errors import ErrorRecord, LeaseLost
+from workflows.fair_queue import CLASSES
 from workflows.ports import ArtifactStore, Step
 from workflows.types import NO_MODEL_LANES, JobStatus, NodeKind, NodeStatus, Priority
 

@@ -89,7 +89,7 @@ class Journal:
                     problem=f"{new.id} is a {new.kind.value} node and cannot insert nodes", shot_id=new.shot_id),))
             if result.warnings:
                 _warn(connection, new, result.warnings)
-            append(connection, new.job_id, [_done_note(new), *(
+            append(connection, new.job_id, [_done_note(new, result.gpus), *(
                 note for text in result.warnings
                 for note in log_notes(f"{new.id}: {text}", level=Level.WARNING, node_id=new.id))])
             return _settled(connection, new)
@@ -214,13 +214,14 @@ def _settled(connection: sa.Connection, new: NodeRow) -> Settled:
     return Settled(node=new, children=tuple(NodeRow.of(row) for row in connection.execute(wanted).mappings()))
 
 
-def _done_note(new: NodeRow) -> Note:
+def _done_note(new: NodeRow, gpus: int) -> Note:
     data: dict[str, Json] = {"attempt": new.attempt, "shot_id": new.shot_id, "kind": new.kind.value, "key": new.key}
     if new.cached:
         return Note(type=EventType.NODE_CACHED, node_id=new.id, line=f"{new.id}: reused from the store", data=data)
     took_s = (new.finished_at_s or 0.0) - (new.started_at_s or 0.0)
-    return Note(type=EventType.NODE_SUCCEEDED, node_id=new.id, line=f"{new.id}: done in {took_s:.1f} s",
-                data={**data, "seconds": dict(new.seconds)})
+    helped, shared = (f" on {gpus} GPUs", {"gpus": gpus}) if gpus > 1 else ("", {})
+    return Note(type=EventType.NODE_SUCCEEDED, node_id=new.id, line=f"{new.id}: done in {took_s:.1f} s{helped}",
+                data={**data, "seconds": dict(new.seconds), **shared})
 
 
 def _trace_notes(new: NodeRow, setback: Setback) -> list[Note]:

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from workflows.durable.rows import EventType, NodeRow
 from workflows.durable.tables import api_key, event, job, node, usage
 from workflows.errors import BudgetSpent
-from workflows.types import NO_MODEL_LANES, NodeStatus
+from workflows.types import LENT, NO_MODEL_LANES, NodeStatus
 
 JOB = "job"
 """Kind of the rows that speak of a whole job."""
@@ -169,7 +169,7 @@ def _row(connection: sa.Connection, found: NodeRow, outcome: Outcome, at: float)
         unmeasured_s = wall_s / batch if isinstance(batch, int) else wall_s
         gpus = found.payload.get("gpus")
         gpu_s = diffusion_s + found.seconds.get("decode", 0.0) if diffusion_s else unmeasured_s
-        gpu_s *= gpus if isinstance(gpus, int) else 1
+        gpu_s = gpu_s * (gpus if isinstance(gpus, int) else 1) + found.seconds.get(LENT, 0.0)
         asked = found.payload.get("steps")
         # A result that began in the middle has made fewer steps than were asked for.
         whole = diffusion_s and not found.seconds.get(CARRIED)

@@ -14,10 +14,11 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from graphlib import TopologicalSorter
 
 from configs.settings import EngineSettings
-from workflows.dispatch import Dispatcher, Ticket, path_ranks
+from workflows.dispatch import Dispatcher
 from workflows.durable import graph, shortage
 from workflows.durable.gates import Gates
 from workflows.durable.journal import Journal, Settled
@@ -40,6 +41,7 @@ from workflows.errors import (
     Retry,
     StageFailed,
 )
+from workflows.fair_queue import Ticket, path_ranks
 from workflows.placement import kin_of
 from workflows.ports import ArtifactStore, Step
 from workflows.types import (
@@ -181,22 +183,33 @@ class Walk:
                 # is poison. Not sooner: a dead machine kills all its shots, and in a row they would take all night.
                 last = node.crashes >= max(self._shop.settings.poison_limit - 1, 1)
                 async with (self._shop.dispatcher.apart(node.lane) if last else nullcontext(),
-                            self._shop.dispatcher.slot(node.lane, Ticket(
-                                job_id=job.id, tenant=job.key_id, priority=job.priority, weight=job.weight,
-                                cost=node.cost, rank=self._ranks[node.id], key=key,
-                                kin=kin_of(node.payload))) as seat):
+                            self._shop.dispatcher.slot(node.lane, self._ticket(node, key, so_far)) as seats):
                     try:
                         node = await self._shop.patience.insist(self._shop.journal.start, self._claim, node, key=key)
                         await self._be_certain()
                     except (BudgetSpent, BatchHeld) as refused:
                         outcome: NodeResult | Exception = refused
                     else:
-                        outcome = await self._attempt(node, so_far.avoid, seat)
+                        outcome = await self._attempt(node, so_far.avoid, seats)
                 tried = await self._settle(node, outcome, key, so_far)
             if isinstance(tried, Settled):
                 return tried
             node = tried.node
             await asyncio.sleep(tried.wait_s)
+
+    def _ticket(self, node: NodeRow, key: str, so_far: _SoFar) -> Ticket:
+        job = self._claim.job
+        # What did not go well goes alone: it may go on from where it was, and nobody else is drawn into its end.
+        smooth = not (node.failures or node.crashes or node.interruptions or so_far.refusals)
+        return Ticket(job_id=job.id, tenant=job.key_id, priority=job.priority, weight=job.weight, cost=node.cost,
+                      rank=self._ranks[node.id], key=key, kin=kin_of(node.payload), elastic=smooth,
+                      coming=partial(self._coming, node.lane))
+
+    def _coming(self, lane: str) -> int:
+        """Nodes that will wait for the lane too, once what they wait for now is settled."""
+        return sum(node.lane == lane and not self._settled[node.id].is_set()
+                   and any(not self._settled[dep].is_set() for dep in graph.waits_for(node))
+                   for node in self._nodes.values())
 
     async def _settle(self, node: NodeRow, outcome: NodeResult | Exception, key: str, so_far: _SoFar,
                       ) -> Settled | _Again:
@@ -226,7 +239,7 @@ class Walk:
                 raise LeaseLost(job_id=self._claim.job.id)
             self._lease.certain_until_s = asked_s + self._shop.settings.lease_s
 
-    async def _attempt(self, node: NodeRow, avoid: tuple[str, ...], seat: int) -> NodeResult | Exception:
+    async def _attempt(self, node: NodeRow, avoid: tuple[str, ...], seats: tuple[int, ...]) -> NodeResult | Exception:
         """Run the step once, under the time limit of its kind; whatever it raises is handed back as a value."""
         general_s, own_s = self._shop.settings.timeout_s.of(node.kind.value), self._claim.job.limits.attempt_timeout_s
         limit_s = general_s if node.lane in NO_MODEL_LANES else min(general_s, own_s or general_s)
@@ -237,7 +250,7 @@ class Walk:
             attempt=node.attempt, generation=node.generation, payload=payload,
             avoid=avoid if payload == node.payload else (),
             inputs={dep: self._nodes[dep].artifact if self._has_result(dep) else None for dep in node.deps},
-            left_s=limit_s, seat=seat)
+            left_s=limit_s, seats=seats)
         try:
             async with asyncio.timeout(limit_s) as clock:
                 result = await self._shop.steps[node.kind](call)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
 
-from workflows.ports import Model, RenderCall
+from workflows.ports import Model, Party, RenderCall
 from workflows.types import SMALLER, Artifact, Json, NodeCall, NodeResult
 
 Models = Mapping[str, Model]
@@ -14,7 +18,8 @@ Models = Mapping[str, Model]
 async def keyframe(call: NodeCall, models: Models) -> NodeResult:
     """Text to one picture, the first frame of a clip."""
     render = render_call(call)
-    return await models[render.card].image(render)
+    async with company(render, call.seats, models[render.card]) as render:
+        return await models[render.card].image(render)
 
 
 async def clip(call: NodeCall, models: Models) -> NodeResult:
@@ -24,7 +29,31 @@ async def clip(call: NodeCall, models: Models) -> NodeResult:
     the picture in its payload.
     """
     render = render_call(call)
-    return await models[render.card].clip(render)
+    async with company(render, call.seats, models[render.card]) as render:
+        return await models[render.card].clip(render)
+
+
+@asynccontextmanager
+async def company(render: RenderCall, seats: Sequence[int], model: Model) -> AsyncIterator[RenderCall]:
+    """Around one call that may take several GPUs: others are asked to help, and are free again when this ends.
+
+    What becomes of them is their own affair: a call whose helpers do not come is made without them.
+    """
+    if len(seats) < 2:
+        yield render
+        return
+    party = Party(id=uuid.uuid4().hex, size=len(seats), rank=0)
+    helpers = [asyncio.create_task(model.assist(replace(render, seat=seat, party=replace(party, rank=rank))),
+                                   name=f"{render.node_id} helper {rank}")
+               for rank, seat in enumerate(seats) if rank]
+    try:
+        yield replace(render, party=party)
+    except BaseException:
+        for helper in helpers:
+            helper.cancel()
+        raise
+    finally:
+        await asyncio.gather(*helpers, return_exceptions=True)
 
 
 def render_call(call: NodeCall) -> RenderCall:
@@ -37,7 +66,7 @@ def render_call(call: NodeCall) -> RenderCall:
         frames=integer(p["frames"]), fps=number(p["fps"]), steps=integer(p["steps"]), guidance=number(p["guidance"]),
         seed=integer(p["seed"]) + call.generation, first_frame=_first_frame(call), references=_references(call),
         cache_threshold=_cache_threshold(p), avoid=call.avoid, may_shrink=SMALLER in p,
-        seat=call.seat,
+        seat=call.seats[0] if call.seats else None,
     )
 
 
