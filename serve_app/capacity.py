@@ -10,7 +10,7 @@ from configs.chat_card import AnyCard
 from configs.memory import share_of
 from configs.model_card import ModelCard
 from configs.settings import Settings
-from workflows.division import gpus_taken
+from configs.sharing import gpus_taken
 from workflows.errors import ImpossibleResources
 
 OPERATOR = re.compile(r"!|in\(")

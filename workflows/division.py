@@ -15,6 +15,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from configs.sharing import ROUNDING, gpus_taken
 from workflows.scaling import Backlog, Rule, enough
 
 TURN_LOADS = 6
@@ -23,8 +24,6 @@ LONGEST = 3.0
 """The longest turn, in shortest ones: of a card that has so many times more work than those who wait."""
 PATIENCE_LOADS = 20
 """A card whose model is not there after so many loads has had its turn."""
-ROUNDING = 1e-6
-"""Shares of a GPU are hundredths, and their sums only nearly."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,15 +205,3 @@ def _changed(share: Share, replicas: int, at_s: float, *, is_new_turn: bool) -> 
     if is_new_turn or not share.replicas or not replicas:
         return replace(share, replicas=replicas, asked_s=at_s, ran_s=None)
     return replace(share, replicas=replicas)
-
-
-def gpus_taken(shares: Sequence[float]) -> float:
-    """GPUs that these shares need: no part is split over two of them, however much they leave over together."""
-    rooms: list[float] = []
-    for share in sorted((share for share in shares if 0 < share < 1), reverse=True):
-        place = next((place for place, room in enumerate(rooms) if room >= share - ROUNDING), None)
-        if place is None:
-            rooms.append(1 - share)
-        else:
-            rooms[place] -= share
-    return sum(share for share in shares if share >= 1) + len(rooms)

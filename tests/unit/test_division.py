@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workflows.division import Claim, Division, Pace, Room, divide, gpus_taken
+from configs.sharing import gpus_taken
+from workflows.division import Claim, Division, Pace, Room, divide
 from workflows.scaling import Backlog, Rule, enough
 
 PACE = Pace(load_s=30, yield_s=5)

@@ -21,9 +21,9 @@ from configs.memory import (
 )
 from configs.model_card import GPU_SIZES_GB, ModelCard, Task
 from configs.settings import Settings
+from configs.sharing import gpus_taken
 from serve_app.capacity import told_shares
 from serve_app.gpus import cluster_gb, local_gb, with_gpu_memory
-from workflows.division import gpus_taken
 from workflows.errors import InvalidDocument
 from workflows.plan import Plan, plan_film
 from workflows.revise import with_lines

@@ -14,7 +14,7 @@ PARTS = {
                    "workflows.progress", "workflows.edit_ports", "workflows.deadline"),
     "doors": ("workflows.edit_doors",),
     "document": ("workflows.",),
-    "dispatch": ("workflows.dispatch", "workflows.estimate", "workflows.scaling"),
+    "dispatch": ("workflows.dispatch", "workflows.division", "workflows.estimate", "workflows.scaling"),
     "durable": ("workflows.durable",),
     "store": ("workflows.store", "workflows.store_outage", "workflows.checkpoints"),
     "status": ("workflows.status", "workflows.telling", "workflows.edit_status"),
