@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import ray
-from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingPolicy
+from ray.serve.config import AggregationFunction, AutoscalingConfig, AutoscalingContext, AutoscalingPolicy
 
 from actors.progress import ACTOR_NAME
 from configs.replicas import ScalingSettings
@@ -27,15 +27,21 @@ log = logging.getLogger(__name__)
 ASK_TIMEOUT_S = 5.0
 STALE_LOOKS = 10
 """What is older than so many looks is not decided by: whoever counts is away."""
+LOOK_BACK_S = 12.0
+"""Serve counts the calls that wait every fifth part of it, and hears of them every 10 s."""
 TOO_MANY_SINCE = "too_many_since_s"
 
 
 def autoscaling_of(card: str, settings: Settings) -> AutoscalingConfig:
-    """The deployment option for a card with `min_replicas`. All patience is the policy's, so Serve's delays are 0."""
+    """The deployment option for a card with `min_replicas`. All patience is the policy's, so Serve's delays are 0.
+
+    With no replica, Serve asks no policy but starts one as long as it believes that calls wait, and by the mean of half
+    a minute it believes so long after they are done; such a replica takes the GPU from the card that is to have it.
+    """
     replicas = settings.models.replica_of(card)
     return AutoscalingConfig(
         min_replicas=replicas.at_start, max_replicas=replicas.replicas, upscale_delay_s=0, downscale_delay_s=0,
-        downscale_to_zero_delay_s=0,
+        downscale_to_zero_delay_s=0, look_back_period_s=LOOK_BACK_S, aggregation_function=AggregationFunction.MIN,
         policy=AutoscalingPolicy(policy_function="serve_app.scaling_policy:BacklogPolicy", policy_kwargs={
             "card": card, "namespace": settings.ray.namespace,
             "scaling": settings.models.scaling.model_dump()}))
