@@ -46,3 +46,9 @@ class ScalingSettings(Frozen):
     """Replicas that are too many for this long are stopped; a clip in the making is handed over at its next step."""
     look_s: Annotated[float, Field(gt=0)] = 2.0
     """How often the work is counted."""
+    load_s: Annotated[float, Field(gt=0)] = 30.0
+    """What it takes until another card's replica works in the place of one. Where the GPUs are too few for the cards
+    that have work, each keeps its own for at least six times as long."""
+    yield_s: Annotated[float, Field(ge=0)] = 5.0
+    """So long a replica with nothing to do keeps a GPU that another card waits for, while more work for it is coming;
+    with none coming it goes at once."""

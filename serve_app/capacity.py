@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from configs.chat_card import AnyCard
 from configs.memory import share_of
 from configs.model_card import ModelCard
 from configs.settings import Settings
+from configs.sharing import gpus_taken
 from workflows.errors import ImpossibleResources
 
 OPERATOR = re.compile(r"!|in\(")
 """Beginnings of what Ray's label selectors understand beside a plain value."""
-ROUNDING = 1e-6
-"""Shares are hundredths, and their sums only nearly."""
 
 
 def check_resources(settings: Settings, cards: Iterable[AnyCard], cluster: Mapping[str, float]) -> None:
@@ -92,15 +91,3 @@ def told_shares(settings: Settings, cards: Iterable[AnyCard], cluster: Mapping[s
     return tuple(f"{card.name}: {share_of(card, settings.models)}" for card in cards
                  if card.resources.num_gpus is None and settings.models.replica_of(card.name).num_gpus is None
                  and gpus_of(card, settings, cluster) > 0)
-
-
-def gpus_taken(shares: Sequence[float]) -> float:
-    """GPUs that these shares need: no part is split over two of them, however much they leave over together."""
-    rooms: list[float] = []
-    for share in sorted((share for share in shares if 0 < share < 1), reverse=True):
-        place = next((place for place, room in enumerate(rooms) if room >= share - ROUNDING), None)
-        if place is None:
-            rooms.append(1 - share)
-        else:
-            rooms[place] -= share
-    return sum(share for share in shares if share >= 1) + len(rooms)

@@ -28,7 +28,7 @@ from serve_app.leaving import when_stopping
 from serve_app.media_worker import MediaWorker
 from serve_app.models.embedding import CardEmbedder
 from serve_app.providers.local import Answer, Question
-from serve_app.scaling import Scaled, Scaler, scaled_of
+from serve_app.scaling import Divider, Scaled, Scaler, Seen, gpus_now, scaled_of, told
 from serve_app.webhooks.courier import SocketCourier
 from serve_app.webhooks.guard import Guard
 from serve_app.webhooks.postman import Postman
@@ -171,11 +171,13 @@ class DirectorDeployment(Director):
             self.give_room(one.lane, 0)
         app_name = serve.get_replica_context().app_name
         board = ActorTransport(settings.progress, settings.ray.namespace)
+        cards = cards_in_use(settings)
         await Scaler(
-            Backlogs(database), scaled, look_s=settings.models.scaling.look_s, give_room=self.give_room,
-            replicas=lambda: running_replicas(app_name, [one.card for one in scaled]),
-            tell=lambda found: board.tell_backlogs({card: work.to_json() for card, work in found.items()}),
-        ).run()
+            Backlogs(database), scaled, give_room=self.give_room,
+            divider=Divider(settings, lambda: gpus_now(settings, cards, ray.cluster_resources())),
+            replicas=lambda: seen_replicas(app_name, [one.card for one in scaled]),
+            tell=lambda found, wanted: board.tell_backlogs(told(found, wanted)),
+        ).run(settings.models.scaling.look_s)
 
     async def stop(self) -> None:
         """As the Director does; webhooks under way are cut off and sent again by the next one."""
@@ -195,12 +197,14 @@ def own_name() -> str:
     return str(serve.get_replica_context().replica_id.unique_id)
 
 
-def running_replicas(app_name: str, cards: Iterable[str]) -> dict[str, int]:
-    """How many replicas of each card take calls now, as Serve says. Blocking."""
+def seen_replicas(app_name: str, cards: Iterable[str]) -> dict[str, Seen]:
+    """Replicas of each card that take calls now, and those that are to, as Serve says. Blocking."""
     found = serve.status().applications.get(app_name)
     parts = {} if found is None else found.deployments
-    return {card: int(parts[name].replica_states.get("RUNNING", 0)) for card in cards
-            if (name := model_deployment(card)) in parts}
+    states = {card: parts[name].replica_states for card in cards if (name := model_deployment(card)) in parts}
+    return {card: Seen(running=int(counts.get("RUNNING", 0)),
+                       starting=sum(int(counts.get(state, 0)) for state in ("STARTING", "UPDATING", "RECOVERING")))
+            for card, counts in states.items()}
 
 
 def open_store(settings: Settings, *, patient: bool = False) -> Store:

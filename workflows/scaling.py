@@ -10,6 +10,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
+WANTED = "wanted"
+"""Beside the numbers of a backlog: replicas that the card is to have, where the GPUs are divided (`division`)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backlog:
@@ -22,6 +25,8 @@ class Backlog:
     """Pending, and waiting for other nodes."""
     seconds: float
     """What one of them takes, in the middle."""
+    interactive: int = 0
+    """Of what is ready or running: of jobs that somebody waits for."""
 
     def to_json(self) -> dict[str, float]:
         """Numbers by name."""
@@ -31,7 +36,7 @@ class Backlog:
     def from_json(cls, numbers: Mapping[str, float]) -> Backlog:
         """The inverse of `to_json`."""
         return cls(ready=int(numbers["ready"]), running=int(numbers["running"]), coming=int(numbers["coming"]),
-                   seconds=numbers["seconds"])
+                   seconds=numbers["seconds"], interactive=int(numbers.get("interactive", 0)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,8 @@ from configs.memory import (
 )
 from configs.model_card import GPU_SIZES_GB, ModelCard, Task
 from configs.settings import Settings
-from serve_app.capacity import gpus_taken, told_shares
+from configs.sharing import gpus_taken
+from serve_app.capacity import told_shares
 from serve_app.gpus import cluster_gb, local_gb, with_gpu_memory
 from workflows.errors import InvalidDocument
 from workflows.plan import Plan, plan_film

@@ -14,8 +14,9 @@ from ray.serve.config import AutoscalingContext
 
 from configs.load import cards_in_use, load_settings
 from serve_app.app import build
-from serve_app.scaling import Scaled, Scaler, scaled_of
+from serve_app.scaling import Divider, Gpus, Scaled, Scaler, Seen, gpus_now, scaled_of, told
 from serve_app.scaling_policy import BacklogPolicy, autoscaling_of
+from workflows.division import Room
 from workflows.durable.backlog import Backlogs
 from workflows.scaling import Backlog, Rule, decide, enough
 
@@ -136,12 +137,21 @@ async def test_the_policy_decides_by_what_was_last_said_within_serves_bounds() -
                            now=1) == [1, 3, 5, 0]
 
 
+async def test_the_policy_does_what_it_is_told_within_serves_bounds_and_else_follows_its_own_rule() -> None:
+    found = {"sketch": work(900)}
+    said = [(0.0, told(found, wanted)["sketch"]) for wanted in ({"sketch": 2}, {"sketch": 0}, {"sketch": 9}, {})]
+    assert await decisions(*said, now=1) == [1, 2, 0, 5, 5]
+
+
 async def test_the_policy_leaves_all_as_it_is_while_nobody_counts() -> None:
     """The board is away; it is new and was told nothing; what it was told is too old."""
     assert await decisions(None, (0.0, {}), (60.0, NOTHING.to_json()), now=3) == [3, 3, 3, 3]
 
 
 # -- who counts -----------------------------------------------------------------------------------------------
+
+
+ENDLESS = Gpus(room=Room(gpus=100), per_replica={"wan": 1.0, "qwen": 1.0})
 
 
 class Counted(Backlogs):
@@ -156,29 +166,46 @@ class Counted(Backlogs):
 
 async def test_room_follows_the_replicas_that_run_and_work_is_told_by_card() -> None:
     rooms: list[tuple[str, int]] = []
-    told: list[dict[str, Backlog]] = []
+    told: list[tuple[dict[str, Backlog], dict[str, int]]] = []
     scaler = Scaler(
         Counted({"story": work(5)}),
         [Scaled(card="wan", lane="wan", calls=2), Scaled(card="qwen", lane="story", calls=1)],
-        look_s=1, replicas=lambda: {"wan": 3}, tell=lambda found: told.append(dict(found)),
+        divider=Divider(load_settings("laptop", [], {}), lambda: ENDLESS),
+        replicas=lambda: {"wan": Seen(running=3)}, tell=lambda found, wanted: told.append((dict(found), dict(wanted))),
         give_room=lambda lane, calls: rooms.append((lane, calls)))
     await scaler.look()
-    assert rooms == [("wan", 6), ("story", 0)]
-    assert told == [{"wan": NOTHING, "qwen": work(5)}]
+    assert rooms == [("wan", 6), ("story", 0)] * 2
+    assert told == [({"wan": NOTHING, "qwen": work(5)}, {})]
+
+
+async def test_where_gpus_are_too_few_who_counts_says_how_many_replicas_each_is_to_have() -> None:
+    """And the room for calls of a card that is to go is closed before Serve hears of it."""
+    happened: list[tuple[object, ...]] = []
+    settings = load_settings("laptop", ["models.default_replicas={min_replicas: 0, replicas: 2}"], {})
+    one = Gpus(room=Room(gpus=1), per_replica={"wan": 1.0, "qwen": 1.0})
+    scaler = Scaler(
+        Counted({"story": work(5)}),
+        [Scaled(card="wan", lane="wan", calls=2), Scaled(card="qwen", lane="story", calls=1)],
+        divider=Divider(settings, lambda: one), replicas=lambda: {"wan": Seen(running=1)},
+        tell=lambda found, wanted: happened.append(("told", wanted)),
+        give_room=lambda lane, calls: happened.append((lane, calls)))
+    await scaler.look()
+    assert happened == [("wan", 2), ("story", 0), ("wan", 0), ("story", 0), ("told", {"wan": 0, "qwen": 1})]
 
 
 async def test_who_counts_goes_on_after_a_failure() -> None:
     asked: list[int] = []
 
-    def replicas() -> dict[str, int]:
+    def replicas() -> dict[str, Seen]:
         asked.append(1)
         if len(asked) < 3:
             raise ConnectionError("the controller is away")
         raise asyncio.CancelledError
 
-    scaler = Scaler(Counted({}), [], look_s=0.001, replicas=replicas, tell=lambda _: None, give_room=lambda *_: None)
+    scaler = Scaler(Counted({}), [], divider=Divider(load_settings("laptop", [], {}), lambda: ENDLESS),
+                    replicas=replicas, tell=lambda *_: None, give_room=lambda *_: None)
     with pytest.raises(asyncio.CancelledError):
-        await scaler.run()
+        await scaler.run(0.001)
     assert len(asked) == 3
 
 
@@ -186,3 +213,18 @@ def test_only_cards_with_min_replicas_scale() -> None:
     settings = load_settings("laptop", ["models.by_card.placeholder={min_replicas: 1, replicas: 2}",
                                         "models.text_to_image=placeholder"], {})
     assert scaled_of(settings, cards_in_use(settings)) == (Scaled(card="placeholder", lane="placeholder", calls=2),)
+
+
+def test_the_gpus_that_cards_share_are_those_that_no_lasting_replica_has() -> None:
+    mine = ["models.by_card={sketch: {min_replicas: 0, replicas: 6, num_gpus: 1}, placeholder: {replicas: 2, "
+            "num_gpus: 0.5}}", "models.text_to_image=placeholder", "models.device=cuda"]
+    settings = load_settings("laptop", mine, {})
+    assert gpus_now(settings, cards_in_use(settings), {"GPU": 4.0}) == Gpus(
+        room=Room(gpus=4, taken=(0.5, 0.5)), per_replica={"sketch": 1.0})
+
+
+def test_cards_for_different_machines_share_nothing() -> None:
+    mine = ["models.by_card={sketch: {min_replicas: 0, num_gpus: 1, labels: {pool: a}}, placeholder: {min_replicas: 0, "
+            "num_gpus: 1}}", "models.text_to_image=placeholder"]
+    settings = load_settings("laptop", mine, {})
+    assert not gpus_now(settings, cards_in_use(settings), {"GPU": 1.0}).per_replica

@@ -12,7 +12,7 @@ from workflows.durable.database import Database
 from workflows.durable.overview import OPEN_JOBS, OPEN_LIMIT, OPEN_NODES
 from workflows.durable.tables import batch, job, node
 from workflows.scaling import Backlog
-from workflows.types import ONLY_BELOW, TERMINAL_NODES, NodeStatus
+from workflows.types import ONLY_BELOW, TERMINAL_NODES, NodeStatus, Priority
 
 NEWEST = 50
 """Finished nodes of a lane that tell how long one takes."""
@@ -29,7 +29,8 @@ class Backlogs:
     def of(self, lanes: Collection[str]) -> dict[str, Backlog]:
         """What is open in each of these lanes, and may be started now: a paused batch needs no replica. Blocking."""
         wanted = (sa.select(node.c.job_id, node.c.lane, node.c.status, node.c.deps, node.c.parent_id, node.c.payload,
-                            node.c.cost, batch.c.id.label("batch_id"), batch.c.held, batch.c.concurrency)
+                            node.c.cost, job.c.priority, batch.c.id.label("batch_id"), batch.c.held,
+                            batch.c.concurrency)
                   .join(job, job.c.id == node.c.job_id).outerjoin(batch, batch.c.id == job.c.batch_id)
                   .where(job.c.status.in_(OPEN_JOBS), node.c.status.in_(OPEN_NODES), node.c.lane.in_(lanes))
                   .limit(OPEN_LIMIT))
@@ -44,9 +45,10 @@ class Backlogs:
         states = [(row, _state(row, waited_for)) for row in rows]
         for row, state in _allowed(states):
             counts[row["lane"]][state] += 1
+            counts[row["lane"]]["urgent"] += state != "coming" and row["priority"] == Priority.INTERACTIVE.value
             costs[row["lane"]].append(row["cost"])
         return {lane: Backlog(ready=counts[lane]["ready"], running=counts[lane]["running"],
-                              coming=counts[lane]["coming"],
+                              coming=counts[lane]["coming"], interactive=counts[lane]["urgent"],
                               seconds=median(took.get(lane) or costs[lane] or [0.0])) for lane in lanes}
 
     @staticmethod

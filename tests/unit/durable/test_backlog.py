@@ -16,6 +16,7 @@ def test_nodes_are_ready_when_all_they_wait_for_is_settled(ledger: Ledger) -> No
     lanes = Backlogs(ledger.database).of(["cpu", "other"])
     # Of each shot the keyframe is ready and the clip waits for it; the film waits for all.
     assert (lanes["cpu"].ready, lanes["cpu"].running, lanes["cpu"].coming) == (3, 0, 4)
+    assert lanes["cpu"].interactive == 3
     assert lanes["other"] == Backlog(ready=0, running=0, coming=0, seconds=0.0)
 
 
@@ -40,5 +41,6 @@ def test_a_batch_counts_with_what_it_may_start(ledger: Ledger) -> None:
         return found.ready, found.coming
 
     assert counted() == (2 + 1, 4 + 2)
+    assert backlogs.of(["cpu"])["cpu"].interactive == 1
     batches.pause("b")
     assert counted() == (1, 2)
