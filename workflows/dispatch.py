@@ -291,8 +291,8 @@ class _Lane:
 
     def _slots_for_next(self) -> int:
         """One, or as many as there are GPUs for it; 0: it waits for more of them to be idle."""
-        if self._tail is None:
-            return 1
+        if self._tail is None or len(self.queue) > self.capacity:
+            return 1  # in the second case the end is not in sight, and looking ahead would cost more than it could tell
         slots = self._tail.gpus_for_next(self.queue.ahead(), self.capacity)
         if not slots and self._again is None:
             self._again = asyncio.get_running_loop().call_later(RECONSIDER_S, self._reconsider)
