@@ -47,11 +47,9 @@ async def company(render: RenderCall, gpus: int, model: Model) -> AsyncIterator[
                                    name=f"{render.node_id} helper {rank}") for rank in range(1, gpus)]
     try:
         yield replace(render, party=party)
-    except BaseException:
-        for helper in helpers:
-            helper.cancel()
-        raise
     finally:
+        for helper in helpers:
+            helper.cancel()  # where the call was made, one that still waits for it has nothing to wait for
         await asyncio.gather(*helpers, return_exceptions=True)
 
 
