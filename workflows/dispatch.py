@@ -102,8 +102,8 @@ class _Lane:
         most = self._depth.calls if plenty else self._depth.at_once
         if all(calls[str(seat)] >= most for seat in range(seats)):
             return 0
-        if self._tail is None:
-            return 1
+        if self._tail is None or len(self.queue) > self.capacity:
+            return 1  # in the second case the end is not in sight, and looking ahead would cost more than it could tell
         wanted = self._tail.gpus_for_next(self.queue.ahead(), self.capacity)
         if not wanted and self._again is None:
             self._again = asyncio.get_running_loop().call_later(RECONSIDER_S, self._reconsider)

@@ -74,7 +74,8 @@ def _require_heads(card: ModelCard, parallel: Parallel, what: str, heads: int) -
 def join_group(parallel: Parallel, device: str, rank: int, *, meeting: str, stall_s: float) -> None:
     """Meet the other processes of this machine through a file; returns when all are there.
 
-    NCCL between GPUs, gloo between CPUs and for the few numbers that uneven shares exchange.
+    NCCL between GPUs, gloo between CPUs and for the few numbers that uneven shares exchange. One that takes longer than
+    `stall_s` to come, or for an exchange, is waited for no longer.
     """
     store = dist.FileStore(meeting, parallel.degree)
     dist.init_process_group("gloo" if device == "cpu" else "cpu:gloo,cuda:nccl", store=store, rank=rank,

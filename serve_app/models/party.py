@@ -22,6 +22,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,10 @@ class Together:
     def join(self, size: int, rank: int, meeting: str) -> None:
         """Returns when all are there and every denoiser is shared out. Raises what torch raises."""
         parallel = self._elastic.shared_by(size)
+        # Who died on the way is noticed here; in the group itself it would be waited for as for a slow step.
+        here = dist.FileStore(f"{meeting}-here", size)
+        here.set(str(rank), "here")
+        here.wait([str(other) for other in range(size)], timedelta(seconds=GRACE_S))
         join_group(parallel, self._device, rank, meeting=meeting, stall_s=self._stall_s)
         share_out(self.pipes, parallel, self._device, rank)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,13 +19,17 @@ from configs.parallel import Elastic
 from configs.settings import ModelsSettings, Settings
 from serve_app.capacity import check_resources
 from serve_app.director import tails_of
+from tests.fakes import FakeStore
+from tests.studio import QUICK, film
 from workflows.dispatch import Depth, Dispatcher
+from workflows.durable.engine import Engine
+from workflows.durable.ledger import Ledger
 from workflows.elastic import SETTLE_S, SPEEDUPS, Tail, gpus_for_next, speedup
 from workflows.errors import ImpossibleResources, ReplicaLost
 from workflows.fair_queue import Ticket
 from workflows.ports import RenderCall
 from workflows.stages.render import company
-from workflows.types import Artifact, MediaType, NodeResult
+from workflows.types import Artifact, MediaType, NodeCall, NodeKind, NodeResult
 
 SHOT_S = 45.0
 
@@ -175,6 +180,43 @@ async def test_a_gpu_that_waits_for_a_neighbour_that_never_comes_begins_alone() 
         while "e" not in lane.given:  # noqa: ASYNC110 - as above
             await asyncio.sleep(0.05)
     assert lane.given["e"] == 1
+
+
+async def test_a_film_tells_its_lane_what_is_to_come_and_a_changed_shot_gets_all_that_is_idle(tmp_path: Path) -> None:
+    given: list[tuple[str, int]] = []
+    begun = asyncio.Event()
+
+    async def draw(call: NodeCall) -> NodeResult:
+        if call.shot_id != "s1":
+            await begun.wait()  # its clip is ready before the other keyframes are
+        return RESULT
+
+    async def animate(call: NodeCall) -> NodeResult:
+        given.append((call.shot_id, len(call.seats)))
+        begun.set()
+        return RESULT
+
+    shots = film(shots=5, compose=False)
+    ledger = Ledger(f"sqlite:///{tmp_path / 'state.db'}")
+    ledger.submit(replace(shots, nodes=tuple(
+        replace(node, lane="wan" if node.kind is NodeKind.CLIP else node.lane) for node in shots.nodes)))
+    engine = Engine(ledger, {NodeKind.KEYFRAME: draw, NodeKind.CLIP: animate}, store=FakeStore(tmp_path),
+                    dispatcher=Dispatcher({"cpu": 8, "wan": 8}, depths={"wan": Depth(ahead=1)},
+                                          tails={"wan": Tail(sizes=(1, 2, 4), calls_per_replica=2)}),
+                    settings=QUICK)
+    running = asyncio.create_task(engine.run())
+    async with asyncio.timeout(20):
+        while not ledger.job("film").status.is_terminal:  # noqa: ASYNC110 - the database sends no signal
+            await asyncio.sleep(0.02)
+        assert given[0] == ("s1", 1), "four more are to come for four replicas"
+        given.clear()
+        ledger.rerun("film", ("s3",), force=True)
+        while not ledger.job("film").status.is_terminal:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    await engine.stop()
+    await running
+    ledger.close()
+    assert given == [("s3", 4)]
 
 
 # -- who is asked to help -------------------------------------------------------------------------------------------

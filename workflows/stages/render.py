@@ -48,11 +48,9 @@ async def company(render: RenderCall, seats: Sequence[int], model: Model) -> Asy
                for rank, seat in enumerate(seats) if rank]
     try:
         yield replace(render, party=party)
-    except BaseException:
-        for helper in helpers:
-            helper.cancel()
-        raise
     finally:
+        for helper in helpers:
+            helper.cancel()  # where the call was made, one that still waits for it has nothing to wait for
         await asyncio.gather(*helpers, return_exceptions=True)
 
 

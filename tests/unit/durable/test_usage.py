@@ -17,7 +17,7 @@ from workflows.durable.keys import Keys, Role
 from workflows.durable.leases import Leases
 from workflows.durable.ledger import Ledger
 from workflows.durable.meters import Meters
-from workflows.durable.rows import JobRow, NewJob
+from workflows.durable.rows import EventType, JobRow, NewJob
 from workflows.durable.tables import job, usage
 from workflows.durable.usage import Outcome
 from workflows.errors import BudgetSpent, InvalidDocument, UnknownKey
@@ -66,6 +66,19 @@ class TestUsage:
         journal.succeed(claim, running, DONE, key="k")  # the answer to the first was lost
         (row,) = told(ledger, Outcome.USEFUL)
         assert (row["gpu_s"], row["diffusion_s"], row["steps"], row["key_id"]) == (10.0, 8.0, 4, None)
+
+    def test_gpus_that_helped_are_charged_too_and_told(self, ledger: Ledger, leases: Leases) -> None:
+        ledger.submit(on_model(film()))
+        (claim,) = leases.claim(1, Priority.INTERACTIVE)
+        journal = Journal(ledger.database)
+        running = journal.start(claim, ledger.nodes("film")[0], key="k")
+        helped = replace(DONE.result, gpus=4, seconds={**DONE.result.seconds, "lent": 30.0})
+        journal.succeed(claim, running, Done(result=helped), key="k")
+        (row,) = told(ledger, Outcome.USEFUL)
+        assert row["gpu_s"] == 40.0
+        (event,) = [event for event in ledger.events("film", 0, 100) if event.type is EventType.NODE_SUCCEEDED]
+        assert event.data["gpus"] == 4
+        assert event.line.endswith("on 4 GPUs")
 
     def test_a_result_found_in_the_store_saves_what_it_had_cost(self, ledger: Ledger, leases: Leases) -> None:
         ledger.submit(on_model(film()))
