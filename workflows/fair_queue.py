@@ -6,7 +6,8 @@ queueing (Goyal, Vin, Cheng, SIGCOMM 1996) at two levels: tenants share the lane
 Who is served gets a start tag that grows by cost (a job's by cost / weight), the smallest tag goes next, and the tag
 last served is the virtual time, at which newcomers start. So one shot behind a film of forty gets the next free slot, a
 tenant with fifty films gets no more than one with a single film, and none is starved by an equal. Inside a job the call
-with the longest remaining path goes first, because the film waits for it longest.
+with the longest remaining path goes first, because the film waits for it longest. A batch has the share of one job,
+and its films are done one after the other: shared out among them all would be done only at the end.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ CLASSES = (Priority.INTERACTIVE, Priority.BATCH)
 """In this order."""
 
 
-_Place = tuple[float, int, "Ticket"]
-"""Highest rank first, then who came first."""
+_Place = tuple[float, float, int, "Ticket"]
+"""The oldest film of a batch first, in it the highest rank, then who came first."""
 
 
 class Costed(Protocol):
@@ -75,6 +76,10 @@ class Ticket:
     tenant: str = ""
     """Whose job it is; empty: all who name none are one."""
     priority: Priority = Priority.INTERACTIVE
+    batch_id: str = ""
+    """The jobs of a batch share as one and are done one after the other; empty: it is in none."""
+    since_s: float = 0.0
+    """When its job was submitted; in a batch the oldest goes first."""
     weight: float = 1.0
     """Share among the jobs of its tenant and class, > 0."""
     cost: float = 1.0
@@ -89,6 +94,11 @@ class Ticket:
     """It may get several seats, where its lane has idle ones."""
     coming: Callable[[], int] = no_more
     """How many calls of its job will wait for this lane too, once what they need is there."""
+
+    @property
+    def sharer(self) -> str:
+        """What shares the tenant's part with others: a job, or a batch of them."""
+        return f"batch {self.batch_id}" if self.batch_id else self.job_id
 
 
 @dataclass(slots=True, eq=False)
@@ -141,31 +151,31 @@ class _Class:
     def __init__(self) -> None:
         self.tenants = _Shares()
         self.jobs: defaultdict[str, _Shares] = defaultdict(_Shares)
-        """By tenant."""
+        """By tenant: its jobs and batches."""
         self.tickets: defaultdict[tuple[str, str], list[_Place]] = defaultdict(list)
-        """By tenant and job, best first."""
+        """By tenant and job or batch, best first."""
         self.waits_since_s = math.inf
         """When it was served last, or else began to wait; infinity: nothing waits."""
 
     def push(self, place: _Place, now_s: float) -> None:
-        _, arrival, ticket = place
+        arrival, ticket = place[2:]
         if not self.tenants.sharers:
             self.waits_since_s = now_s
         self.tenants.enter(ticket.tenant, arrival)
-        self.jobs[ticket.tenant].enter(ticket.job_id, arrival)
-        insort(self.tickets[ticket.tenant, ticket.job_id], place, key=lambda entry: entry[:2])
+        self.jobs[ticket.tenant].enter(ticket.sharer, arrival)
+        insort(self.tickets[ticket.tenant, ticket.sharer], place, key=lambda entry: entry[:3])
 
     def pop(self, now_s: float) -> Ticket:
         tenant = self.tenants.first()
-        job_id = self.jobs[tenant].first()
-        ticket = self._take((tenant, job_id), 0)
+        sharer = self.jobs[tenant].first()
+        ticket = self._take((tenant, sharer), 0)
         self.tenants.charge(tenant, ticket.cost)
-        self.jobs[tenant].charge(job_id, ticket.cost / ticket.weight)
+        self.jobs[tenant].charge(sharer, ticket.cost / ticket.weight)
         self.waits_since_s = now_s if self.tenants.sharers else math.inf
         return ticket
 
     def discard(self, place: _Place) -> None:
-        owner = (place[2].tenant, place[2].job_id)
+        owner = (place[3].tenant, place[3].sharer)
         self._take(owner, self.tickets[owner].index(place))
         self.tenants.leave(owner[0])
         self.jobs[owner[0]].leave(owner[1])
@@ -178,7 +188,7 @@ class _Class:
 
     def _take(self, owner: tuple[str, str], index: int) -> Ticket:
         line = self.tickets[owner]
-        ticket = line.pop(index)[2]
+        ticket = line.pop(index)[3]
         if not line:
             del self.tickets[owner]
         return ticket
@@ -202,7 +212,7 @@ class FairQueue:
         """Add a ticket; each object once. Raises ValueError unless weight and cost are above 0."""
         if not (ticket.weight > 0 and ticket.cost > 0):
             raise ValueError(f"weight {ticket.weight:g} and cost {ticket.cost:g} must be above 0")
-        place = (-ticket.rank, next(self._arrivals), ticket)
+        place = (ticket.since_s if ticket.batch_id else 0.0, -ticket.rank, next(self._arrivals), ticket)
         self._classes[ticket.priority].push(place, self._clock())
         self._places[id(ticket)] = place
 
@@ -227,7 +237,7 @@ class FairQueue:
 
     def ahead(self) -> tuple[float, ...]:
         """What the calls cost that wait, and those that are about to; the dearest first."""
-        waiting = [ticket for _, _, ticket in self._places.values()]
+        waiting = [ticket for *_, ticket in self._places.values()]
         jobs = {ticket.job_id: ticket for ticket in waiting}
         return costs_ahead([ticket.cost for ticket in waiting], sum(ticket.coming() for ticket in jobs.values()))
 

@@ -73,6 +73,10 @@ def scenes() -> list[Scene]:
         Scene(name="one film of 12 shots", gpus=8, jobs=(film("one", 12, rng),)),
         Scene(name="one film of 1,000 shots", gpus=32, jobs=(film("one", 1000, rng),)),
         Scene(name="100 films of 100 shots", gpus=1000, jobs=tuple(film(f"f{n}", 100, rng) for n in range(100))),
+        Scene(name="100 films of 12 shots, one batch", gpus=8, jobs=tuple(
+            film(f"f{n}", 12, rng, batch="b", place=n, priority=Priority.BATCH) for n in range(100))),
+        Scene(name="100 films of 12 shots, no batch", gpus=8, jobs=tuple(
+            film(f"f{n}", 12, rng, priority=Priority.BATCH) for n in range(100))),
         Scene(name="30 films of one tenant, 1 of another", gpus=8, jobs=tuple(crowd)),
         Scene(name="films all morning, a batch behind", gpus=8, jobs=tuple(day)),
     ]

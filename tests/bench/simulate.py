@@ -40,6 +40,9 @@ class Job:
     tenant: str = ""
     priority: Priority = Priority.INTERACTIVE
     arrives_s: float = 0.0
+    batch: str = ""
+    place: int = 0
+    """In the batch."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -79,7 +82,7 @@ class Fair:
 
     def add(self, job: Job, call: Call) -> None:
         ticket = Ticket(job_id=job.id, tenant=job.tenant, priority=job.priority, cost=call.cost,
-                        rank=self._ranks[job.id][call.id])
+                        batch_id=job.batch, since_s=job.place, rank=self._ranks[job.id][call.id])
         self._calls[id(ticket)] = (job, call)
         self._queue.push(ticket)
 

@@ -167,6 +167,17 @@ class TestFairQueue:
         queue.push(Ticket(job_id="single"))
         assert queue.pop().job_id == "single"
 
+    def test_a_batch_has_the_share_of_one_job_and_its_films_come_one_after_the_other(self) -> None:
+        queue = FairQueue()
+        for shot in range(3):  # the films' shots come to the queue mixed, the youngest film first
+            for number in (2, 0, 1):
+                queue.push(Ticket(job_id=f"film {number}", batch_id="night", since_s=number, rank=-shot))
+            queue.push(Ticket(job_id="single"))
+        order = [ticket.job_id for ticket in drain(queue)]
+        assert [name for name in order if name != "single"] == [f"film {number}" for number in (0, 1, 2)
+                                                                for _ in range(3)]
+        assert order[:6].count("single") == 3, "one share for the batch, one for the film beside it"
+
     def test_a_job_gains_nothing_by_leaving_the_queue_for_a_moment(self) -> None:
         queue = FairQueue()
         for ticket in [*shots("patient", 10), *shots("hopper", 1)]:

@@ -202,8 +202,8 @@ class Walk:
         # What did not go well goes alone: it may go on from where it was, and nobody else is drawn into its end.
         smooth = not (node.failures or node.crashes or node.interruptions or so_far.refusals)
         return Ticket(job_id=job.id, tenant=job.key_id, priority=job.priority, weight=job.weight, cost=node.cost,
-                      rank=self._ranks[node.id], key=key, kin=kin_of(node.payload), elastic=smooth,
-                      coming=partial(self._coming, node.lane))
+                      batch_id=job.batch_id, since_s=job.created_at_s, rank=self._ranks[node.id], key=key,
+                      kin=kin_of(node.payload), elastic=smooth, coming=partial(self._coming, node.lane))
 
     def _coming(self, lane: str) -> int:
         """Nodes that will wait for the lane too, once what they wait for now is settled."""
