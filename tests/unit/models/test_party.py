@@ -226,17 +226,17 @@ def test_who_does_not_come_is_not_waited_for_and_who_comes_late_goes_home(room: 
     began_s = time.monotonic()
     alone = painters[WAN.task].generate(WAN.take(), progress_callback=quiet, watch=watch)
     assert gpus == []
-    assert time.monotonic() - began_s < 5
-    again_s = time.monotonic()
+    assert time.monotonic() - began_s < 30
+    hasty.meet_s, again_s = 60, time.monotonic()
     assert np.array_equal(painters[WAN.task].generate(WAN.take(), progress_callback=quiet, watch=watch), alone)
-    assert time.monotonic() - again_s < 0.3 + (again_s - began_s), "a second try does not wait again"
-    late_s = time.monotonic()
+    assert time.monotonic() - again_s < 30, "a second try does not wait again"
+    hasty.meet_s, late_s = 0.3, time.monotonic()
     assist(replace(party, rank=1), painters, hasty, cancel=CancelToken(), beat=quiet_beat)
-    assert 0.3 <= time.monotonic() - late_s < 5, "nobody is there any more"
+    assert 0.3 <= time.monotonic() - late_s < 30, "nobody is there any more"
     hasty.meet_s, cancel = 60, CancelToken()
     threading.Timer(0.2, cancel.set).start()
     assist(replace(party, rank=1), painters, hasty, cancel=cancel, beat=quiet_beat)
-    assert time.monotonic() - late_s < 10, "it was told that nobody wants it"
+    assert time.monotonic() - late_s < 50, "it was told that nobody wants it"
 
 
 def quiet_beat() -> None:
