@@ -17,6 +17,7 @@ from configs.model_card import ModelCard, SizeRule, Task
 from serve_app.models import pipelines
 from serve_app.models.crew import Alone, Crew, crew_of
 from serve_app.models.lifecycle import CancelToken
+from serve_app.models.party import Parties
 from serve_app.models.studio import Painter, open_studio
 from serve_app.models.tap import Watch
 from tests.families import BY_NAME
@@ -33,6 +34,7 @@ WAYS = [{"ulysses": 2}, {"ring": 2}, {"ulysses": 2, "uneven": True}]
 
 def opened(card: ModelCard) -> tuple[Mapping[Task, Painter], Crew | Alone]:
     crew = crew_of(card, "cuda:0", stall_s=120)
+    assert not isinstance(crew, Parties)
     return crew.joined(open_studio(card, "cuda:0", crew.keeping(pipelines.load))), crew
 
 
