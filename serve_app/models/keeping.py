@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 SWEEP_S = 6 * 3600.0
 """How often a replica looks for checkpoints that nobody will use."""
 DAY_S = 86400.0
-NOT_PIXELS = frozenset({"job_id", "node_id", "shot_id", "attempt", "left_s", "party"})
+NOT_PIXELS = frozenset({"job_id", "node_id", "shot_id", "attempt", "left_s", "seat", "avoid", "party"})
 """Fields of a call that say who asks, not what for."""
 
 Clock = Callable[[], float]

@@ -95,7 +95,7 @@ class Saver:
                   ) -> dict[str, Json]:
         asked = asdict(call)
         first = None if call.first_frame is None else call.first_frame.to_json()
-        for name in ("left_s", "references", "avoid", "may_shrink", "party"):
+        for name in ("left_s", "references", "avoid", "may_shrink", "seat", "party"):
             del asked[name]
         pictures: list[Json] = [picture.to_json() for picture in call.references]
         references: dict[str, Json] = {"references": pictures} if pictures else {}

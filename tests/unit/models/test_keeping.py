@@ -30,6 +30,7 @@ from serve_app.models.tap import Watch
 from tests.fakes_models import STEPS, Gate, RememberingSink, ScriptedLoad, render_call, scripted_card
 from workflows.checkpoints import CheckpointShelf, Kept
 from workflows.errors import HandedOver, ModelFailed, RenderCancelled
+from workflows.ports import Party
 from workflows.progress import clip_fraction
 from workflows.store import Store
 from workflows.types import Phase
@@ -399,6 +400,7 @@ def test_only_who_asks_may_differ_between_two_attempts(tmp_path: Path) -> None:
     keeper = keeper_of(CheckpointShelf(str(tmp_path)))
     label = keeper.label(CALL)
     assert keeper.label(replace(CALL, job_id="other", node_id="s9", shot_id="s9", attempt=7, left_s=1.0)) == label
+    assert keeper.label(replace(CALL, seat=3, avoid=("a replica",), party=Party(id="p", size=2, rank=0))) == label
     for change in ({"seed": 12}, {"steps": 6}, {"key": "b" * 32}, {"prompt": "a blue ball"}):
         assert keeper.label(replace(CALL, **change)) != label
     other_gpu = Keeper(None, ALWAYS, scripted_card(Task.TEXT_TO_VIDEO), made_on="cuda:0 (other)", used={})
