@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -53,8 +54,12 @@ def test_idle_replicas_for_which_more_is_coming_stay_a_moment() -> None:
     now = [claim("draw", work(coming=2), 1), claim("film", work(ready=3))]
     assert walk((0, now), (4, now), (5, now)) == [
         {"draw": 1, "film": 0}, {"draw": 1, "film": 0}, {"draw": 0, "film": 1}]
-    three = [claim("draw", work(), 1), claim("film", work(ready=3)), claim("write", work(coming=1), 1)]
-    assert walk((0, three), (9, three), gpus=2)[1] == {"draw": 0, "film": 1, "write": 1}
+
+
+def test_of_idle_replicas_those_for_which_nothing_is_coming_go_first() -> None:
+    idle = [claim("draw", work(), 1), claim("write", work(coming=1), 1)]
+    assert walk((0, [*idle, claim("film", work())]), (9, [*idle, claim("film", work(ready=3))]), gpus=2) == [
+        {}, {"draw": 0, "film": 1, "write": 1}]
 
 
 def test_gpus_are_divided_in_proportion_to_the_seconds_of_work_and_each_card_has_one() -> None:
@@ -73,6 +78,26 @@ def test_a_waiting_card_gets_its_first_replica_from_one_with_several_before_the_
     alone, both = [claim("draw", work(ready=900), 4)], [claim("draw", work(ready=900), 4), claim("film", work(ready=1))]
     assert walk((0, alone), (10, both), (31, both), gpus=4) == [
         {}, {"draw": 4, "film": 0}, {"draw": 3, "film": 1}]
+
+
+@pytest.mark.parametrize(("draw", "film", "turn_s"), [
+    (work(ready=90), work(ready=90), 180), (work(ready=90), work(ready=60), 270), (work(ready=90), work(ready=9), 540),
+    (work(ready=9), work(ready=90), 180), (work(ready=90), work(ready=1, interactive=1), 180),
+    (work(ready=2, interactive=2), work(ready=90), 540), (work(ready=3, seconds=10), work(ready=90), 210),
+], ids=["equal", "half as much more", "far more", "less", "interactive work waits", "batch work waits", "nearly done"])
+def test_a_turn_is_as_long_as_the_work_is_more(draw: Backlog, film: Backlog, turn_s: float) -> None:
+    both = [claim("draw", draw, 1), claim("film", film)]
+    moments = list(range(0, 1000, 10))
+    told = walk(*((at_s, both) for at_s in moments))
+    assert next(at_s for at_s, one in zip(moments, told, strict=True) if one["film"]) == turn_s
+
+
+def test_gpus_are_divided_anew_once_in_a_turn() -> None:
+    draw, film = work(ready=90), work(ready=90)
+    told = walk((0, [claim("draw", draw, 2), claim("film", film, 2)]),
+                *((at_s, [claim("draw", work(ready=300), 2), claim("film", film, 2)]) for at_s in (179, 180)),
+                *((at_s, [claim("draw", draw, 3), claim("film", film, 1)]) for at_s in (190, 369, 370)), gpus=4)
+    assert [one["draw"] for one in told] == [2, 2, 3, 3, 3, 2]
 
 
 def test_a_model_that_never_comes_has_had_its_turn_too() -> None:

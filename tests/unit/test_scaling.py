@@ -100,6 +100,8 @@ def test_a_card_with_min_replicas_is_deployed_with_our_policy_and_no_patience_of
     config = autoscaling_of("sketch", settings)
     assert (config.min_replicas, config.max_replicas) == (0, 6)
     assert (config.upscale_delay_s, config.downscale_delay_s, config.downscale_to_zero_delay_s) == (0, 0, 0)
+    # Serve starts a replica where there is none while calls wait by this measure, and asks no policy.
+    assert config.aggregation_function == "min"
     assert config.policy.get_policy().__name__ == "BacklogPolicy"
     assert config.policy.policy_kwargs["scaling"]["idle_s"] == 7
     build(settings, cluster={"CPU": 8.0})  # starts with none, so no GPU is missing
