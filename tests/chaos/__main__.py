@@ -81,7 +81,8 @@ def _options(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--kills", type=int, help=f"{KILLS}; of whole machines {MACHINES}")
     parser.add_argument("--jobs", type=int, default=4, help="films that are open at the same time")
     parser.add_argument("--database", choices=("sqlite", "postgres"), default="sqlite")
-    parser.add_argument("--how", choices=("killed", "stopped", "cut-off"), default="killed", help="what befalls a machine")
+    parser.add_argument("--how", choices=("killed", "stopped", "cut-off"), default="killed",
+                        help="what befalls a machine; cut-off needs root")
     parser.add_argument("--plain-ray", action="store_true", help="machines are watched as Ray does by itself")
     parser.add_argument("--compare", type=int, default=20, help="films compared with undisturbed ones, frame by frame")
     parser.add_argument("--minutes", type=float, default=120.0, help="no strike after so long")

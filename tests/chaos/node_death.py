@@ -8,6 +8,7 @@ it runs on. Connections stay open in both, and nobody answers. It comes back onc
 
 from __future__ import annotations
 
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,9 +46,9 @@ LIMIT_S = 300.0
 GONE_S = 60.0
 """So long may a machine that comes back live on."""
 GOAL_S = 10.0
-WATCH = {"RAY_health_check_period_ms": "500", "RAY_health_check_timeout_ms": "1500",
-         "RAY_health_check_failure_threshold": "3"}
-"""As `cluster.yaml` and `deploy/kuberay` set it on the head."""
+LAUNCHED = (Path(__file__).resolve().parents[2] / "cluster.yaml").read_text(encoding="utf-8")
+WATCH = dict(re.findall(r"\b(RAY_health_check_\w+)=(\d+)", LAUNCHED))
+"""How the head of `cluster.yaml` watches its machines."""
 TIMINGS = frozenset({"lease_s", "heartbeat_s", "poll_s", "backoff_s", "max_backoff_s"})
 DEFAULTS = tuple(f"engine.{name}={value:g}" for name, value in EngineSettings().model_dump(include=TIMINGS).items())
 """The timings of a studio, not those of the tests."""
@@ -188,8 +189,8 @@ def _cluster(parted: bool, watch: Mapping[str, str]) -> FakeCluster:
 def machines(*more: str, watch: Mapping[str, str] = WATCH, parted: bool = False) -> Iterator[Machines]:
     """A head, two machines with a GPU each, and reelray on them.
 
-    `more`: further settings; `watch`: how Ray's head watches its machines, `{}` as Ray does by itself; `parted`: each has a
-    link that can be cut, which needs `partition.in_own_net`.
+    `more`: further settings; `watch`: how Ray's head watches its machines, `{}` as Ray does by itself; `parted`: each
+    has a link that can be cut, which needs `partition.in_own_net`.
     """
     with ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="reelray-nodes-")))
@@ -221,10 +222,10 @@ def measure(times: int, directory: Path, say: Callable[[str], None], *, how: How
         rows.append([number, death.noticed_s, death.elsewhere_s, death.resumed_after or "-",
                      "-" if death.gone_s is None else death.gone_s, death.status.value])
     told = [f"- {violation}" for death in deaths for violation in death.violations]
+    name = {How.KILLED: "node_death", How.STOPPED: "node_stop", How.CUT_OFF: "node_cut_off"}[how]
     path = write_report(
-        {How.KILLED: "node_death", How.STOPPED: "node_stop", How.CUT_OFF: "node_cut_off"}[how], f"How soon does the shot of a machine go on elsewhere "
-        f"that is {how.value}?", HEADER, rows, _conclusion(deaths, how, watch) + "\n".join(["", *told]),
-        directory=directory)
+        name, f"How soon does the shot of a machine go on elsewhere that is {how.value}?", HEADER, rows,
+        _conclusion(deaths, how, watch) + "\n".join(["", *told]), directory=directory)
     return path, not told and all(death.status is JobStatus.SUCCEEDED for death in deaths)
 
 

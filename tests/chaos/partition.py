@@ -1,7 +1,7 @@
 """Machines that can be cut off from the net: nodes of Ray in network namespaces of their own, on one bridge.
 
-What is cut off runs on and answers nobody; no connection of it is closed. All of it is inside a namespace that `unshare`
-made for this process (`in_own_net`), so that the machine's own network stays as it is; root in it is needed.
+What is cut off runs on and answers nobody; no connection of it is closed. All is inside a namespace that `unshare` made
+for this process (`in_own_net`), so that the machine's own network stays as it is; root in it is needed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import psutil
 from tests.fake_cluster import FakeCluster
 
 BRIDGE, HEAD_IP = "br0", "10.99.0.1"
-OWN = "REELRAY_TEST_OWN_NET"
+OWN = "CHAOS_IN_OWN_NET"
 """Set where `in_own_net` has been."""
 LINK = f"ip link add {BRIDGE} type bridge"
 
@@ -27,7 +27,7 @@ LINK = f"ip link add {BRIDGE} type bridge"
 def is_possible() -> bool:
     """Whether this user may make network namespaces, and links in them."""
     try:
-        return subprocess.run(["unshare", "-n", *LINK.split()], capture_output=True).returncode == 0
+        return subprocess.run(["unshare", "-n", *LINK.split()], check=False, capture_output=True).returncode == 0
     except OSError:
         return False
 
@@ -93,11 +93,11 @@ class PartedCluster(FakeCluster):
 
 def _net(pid: int) -> str:
     with contextlib.suppress(OSError):
-        return os.readlink(f"/proc/{pid}/ns/net")
+        return str(Path(f"/proc/{pid}/ns/net").readlink())
     return ""
 
 
 def _do(words: str) -> None:
-    done = subprocess.run(words.split(), capture_output=True, text=True, timeout=180)
+    done = subprocess.run(words.split(), check=False, capture_output=True, text=True, timeout=180)
     if done.returncode:
         raise RuntimeError(f"{words}: {done.stderr or done.stdout}")
