@@ -29,8 +29,12 @@ PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeP
 class FakeCluster:
     """A head, and node types that come when they are asked for."""
 
-    def __init__(self, types: Mapping[str, Mapping[str, Any]], *, head: Mapping[str, Any], idle_s: float) -> None:
-        """Start the head. `types` and `head` as in `available_node_types`; idle nodes end after `idle_s`."""
+    def __init__(self, types: Mapping[str, Mapping[str, Any]], *, head: Mapping[str, Any], idle_s: float,
+                 environment: Mapping[str, str] | None = None) -> None:
+        """Start the head. `types` and `head` as in `available_node_types`; idle nodes end after `idle_s`.
+
+        `environment`: further variables of the head, and of all that it starts.
+        """
         # Not under pytest's directory: ray's socket paths must stay below 107 characters.
         self._temp = tempfile.TemporaryDirectory(prefix="rr", dir="/tmp", ignore_cleanup_errors=True)
         port, dashboard, client = free_ports(3)
@@ -50,9 +54,10 @@ class FakeCluster:
         }
         file = Path(self._temp.name) / "autoscaler.json"
         file.write_text(json.dumps(config))
-        environment = {**os.environ, "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1",
-                       "RAY_enable_autoscaler_v2": "1", "RAY_CLOUD_INSTANCE_ID": HEAD_ID,
-                       "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
+        variables = {**os.environ, "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1",
+                     "RAY_enable_autoscaler_v2": "1", "RAY_CLOUD_INSTANCE_ID": HEAD_ID,
+                     "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+                     **(environment or {})}
         try:
             subprocess.run(
                 [str(Path(sys.executable).parent / "ray"), "start", "--head", f"--node-ip-address={ip}",
@@ -60,7 +65,7 @@ class FakeCluster:
                  f"--temp-dir={self._temp.name}", f"--autoscaling-config={file}", "--num-gpus=0",
                  f"--num-cpus={head['resources']['CPU']}", f"--labels={_written(head.get('labels', {}))}",
                  "--object-store-memory=100000000", "--disable-usage-stats"],
-                env=environment, check=True, capture_output=True, text=True, timeout=180)
+                env=variables, check=True, capture_output=True, text=True, timeout=180)
         except BaseException:
             self.close()
             raise

@@ -2,7 +2,8 @@
 
     python -m tests.chaos [--seed N] [--kills K] [--jobs J] [--database sqlite|postgres] [--out DIR]
     python -m tests.chaos matrix [--database sqlite|postgres] [--out DIR]    each component at each moment of a clip
-    python -m tests.chaos nodes [--kills K] [--out DIR]                      whole machines, and how soon work goes on
+    python -m tests.chaos nodes [--kills K] [--how killed|stopped|cut-off] [--plain-ray] [--out DIR]
+                                                              whole machines, and how soon work goes on
 """
 
 from __future__ import annotations
@@ -59,10 +60,15 @@ def _matrix(options: argparse.Namespace) -> int:
 
 
 def _nodes(options: argparse.Namespace) -> int:
+    if options.how == "cut-off":
+        from tests.chaos import partition
+
+        partition.in_own_net("tests.chaos")
     from tests import conftest  # noqa: F401 - sets the token that the cluster and those who join it share
     from tests.chaos import node_death  # ray
 
-    path, good = node_death.measure(options.kills, options.out, say)
+    path, good = node_death.measure(options.kills, options.out, say, how=node_death.How(options.how),
+                                    watch={} if options.plain_ray else node_death.WATCH)
     say(f"the table is in {path}")
     return 0 if good else 1
 
@@ -75,6 +81,9 @@ def _options(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--kills", type=int, help=f"{KILLS}; of whole machines {MACHINES}")
     parser.add_argument("--jobs", type=int, default=4, help="films that are open at the same time")
     parser.add_argument("--database", choices=("sqlite", "postgres"), default="sqlite")
+    parser.add_argument("--how", choices=("killed", "stopped", "cut-off"), default="killed",
+                        help="what befalls a machine; cut-off needs root")
+    parser.add_argument("--plain-ray", action="store_true", help="machines are watched as Ray does by itself")
     parser.add_argument("--compare", type=int, default=20, help="films compared with undisturbed ones, frame by frame")
     parser.add_argument("--minutes", type=float, default=120.0, help="no strike after so long")
     parser.add_argument("--repeat-limit", type=int, default=REPEAT_LIMIT, help="steps that a resume may make again")

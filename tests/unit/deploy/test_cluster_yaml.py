@@ -85,3 +85,17 @@ def test_every_ray_asks_for_the_token_and_none_is_in_the_file(config: dict[str, 
     assert all("RAY_AUTH_MODE=token" in line for line in starts)
     assert "RAY_AUTH_TOKEN=" not in TEXT
     assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
+
+
+def test_a_machine_that_is_cut_off_is_given_up_in_time_for_the_shot_to_be_elsewhere_within_ten_seconds() -> None:
+    watched = {name: int(value) / (1 if name == "failure_threshold" else 1000)
+               for name, value in re.findall(r"RAY_health_check_(\w+)=(\d+)", TEXT)}
+    tries, period_s = watched["failure_threshold"], watched["period_ms"]
+    # The last message before the cut counts as an answer for one period; then each question times out.
+    given_up_s = period_s + tries * watched["timeout_ms"] + (tries - 1) * period_s
+    engine = Settings().engine
+    assert given_up_s + engine.backoff_s + engine.poll_s < 8
+    kuberay = yaml.safe_load((Path(__file__).resolve().parents[3] / "deploy/kuberay/rayservice.yaml").read_text())
+    (head,) = kuberay["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"]
+    assert dict(re.findall(r"(RAY_health_check_\w+)=(\d+)", TEXT)) == {
+        one["name"]: one["value"] for one in head["env"] if one["name"].startswith("RAY_health_check_")}
