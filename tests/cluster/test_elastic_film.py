@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -14,9 +16,10 @@ from workflows.types import JobStatus
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 
-@pytest.fixture(scope="module")
-def running(deploy: Deploy, tmp_path_factory: pytest.TempPathFactory) -> Running:
-    root = tmp_path_factory.mktemp("elastic")
+@pytest.fixture
+def running(deploy: Deploy, tmp_path: Path) -> Running:
+    """A Director of its own for each test: it learns that two processes on two cores are slower than one."""
+    root = tmp_path
     card = BY_NAME["wan_t2v"].card(root, elastic={"ulysses": 2})
     tree = card.model_dump(mode="json", exclude_unset=True)
     (root / "cards").mkdir()
@@ -57,7 +60,7 @@ def test_one_shot_is_made_by_both_and_the_event_and_the_manifest_say_so(running:
 
 
 def test_the_last_of_three_shots_waits_for_the_neighbour_and_is_made_by_both(running: Running) -> None:
-    """Where that is thought to end sooner: two cores that play two GPUs are not always as fast as the shot before was."""
+    """Where that is thought to end sooner: on two cores that play two GPUs the second shot may take too long for it."""
     films = (rendered(running, 3, 150, number) for number in range(6))
     made_by = next(gpus for job_id in films if (gpus := gpus_of(running, job_id))[-1] == 2)
     assert made_by == [1, 1, 2]

@@ -182,6 +182,20 @@ async def test_a_gpu_that_waits_for_a_neighbour_that_never_comes_begins_alone() 
     assert lane.given["e"] == 1
 
 
+async def test_where_several_gpus_turn_out_to_be_slower_calls_go_alone_again() -> None:
+    lane = Lane()
+    await lane.ask("alone", elastic=False)
+    await lane.end("alone", at_s=SHOT_S)
+    await lane.ask("tried")
+    assert lane.given["tried"] == 4
+    await lane.end("tried", at_s=lane.now_s + 2 * SHOT_S)
+    await lane.ask("two")
+    assert lane.given["two"] == 2, "four are worse than one; two may be better"
+    await lane.end("two", at_s=lane.now_s + 1.1 * SHOT_S)
+    await lane.ask("wiser")
+    assert lane.given["wiser"] == 1
+
+
 async def test_a_film_tells_its_lane_what_is_to_come_and_a_changed_shot_gets_all_that_is_idle(tmp_path: Path) -> None:
     given: list[tuple[str, int]] = []
     begun = asyncio.Event()
