@@ -26,7 +26,7 @@ from configs.settings import EngineSettings
 from serve_app.client import Client
 from tests.bench.report import write_report
 from tests.chaos.calm import calm_frames
-from tests.chaos.crowd import body_of
+from tests.chaos.crowd import SAME, body_of
 from tests.chaos.invariants import Evidence, Violation, check
 from tests.chaos.matrix import kept_steps
 from tests.chaos.monkey import database, resumed_at
@@ -203,8 +203,8 @@ def machines(*more: str, watch: Mapping[str, str] = WATCH, parted: bool = False)
         cluster = _cluster(parted, watch)
         stack.callback(cluster.close)
         served = Served(place, [
-            *DEFAULTS, f"database_url={databases.url}", f"store_url={place / 'films'}", "store_is_shared=true",
-            "ray.several_machines=true", f"ray.max_gpus={MACHINES}", "models.device=auto", "models.torch_threads=1",
+            *DEFAULTS, *SAME, f"database_url={databases.url}", f"store_url={place / 'films'}", "store_is_shared=true",
+            "ray.several_machines=true", f"ray.max_gpus={MACHINES}", "models.device=auto",
             "ray.service_labels={pool: head}", f"ray.address={cluster.address}", "engine.attempts=1",
             f"models.default_replicas={{replicas: {MACHINES}, num_gpus: 1, num_cpus: 0.5}}", *more])
         stack.enter_context(served)
