@@ -41,6 +41,8 @@ from workflows.ports import RenderCall
 from workflows.store import Store
 from workflows.types import JobStatus, MediaType, NodeKind, NodeResult, NodeSpec
 
+IDLE_S = 5.0
+"""For how long an idle system is looked at."""
 EVENLY = 8
 """GPUs up to which shots are of the asked length."""
 
@@ -53,6 +55,8 @@ class Run:
     spans: list[Span]
     orchestration_s: float
     """CPU-seconds of whatever gives out the work: the Director; the driver with its handle; Redis and RQ's workers."""
+    idle: float
+    """CPU-seconds per second of the same processes when there is no work: polls, heartbeats, Ray's own threads."""
 
 
 class SleepModel:
@@ -127,6 +131,13 @@ def cpu_s(pids: Sequence[int]) -> float:
     return sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid in pids)
 
 
+def idle_rate(pids: Sequence[int]) -> float:
+    """CPU-seconds per second while nothing is asked of them."""
+    before_s = cpu_s(pids)
+    time.sleep(IDLE_S)
+    return (cpu_s(pids) - before_s) / IDLE_S
+
+
 def pids_of(text: str) -> list[int]:
     """Processes of this session with these words in their title."""
     found = []
@@ -161,9 +172,9 @@ def run_director(durations: Sequence[float], gpus: int, directory: Path) -> Run:
     finish("warm")
     for path in directory.glob("spans-*.txt"):
         path.unlink()
-    began, orchestrators = time.time(), pids_of("ServeReplica:director:director")
+    orchestrators = pids_of("ServeReplica:director:director")
     assert orchestrators, "the Director has a process"
-    before_s = cpu_s(orchestrators)
+    idle, began, before_s = idle_rate(orchestrators), time.time(), cpu_s(orchestrators)
     ledger.submit(job("film", durations))
     finish("film")
     used_s = cpu_s(orchestrators) - before_s
@@ -171,7 +182,7 @@ def run_director(durations: Sequence[float], gpus: int, directory: Path) -> Run:
     serve.delete("director")
     spans = [(path.stem, *map(float, line.split())) for path in directory.glob("spans-*.txt")
              for line in path.read_text().splitlines()]
-    return Run(began=began, spans=spans, orchestration_s=used_s)  # type: ignore[arg-type]
+    return Run(began=began, spans=spans, orchestration_s=used_s, idle=idle)  # type: ignore[arg-type]
 
 
 def run_handle(durations: Sequence[float], gpus: int, directory: Path) -> Run:
@@ -183,11 +194,11 @@ def run_handle(durations: Sequence[float], gpus: int, directory: Path) -> Run:
         return list(await asyncio.gather(*[handle.remote(length) for length in lengths]))
 
     asyncio.run(all_of([0.01] * gpus * 2))
-    began, before_s = time.time(), cpu_s([os.getpid()])
+    idle, began, before_s = idle_rate([os.getpid()]), time.time(), cpu_s([os.getpid()])
     spans = asyncio.run(all_of(sorted(durations, reverse=True)))
     used_s = cpu_s([os.getpid()]) - before_s
     serve.delete("bare")
-    return Run(began=began, spans=spans, orchestration_s=used_s)
+    return Run(began=began, spans=spans, orchestration_s=used_s, idle=idle)
 
 
 def run_tasks(durations: Sequence[float], gpus: int, directory: Path) -> Run:
@@ -198,17 +209,17 @@ def run_tasks(durations: Sequence[float], gpus: int, directory: Path) -> Run:
     # The cluster has GPUs for the largest row; the pool holds the tasks of a smaller one to theirs.
     task = ray.remote(num_gpus=1, num_cpus=0.1, max_calls=0, resources={pool(gpus): 1})(work)
     ray.get([task.remote(0.3) for _ in range(gpus)])
-    began, before_s = time.time(), cpu_s([os.getpid()])
+    idle, began, before_s = idle_rate([os.getpid()]), time.time(), cpu_s([os.getpid()])
     spans = ray.get([task.remote(duration) for duration in sorted(durations, reverse=True)])
-    return Run(began=began, spans=spans, orchestration_s=cpu_s([os.getpid()]) - before_s)
+    return Run(began=began, spans=spans, orchestration_s=cpu_s([os.getpid()]) - before_s, idle=idle)
 
 
 def run_rq(durations: Sequence[float], gpus: int, directory: Path) -> Run:
     with rq_baseline.workers(gpus, directory) as (url, pids):
         rq_baseline.run(url, [0.5] * gpus * 2)
-        began, before_s = time.time(), cpu_s(pids)
+        idle, began, before_s = idle_rate(pids), time.time(), cpu_s(pids)
         spans = rq_baseline.run(url, durations)
-        return Run(began=began, spans=spans, orchestration_s=cpu_s(pids) - before_s)
+        return Run(began=began, spans=spans, orchestration_s=cpu_s(pids) - before_s, idle=idle)
 
 
 SYSTEMS: dict[str, Callable[[Sequence[float], int, Path], Run]] = {
@@ -237,7 +248,7 @@ def measure(gpus: int, shots: int, shot_s: float) -> list[list[object]]:
         gaps = gaps_ms(run.spans)
         rows.append([gpus, len(durations), round(shot_s, 2), name, bound / makespan,
                      simulated(durations, gpus) / makespan, sum(gaps) / len(gaps), gaps[int(0.99 * (len(gaps) - 1))],
-                     run.orchestration_s / len(durations) * 1000])
+                     run.orchestration_s / len(durations) * 1000, run.idle * makespan / len(durations) * 1000])
         print(rows[-1], flush=True)
     return rows
 
@@ -259,10 +270,11 @@ def main() -> None:
     ours = [float(str(row[4])) for row in rows if "Director" in str(row[3])]
     write_report("dispatch_cpu_202611", "How busy are the GPUs?",
                  ["GPUs", "shots", "seconds each", "system", "LB/makespan", "simulated/makespan",
-                  "gap mean ms", "gap p99 ms", "orchestration CPU ms per shot"],
+                  "gap mean ms", "gap p99 ms", "orchestration CPU ms per shot", "of that, idling"],
                  rows, f"Director: LB/makespan {min(ours):.3f} to {max(ours):.3f}; goal 0.98. `simulated` is "
                  f"longest-first scheduling without overhead. Shots are sleeps; real clips are ten times "
-                 "longer and more, and gaps weigh that much less.")
+                 "longer and more, and gaps weigh that much less. Idling: what the same processes use in as many seconds "
+                 "without work, spread over the shots.")
 
 
 if __name__ == "__main__":
