@@ -273,8 +273,8 @@ def main() -> None:
                   "gap mean ms", "gap p99 ms", "orchestration CPU ms per shot", "of that, idling"],
                  rows, f"Director: LB/makespan {min(ours):.3f} to {max(ours):.3f}; goal 0.98. `simulated` is "
                  f"longest-first scheduling without overhead. Shots are sleeps; real clips are ten times "
-                 "longer and more, and gaps weigh that much less. Idling: what the same processes use in as many seconds "
-                 "without work, spread over the shots.")
+                 "longer and more, and gaps weigh that much less. Idling: what the same processes use in as "
+                 "many seconds without work, spread over the shots.")
 
 
 if __name__ == "__main__":
