@@ -31,6 +31,7 @@ from workflows.types import CPU_LANE, STORY_LANE, NodeKind
 
 log = logging.getLogger(__name__)
 
+
 class Board(Protocol):
     """What the Director needs of the ProgressActor; every call is a hint that may be lost."""
 
@@ -68,8 +69,9 @@ class Director:
         self._ports = ports
         cards = load_cards(settings)
         self._cast = casting(settings, cards)
-        lanes = lane_capacity(settings, self._cast, edit_cards(settings, cards))
-        depths = {card.name: depth_of(card) for card in (*self._cast.values(), *edit_cards(settings, cards))}
+        edits = edit_cards(settings, cards)
+        lanes = lane_capacity(settings, self._cast, edits)
+        depths = {card.name: depth_of(card) for card in (*self._cast.values(), *edits)}
         self._dispatcher = Dispatcher(lanes, depths=depths, patience_s=settings.engine.batch_wait_s,
                                       tails=tails_of(self._cast.values()))
         self._engine = Engine(ports.ledger, self._steps(), store=ports.store, dispatcher=self._dispatcher,

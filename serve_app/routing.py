@@ -15,7 +15,7 @@ from typing import Any
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 from workflows.placement import Candidate, Placement, Wanted
-from workflows.ports import Party, RenderCall
+from workflows.ports import RenderCall
 from workflows.types import NodeCall
 
 ELSEWHERE_S = 60.0
@@ -72,11 +72,11 @@ def wanted_of(pending: PendingRequest) -> Wanted:
     """What a call's place depends on."""
     id = pending.metadata.internal_request_id
     match pending.args:
-        case [RenderCall(party=None) as call, *_]:
-            return Wanted(id=id, key=call.key, avoid=call.avoid, seat=call.seat)
-        case [RenderCall(party=Party() as party) as call, *_]:
+        case [RenderCall(party=party) as call, *_]:
             # Who helps has the key of what is made, and must not be sent to who makes it.
-            return Wanted(id=id, key="" if party.rank else call.key, avoid=call.avoid, seat=call.seat, party=party.id)
+            helps = party is not None and party.rank > 0
+            return Wanted(id=id, key="" if helps else call.key, avoid=call.avoid, seat=call.seat,
+                          party="" if party is None else party.id)
         case [NodeCall() as call, *_]:
             return Wanted(id=id, key=call.key, seat=call.seats[0] if call.seats else None)
         case _:

@@ -52,6 +52,11 @@ class _Lane:
         self._tail = tail
         self._again: asyncio.TimerHandle | None = None
 
+    @property
+    def seats(self) -> list[Candidate]:
+        return [Candidate(name=str(seat), room=self._depth.calls)
+                for seat in range(-(-self.capacity // self._depth.calls))]
+
     async def acquire(self, ticket: Ticket) -> tuple[int, ...]:
         granted: asyncio.Future[tuple[int, ...]] = asyncio.get_running_loop().create_future()
         self.queue.push(ticket)
@@ -97,10 +102,10 @@ class _Lane:
         A seat is free when its replica would begin the call, or, while much waits, when there is room beside it. (A
         twin may join its run at a full seat, but only when some seat is free: it takes a slot like any other.)
         """
-        calls, seats = self._placement.calls(), -(-self.capacity // self._depth.calls)
-        plenty = len(self.queue) > seats * self._depth.at_once
+        calls, seats = self._placement.calls(), self.seats
+        plenty = len(self.queue) > len(seats) * self._depth.at_once
         most = self._depth.calls if plenty else self._depth.at_once
-        if all(calls[str(seat)] >= most for seat in range(seats)):
+        if all(calls[seat.name] >= most for seat in seats):
             return 0
         if self._tail is None or len(self.queue) > self.capacity:
             return 1  # in the second case the end is not in sight, and looking ahead would cost more than it could tell
@@ -110,9 +115,7 @@ class _Lane:
         return wanted
 
     def _take(self, ticket: Ticket, count: int) -> tuple[int, ...]:
-        seats = [Candidate(name=str(seat), room=self._depth.calls)
-                 for seat in range(-(-self.capacity // self._depth.calls))]
-        taken = []
+        seats, taken = self.seats, []
         for place in range(count):
             wanted = Wanted(id=_name(ticket, place), key="" if place else ticket.key, kin=ticket.kin)
             seat = self._placement.choose(wanted, seats)

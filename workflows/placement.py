@@ -107,7 +107,6 @@ class Placement:
         twins = {given.name for given in self._given.values() if given.key == wanted.key and wanted.key}
         # After a replica has died two seats may have one; the first keeps it when there is another again.
         owners = {name: seat for seat, name in sorted(self._seats.items(), reverse=True)}
-
         meets_at = self._parties.get(wanted.party, "")
 
         def order(one: Candidate) -> tuple[float, ...]:

@@ -11,6 +11,7 @@ import queue
 import sys
 import threading
 from collections.abc import Mapping
+from functools import partial
 from multiprocessing.connection import Connection
 
 import torch
@@ -19,10 +20,10 @@ from diffusers import DiffusionPipeline
 from configs.model_card import ModelCard, Task
 from serve_app.models import pipelines
 from serve_app.models.context_parallel import join_group, share_out
-from serve_app.models.crew_wire import LOADED, MET, Call, Enlist, Go, Meet, Report, Verdict, portable
-from serve_app.models.lifecycle import CancelToken, free_memory
+from serve_app.models.crew_wire import LOADED, MET, Call, Enlist, Go, Meet, Orders, Report, Verdict, portable
+from serve_app.models.lifecycle import free_memory
 from serve_app.models.studio import Painter, open_studio
-from serve_app.models.tap import Watch
+from serve_app.models.tap import Watch, unheard
 from workflows.errors import RenderCancelled
 
 log = logging.getLogger(__name__)
@@ -63,27 +64,6 @@ class Inbox:
             os._exit(0)  # the main thread may be inside a collective that nobody will answer any more
 
 
-class Orders(CancelToken):
-    """Asks rank 0 instead of a flag: all stop at the same point, or none does."""
-
-    __slots__ = ("_free", "_inbox", "_number")
-
-    def __init__(self, inbox: Inbox, number: int) -> None:
-        super().__init__()
-        self._inbox = inbox
-        self._number = number
-        self._free = False
-
-    @property
-    def is_set(self) -> bool:
-        """Blocks until rank 0 has come to the same point."""
-        if self._free:
-            return False
-        verdict = self._inbox.verdict(self._number)
-        self._free = verdict is Verdict.FREE
-        return verdict is Verdict.STOP
-
-
 def serve(link: Connection) -> None:
     """Load, join, and then one call after the other, until the process ends."""
     enlist: Enlist = link.recv()
@@ -120,18 +100,14 @@ def _loaded(enlist: Enlist) -> tuple[Mapping[Task, Painter], list[DiffusionPipel
 def _perform(studio: Mapping[Task, Painter], call: Call, inbox: Inbox, rank: int) -> Exception | None:
     """The call's error, if it is one of this process's own."""
     try:
-        studio[call.task].generate(call.take, progress_callback=_nobody,
-                                   watch=Watch(label=call.label, cancel=Orders(inbox, call.number)))
+        studio[call.task].generate(call.take, progress_callback=unheard,
+                                   watch=Watch(label=call.label, cancel=Orders(partial(inbox.verdict, call.number))))
     except RenderCancelled:
         return None
     except Exception as error:
         log.exception("%s: failed", call.label)
         return portable(error, rank)
     return None
-
-
-def _nobody(step: int, total_steps_count: int, current_timestep: float) -> None:
-    """Only rank 0 reports."""
 
 
 def main(descriptor: int) -> None:

@@ -10,12 +10,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
 import torch
 
 from configs.model_card import ModelCard, Task
+from serve_app.models.lifecycle import CancelToken
 from serve_app.models.takes import Take
 from workflows.errors import ReelrayError
 
@@ -77,6 +79,27 @@ class Report:
 
     number: int
     error: Exception | None = None
+
+
+class Orders(CancelToken):
+    """Asks rank 0 instead of a flag: all stop at the same point, or none does."""
+
+    __slots__ = ("_ask", "_free")
+
+    def __init__(self, ask: Callable[[], Verdict]) -> None:
+        """`ask`: waits for what rank 0 says at this point."""
+        super().__init__()
+        self._ask = ask
+        self._free = False
+
+    @property
+    def is_set(self) -> bool:
+        """Blocks until rank 0 has come to the same point."""
+        if self._free:
+            return False
+        verdict = self._ask()
+        self._free = verdict is Verdict.FREE
+        return verdict is Verdict.STOP
 
 
 def portable(error: Exception, rank: int) -> Exception:

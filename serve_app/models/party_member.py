@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 
 from configs.model_card import Task
-from serve_app.models.crew_wire import Call, Go, Meet, Report, Verdict, portable
+from serve_app.models.crew_wire import Call, Go, Meet, Orders, Report, Verdict, portable
 from serve_app.models.lifecycle import CancelToken, free_memory
 from serve_app.models.party import GRACE_S, LOOK_S, Parties, PartyPainter, Together, address_of, gone_within, shut
 from serve_app.models.studio import Painter
-from serve_app.models.tap import Watch
+from serve_app.models.tap import Watch, unheard
 from workflows.errors import RenderCancelled
 from workflows.ports import Party
 
@@ -79,8 +79,8 @@ def _perform(painter: Painter, call: Call, party: Party, meeting: str, inbox: _I
     ended = False
     try:
         together.join(party.size, party.rank, meeting)
-        painter.generate(call.take, progress_callback=_nobody,
-                         watch=Watch(label=call.label, cancel=_Orders(inbox), beat=beat))
+        painter.generate(call.take, progress_callback=unheard,
+                         watch=Watch(label=call.label, cancel=Orders(inbox.verdict), beat=beat))
         ended = True
     except RenderCancelled:
         log.info("%s: stopped with the replica that was helped", call.label)
@@ -126,27 +126,3 @@ class _Inbox:
             self._verdicts.put(None)
         if last is not Verdict.FREE and not gone_within(GRACE_S, lambda: self.is_over):
             self._together.break_off("the replica that was helped has left the running call")
-
-
-class _Orders(CancelToken):
-    """Asks rank 0 instead of a flag: all stop at the same point, or none does."""
-
-    __slots__ = ("_free", "_inbox")
-
-    def __init__(self, inbox: _Inbox) -> None:
-        super().__init__()
-        self._inbox = inbox
-        self._free = False
-
-    @property
-    def is_set(self) -> bool:
-        """Blocks until rank 0 has come to the same point."""
-        if self._free:
-            return False
-        verdict = self._inbox.verdict()
-        self._free = verdict is Verdict.FREE
-        return verdict is Verdict.STOP
-
-
-def _nobody(step: int, total_steps_count: int, current_timestep: float) -> None:
-    """Only rank 0 reports."""

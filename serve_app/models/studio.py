@@ -21,7 +21,7 @@ from serve_app.models.reference_input import GREY_HWC
 from serve_app.models.remote import RemotePainter
 from serve_app.models.repo import refused
 from serve_app.models.takes import Take
-from serve_app.models.tap import UNWATCHED, ProgressCallback, Watch
+from serve_app.models.tap import UNWATCHED, ProgressCallback, Watch, unheard
 from serve_app.models.text_to_image import TextToImage
 from serve_app.models.text_to_video import TextToVideo
 from workflows.errors import Problem
@@ -95,9 +95,9 @@ def warm_up(studio: Mapping[Task, Painter], card: ModelCard, ladder: Ladder) -> 
         for each in (take, *((plain,) if take.references_HWC and not needs_pictures else ())):
             for attempt in ladder.attempts(task, each.shape):
                 with attempt:
-                    painter.generate(each, progress_callback=_nobody)
+                    painter.generate(each, progress_callback=unheard)
                     if card.options.compile != "none":
-                        painter.generate(replace(each, prompt=LONGER), progress_callback=_nobody)
+                        painter.generate(replace(each, prompt=LONGER), progress_callback=unheard)
         if card.draft and card.draft.cache:
             for attempt in ladder.attempts(task, take.shape):
                 with attempt:
@@ -109,7 +109,7 @@ def warm_up(studio: Mapping[Task, Painter], card: ModelCard, ladder: Ladder) -> 
 def _warm_up_batch(painter: TextToImage, take: Take, card: ModelCard) -> None:
     """The largest batch once; one that does not fit is no reason to stay down, since smaller ones may."""
     try:
-        painter.generate_many([take] * card.batch, progress_callback=_nobody)
+        painter.generate_many([take] * card.batch, progress_callback=unheard)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -126,7 +126,7 @@ def _try_cache(painter: Painter, take: Take, card: ModelCard) -> None:
     The second of two steps is always guessed here.
     """
     try:
-        painter.generate(replace(take, steps=2, cache_threshold=1.0), progress_callback=_nobody)
+        painter.generate(replace(take, steps=2, cache_threshold=1.0), progress_callback=unheard)
     except (IndexError, TypeError, ValueError, AttributeError) as error:
         raise refused(card, "draft.cache", f"the model breaks in it: {type(error).__name__}: {error}",
                       "leave it out") from error
@@ -143,7 +143,3 @@ def warm_up_take(card: ModelCard, task: Task) -> Take:
     return Take(prompt="warm-up", width_px=width_px, height_px=height_px, frames=frames, fps=card.defaults.fps, steps=1,
                 guidance=card.defaults.guidance, seed=0, picture_HWC=grey,
                 references_HWC=(GREY_HWC,) if card.references is not None and task is Task.TEXT_TO_IMAGE else ())
-
-
-def _nobody(step: int, total_steps_count: int, current_timestep: float) -> None:
-    """Keeps the pipeline's own bar away."""

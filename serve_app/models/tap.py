@@ -313,3 +313,7 @@ def _tapped(base: type, tap: SchedulerTap) -> type:
 def _is_first_rank() -> bool:
     group = torch.distributed
     return not (group.is_available() and group.is_initialized()) or group.get_rank() == 0
+
+
+def unheard(step: int, total_steps_count: int, current_timestep: float) -> None:
+    """For calls whose progress nobody follows (warm-ups, ranks other than 0): it keeps the pipeline's own bar away."""

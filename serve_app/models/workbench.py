@@ -10,7 +10,7 @@ from configs.model_card import ModelCard, Task
 from serve_app.models import options, pipelines, weights
 from serve_app.models.editors import LoadedEditor, editor_class
 from serve_app.models.pipelines import LoadPipeline
-from serve_app.models.tap import Watch
+from serve_app.models.tap import Watch, unheard
 from serve_app.models.track_by_points import PointTracker
 from serve_app.models.track_by_text import TextTracker
 from serve_app.models.tracking import LoadedTracker, LoadTracker, normalisation_of
@@ -68,7 +68,7 @@ def warm_up(bench: Workbench, card: ModelCard, watch: Watch) -> None:
         whole = Box(frame=0, left=side_px / 4, top=side_px / 4, right=side_px * 3 / 4, bottom=side_px * 3 / 4)
         find = Find(prompt="warm-up") if card.finds_by == "text" else Find(boxes=(whole,))
         bench.tracker.track(np.full((2, side_px, side_px, 3), 128, np.uint8), find, carried=None,
-                            progress_callback=_nobody, watch=watch)
+                            progress_callback=unheard, watch=watch)
     if bench.editor is not None:
         at_once = card.edit.frames_at_once if card.edit is not None else 1
         frames = at_once if card.tasks == (Task.EDIT_FRAMES,) else card.frames.nearest(card.frames.min_frames)[0]
@@ -77,8 +77,4 @@ def warm_up(bench: Workbench, card: ModelCard, watch: Watch) -> None:
             image_guidance=(card.edit.image_guidance if card.edit is not None else None) or 1.0,
             frames_THWC=np.full((frames, side_px, side_px, 3), 128, np.uint8),
             masks_THW=np.full((frames, side_px, side_px), 255, np.uint8))
-        bench.editor.edit(take, progress_callback=_nobody, watch=watch)
-
-
-def _nobody(done: int, total: int, timestep: float) -> None:
-    """Keeps the pipeline's own bar away."""
+        bench.editor.edit(take, progress_callback=unheard, watch=watch)
